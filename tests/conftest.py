@@ -1,0 +1,63 @@
+"""Test settings: eight CPU devices, rank promotion raises, tlvit's deprecations are errors; and the goldens' fill rule."""
+
+import os
+import zlib
+
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+
+
+def fill(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The values that the goldens' models had: a function of a tensor's official name (tests/golden/README.md)."""
+    x = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
+    last = name.rsplit(".", 1)[-1]
+    if last == "running_var":
+        x = 1 + 0.2 * abs(x)
+    elif last == "running_mean":
+        x = 0.1 * x
+    elif last in ("cls_token", "dist_token", "pos_embed"):
+        x = 0.5 * x
+    elif last == "bias" or last.endswith("_bias"):
+        x = 0.1 * x
+    elif len(shape) <= 1:
+        x = 1 + 0.1 * x
+    else:
+        x = x / np.sqrt(np.prod(shape[1:]))
+    return x.astype(np.float32)
+
+
+def fill_model(model) -> None:
+    """Fills a model by the rule, through the conversion that users rely on."""
+    from tlvit import convert
+
+    names = convert.to_torch(model)
+    tensors = {k: v if k.endswith("num_batches_tracked") else fill(k, v.shape) for k, v in names.items()}
+    convert.from_torch(model, tensors)
+
+
+def golden_images(seed: int, batch: int, size: int) -> np.ndarray:
+    """The goldens' "normalised" images, as NHWC."""
+    return np.random.RandomState(seed).standard_normal((batch, 3, size, size)).astype(np.float32).transpose(0, 2, 3, 1)
+
+
+def golden_target(seed: int, batch: int, classes: int, tokens: int) -> np.ndarray:
+    """The goldens' random targets [B, L, 2 + N]: label, class token, tokens."""
+    t = np.exp(2 * np.random.RandomState(seed).standard_normal((batch, classes, 2 + tokens)).astype(np.float32))
+    return t / t.sum(1, keepdims=True)
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """Loads a golden file of tests/golden by name."""
+    return lambda name: np.load(GOLDEN / name)

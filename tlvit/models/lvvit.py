@@ -1,0 +1,172 @@
+"""LV-ViT (Jiang et al. 2021, "All Tokens Matter", arXiv:2104.10858): a ViT with a convolutional stem and a
+token head."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from tlvit.mixing import mix_tokens
+from tlvit.models.layers import (
+    BatchNorm,
+    Block,
+    PatchEmbed,
+    conv,
+    drop_path_rates,
+    dropout,
+    layer_norm,
+    linear,
+    token_grid,
+)
+from tlvit.types import Array, MixTokenMask, ModelOutput
+
+RULES = ("max", "mean", "class")
+
+# As published: width / depth / heads, stem width, residual scale. All have MLP ratio 3 and 16-pixel patches.
+VARIANTS = {
+    "lvvit_t": {"dim": 240, "depth": 12, "num_heads": 4, "stem_width": 64, "skip_lam": 1.0},
+    "lvvit_s": {"dim": 384, "depth": 16, "num_heads": 6, "stem_width": 64, "skip_lam": 2.0},
+    "lvvit_m": {"dim": 512, "depth": 20, "num_heads": 8, "stem_width": 64, "skip_lam": 2.0},
+    "lvvit_l": {"dim": 768, "depth": 24, "num_heads": 12, "stem_width": 128, "skip_lam": 3.0},
+    # The paper's baselines: a plain ViT of the size of S, and S without token head.
+    "vit": {
+        "dim": 384,
+        "depth": 16,
+        "num_heads": 6,
+        "stem_width": None,
+        "skip_lam": 1.0,
+        "token_head": False,
+    },
+    "lvvit": {
+        "dim": 384,
+        "depth": 16,
+        "num_heads": 6,
+        "stem_width": 64,
+        "skip_lam": 2.0,
+        "token_head": False,
+    },
+}
+
+
+class ConvStem(nnx.Module):
+    """Three convolutions with BatchNorm at half resolution, then patches: [B, H, W, 3] -> [B, h, w, D]."""
+
+    def __init__(self, dim: int, patch_size: int, width: int, *, dtype=None, rngs: nnx.Rngs):
+        if patch_size % 2:
+            raise ValueError(
+                f"The convolutional stem halves the image first: patch size {patch_size} must be even."
+            )
+        self.conv1 = conv(3, width, 7, stride=2, padding=3, bias=False, dtype=dtype, rngs=rngs)
+        self.bn1 = BatchNorm(width, dtype=dtype)
+        self.conv2 = conv(width, width, 3, padding=1, bias=False, dtype=dtype, rngs=rngs)
+        self.bn2 = BatchNorm(width, dtype=dtype)
+        self.conv3 = conv(width, width, 3, padding=1, bias=False, dtype=dtype, rngs=rngs)
+        self.bn3 = BatchNorm(width, dtype=dtype)
+        self.proj = conv(width, dim, patch_size // 2, stride=patch_size // 2, dtype=dtype, rngs=rngs)
+
+    def __call__(self, images: Array) -> Array:
+        x = jax.nn.relu(self.bn1(self.conv1(images)))
+        x = jax.nn.relu(self.bn2(self.conv2(x)))
+        x = jax.nn.relu(self.bn3(self.conv3(x)))
+        return self.proj(x)
+
+
+class LVViT(nnx.Module):
+    """Vision transformer whose patch tokens are classified too.
+
+    `logits` of its output follow `rule`: "max" (published) is cls + token_weight * max over tokens of the
+    token logits, "mean" takes the mean over tokens instead, "class" the class token alone. Models without
+    token head have only `cls`.
+    """
+
+    def __init__(
+        self, *, num_classes: int = 1000, image_size: int | tuple[int, int] = 224, patch_size: int = 16,
+        dim: int, depth: int, num_heads: int, mlp_ratio: float = 3.0, stem_width: int | None, skip_lam: float,
+        token_head: bool = True, drop_rate: float = 0.0, attn_drop: float = 0.0, drop_path: float = 0.0,
+        rule: str = "max", token_weight: float = 0.5, remat: bool = False, dtype=None, rngs: nnx.Rngs,
+    ):  # fmt: skip
+        if rule not in RULES:
+            raise ValueError(f"rule must be one of {', '.join(RULES)}, not {rule!r}.")
+        self.grid = token_grid(image_size, patch_size)
+        self.num_classes, self.rule, self.token_weight = num_classes, rule, token_weight
+        self.drop_rate, self.remat, self.dtype = drop_rate, remat, dtype
+        if stem_width:
+            self.patch_embed = ConvStem(dim, patch_size, stem_width, dtype=dtype, rngs=rngs)
+        else:
+            self.patch_embed = PatchEmbed(dim, patch_size, dtype=dtype, rngs=rngs)
+        init = nnx.initializers.normal(0.02)
+        self.cls_token = nnx.Param(init(rngs.params(), (1, 1, dim)))
+        self.pos_embed = nnx.Param(init(rngs.params(), (1, 1 + self.grid[0] * self.grid[1], dim)))
+        self.blocks = nnx.List(
+            Block(
+                dim, num_heads, mlp_ratio=mlp_ratio, qkv_bias=False, epsilon=1e-5, skip_lam=skip_lam,
+                drop_rate=drop_rate, attn_drop=attn_drop, drop_path=rate, dtype=dtype, rngs=rngs,
+            )
+            for rate in drop_path_rates(drop_path, depth)
+        )  # fmt: skip
+        self.norm = layer_norm(dim, epsilon=1e-5, dtype=dtype, rngs=rngs)
+        self.head = linear(dim, num_classes, dtype=dtype, rngs=rngs)
+        self.aux_head = linear(dim, num_classes, dtype=dtype, rngs=rngs) if token_head else nnx.data(None)
+
+    def __call__(
+        self, images: Array, *, mix: MixTokenMask | None = None, key: Array | None = None
+    ) -> ModelOutput:
+        """Normalised float32 [B, H, W, 3] -> ModelOutput; `mix` mixes tokens and un-mixes their logits."""
+        x = self.patch_embed(images)
+        if mix is not None:
+            x = mix_tokens(x, mix)
+        x = self._encode(x, key)
+        cls = self.head(x[:, 0]).astype(jnp.float32)
+        if self.aux_head is None:
+            return ModelOutput(logits=cls, cls=cls)
+        tokens = self.aux_head(x[:, 1:]).astype(jnp.float32)
+        if mix is not None:
+            batch, count, classes = tokens.shape
+            tokens = mix_tokens(tokens.reshape(batch, *self.grid, classes), mix)
+            tokens = tokens.reshape(batch, count, classes)
+        return ModelOutput(logits=self._infer(cls, tokens), cls=cls, tokens=tokens)
+
+    def features(self, images: Array) -> Array:
+        """The normalised patch tokens, [B, h, w, D]."""
+        x = self._encode(self.patch_embed(images), None)[:, 1:]
+        return x.reshape(x.shape[0], *self.grid, -1)
+
+    def dense_logits(self, images: Array) -> Array:
+        """The token head's logits, [B, h, w, L]: an LV-ViT can annotate too."""
+        if self.aux_head is None:
+            raise ValueError("This model has no token head, so no logits per token.")
+        return self.aux_head(self.features(images)).astype(jnp.float32)
+
+    def attention_maps(self, images: Array) -> list[Array]:
+        """The attention of every block, float32 [B, heads, 1 + N, 1 + N] each; token 0 is the class token."""
+        x = self._embed(self.patch_embed(images), None)
+        maps = []
+        for block in self.blocks:
+            maps.append(block.attn.weights(block.norm1(x)))
+            x = block(x)
+        return maps
+
+    def _embed(self, x: Array, key: Array | None) -> Array:
+        """[B, h, w, D] -> [B, 1 + N, D] with class token and positions."""
+        batch, h, w, dim = x.shape
+        if (h, w) != self.grid:
+            raise ValueError(
+                f"This model is built for {self.grid[0]}x{self.grid[1]} tokens, the images give {h}x{w}."
+            )
+        cls = jnp.broadcast_to(self.cls_token[...].astype(x.dtype), (batch, 1, dim))
+        x = jnp.concatenate([cls, x.reshape(batch, h * w, dim)], axis=1) + self.pos_embed[...].astype(x.dtype)
+        return dropout(x, self.drop_rate, key)
+
+    def _encode(self, x: Array, key: Array | None) -> Array:
+        if key is not None:
+            key = jax.random.split(key, len(self.blocks) + 1)
+        x = self._embed(x, None if key is None else key[-1])
+        for i, block in enumerate(self.blocks):
+            call = jax.checkpoint(block.__call__) if self.remat else block
+            x = call(x, None if key is None else key[i])
+        return self.norm(x)
+
+    def _infer(self, cls: Array, tokens: Array) -> Array:
+        if self.rule == "class":
+            return cls
+        pooled = jnp.max(tokens, axis=1) if self.rule == "max" else jnp.mean(tokens, axis=1)
+        return cls + self.token_weight * pooled
