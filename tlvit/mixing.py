@@ -1,4 +1,4 @@
-"""Mixing within a batch on the device: MixToken (masks of tokens).
+"""Mixing on the device: MixToken for token labels, mixup, cutmix and random erasing.
 
 MixToken (Jiang et al. 2021, arXiv:2104.10858) is CutMix on the token grid, after the patch stem: tokens
 inside a random box are those of the partner image. Every shard of the batch is mixed with its own reversal,
@@ -79,6 +79,73 @@ def mix_by_area(values: Array, mix: MixTokenMask) -> Array:
     own = values.reshape(shards, values.shape[0] // shards, *values.shape[1:])
     lam = mix.lam.reshape(shards, *(1,) * values.ndim).astype(values.dtype)
     return (lam * own + (1 - lam) * own[:, ::-1]).reshape(values.shape)
+
+
+def mixup_or_cutmix(
+    key: Array, images: Array, targets: Array, *, mixup: float, cutmix: float, shards: int = 1
+) -> tuple[Array, Array]:
+    """Mixes every shard of a batch with its own reversal, by mixup or by cutmix, each half of the time if
+    both are on.
+
+    Args:
+      key: PRNG key.
+      images: float [B, H, W, C].
+      targets: float [B, L].
+      mixup, cutmix: alphas of the Beta distributions of Zhang et al. 2018 and Yun et al. 2019, 0 is off.
+      shards: S.
+
+    Returns:
+      Mixed (images, targets).
+    """
+    key_choice, key_share, key_box = jax.random.split(key, 3)
+    box = draw_mixtoken_mask(key_box, images.shape[1:3], shards, alpha=cutmix or 1.0)
+    share = jax.random.beta(key_share, mixup or 1.0, mixup or 1.0, (shards,))
+    blend = MixTokenMask(mask=box.mask, lam=share)
+    if not cutmix:
+        return mix_by_area(images, blend), mix_by_area(targets, blend)
+    if not mixup:
+        return mix_tokens(images, box), mix_by_area(targets, box)
+    choose = jax.random.bernoulli(key_choice)
+    images = jax.lax.cond(choose, lambda x: mix_tokens(x, box), lambda x: mix_by_area(x, blend), images)
+    lam = MixTokenMask(mask=box.mask, lam=jnp.where(choose, box.lam, share))
+    return images, mix_by_area(targets, lam)
+
+
+def random_erasing(
+    key: Array,
+    images: Array,
+    *,
+    probability: float,
+    area: tuple[float, float] = (0.02, 1 / 3),
+    ratio: tuple[float, float] = (0.3, 1 / 0.3),
+) -> Array:
+    """Replaces one random box of an image by standard normal noise (Zhong et al. 2020, "pixel" mode).
+
+    Args:
+      key: PRNG key.
+      images: float [B, H, W, C], normalised.
+      probability: of an image to be erased.
+      area: share of the image, drawn uniformly.
+      ratio: height over width, drawn log-uniformly; of ten draws the first box that fits counts.
+    """
+    batch, height, width, _ = images.shape
+    keys = jax.random.split(key, 6)
+    share = jax.random.uniform(keys[0], (batch, 10), minval=area[0], maxval=area[1]) * height * width
+    aspect = jnp.exp(
+        jax.random.uniform(keys[1], (batch, 10), minval=jnp.log(ratio[0]), maxval=jnp.log(ratio[1]))
+    )
+    h, w = jnp.round(jnp.sqrt(share * aspect)), jnp.round(jnp.sqrt(share / aspect))
+    fits = (h < height) & (w < width)
+    first = jnp.argmax(fits, axis=1)[:, None]
+    h, w = jnp.take_along_axis(h, first, 1), jnp.take_along_axis(w, first, 1)  # [B, 1]
+    top = jnp.floor(jax.random.uniform(keys[2], (batch, 1)) * (height - h + 1))
+    left = jnp.floor(jax.random.uniform(keys[3], (batch, 1)) * (width - w + 1))
+    rows, columns = jnp.arange(height)[None, :], jnp.arange(width)[None, :]
+    inside_y = (rows >= top) & (rows < top + h)
+    inside_x = (columns >= left) & (columns < left + w)
+    erase = jax.random.bernoulli(keys[4], probability, (batch,)) & jnp.any(fits, axis=1)
+    mask = inside_y[:, :, None] & inside_x[:, None, :] & erase[:, None, None]
+    return jnp.where(mask[..., None], jax.random.normal(keys[5], images.shape, images.dtype), images)
 
 
 def _with_share(mask: Array) -> MixTokenMask:

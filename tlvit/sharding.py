@@ -1,0 +1,77 @@
+"""The mesh and what lies where on it: batches split over the `data` axis, the state on every device."""
+
+import collections
+import time
+from collections.abc import Iterator, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from tlvit.types import PyTree
+
+
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """One axis, `data`, over the given devices (all of all processes by default)."""
+    devices = jax.devices() if devices is None else list(devices)
+    return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Split along the first axis."""
+    return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def local_batch_size(batch_size: int, mesh: Mesh) -> int:
+    """This process's share of a global batch.
+
+    Raises:
+      ValueError: the batch cannot be split evenly over the devices.
+    """
+    devices = mesh.devices.size
+    if batch_size % devices:
+        raise ValueError(f"A batch of {batch_size} images cannot be split evenly over {devices} devices.")
+    return batch_size // jax.process_count()
+
+
+def to_global(batch: PyTree, mesh: Mesh) -> PyTree:
+    """This process's part of a batch (numpy arrays) -> global arrays, split over the mesh; returns before the
+    copy ends."""
+    sharding = batch_sharding(mesh)
+    if jax.process_count() == 1:
+        return jax.device_put(batch, sharding)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
+
+
+class Prefetch:
+    """Iterates over global batches, `depth` of them on their way to the devices; measures the time spent
+    waiting for data.
+
+    Attributes:
+      wait_s: seconds that `next` has waited for the host's pipeline since this was last set to 0.
+    """
+
+    def __init__(self, batches: Iterator[PyTree], mesh: Mesh, *, depth: int = 2):
+        self._batches, self._mesh, self._depth = iter(batches), mesh, depth
+        self._ready: collections.deque = collections.deque()
+        self.wait_s = 0.0
+
+    def __iter__(self) -> "Prefetch":
+        return self
+
+    def __next__(self) -> PyTree:
+        while len(self._ready) < self._depth:
+            start = time.perf_counter()
+            batch = next(self._batches, None)
+            self.wait_s += time.perf_counter() - start
+            if batch is None:
+                break
+            self._ready.append(to_global(batch, self._mesh))
+        if not self._ready:
+            raise StopIteration
+        return self._ready.popleft()

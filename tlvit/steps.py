@@ -1,0 +1,152 @@
+"""The training step and the evaluation step: pure, jitted, one compiled program each."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from tlvit.losses import soft_cross_entropy, token_label_loss
+from tlvit.metrics import classification_sums
+from tlvit.mixing import draw_mixtoken_mask, mixup_or_cutmix, random_erasing
+from tlvit.models.functional import Net
+from tlvit.optim import update_ema
+from tlvit.sharding import replicated
+from tlvit.state import TrainState
+from tlvit.token_labels import make_targets, smooth_one_hot
+from tlvit.types import Array, Batch, PyTree
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def normalize(
+    image: Array, mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD
+) -> Array:
+    """uint8 [B, H, W, 3] -> float32, (x / 255 - mean) / std."""
+    mean, std = (jnp.array(v, jnp.float32).reshape(1, 1, 1, -1) for v in (mean, std))
+    return (image.astype(jnp.float32) / 255 - mean) / std
+
+
+def make_train_step(
+    net: Net, tx: optax.GradientTransformation, *, mesh: Mesh, num_classes: int,
+    token_grid: tuple[int, int] | None = None, smoothing: float = 0.1, dense_weight: float = 1.0,
+    cls_weight: float = 1.0, truth_mix: str = "off", mixtoken: bool = True, mixup: float = 0.0,
+    cutmix: float = 0.0, erasing: float = 0.0, ema_decay: float = 0.99992, ema_warmup: bool = False,
+    accumulate: int = 1, mix_shards: int | None = None,
+    mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:  # fmt: skip
+    """Builds the jitted step (state, batch) -> (state, metrics); it takes over (donates) the state it is
+    given.
+
+    Args:
+      net: from `functionalize` or `init_state`.
+      tx: the optimiser.
+      mesh: where the batch is split and the state lies.
+      num_classes: L.
+      token_grid: (h, w) of the model's tokens to train with token labels from `batch.maps`; None trains the
+        class token on the labels alone.
+      smoothing: of labels and token labels.
+      dense_weight, cls_weight, truth_mix: see `token_label_loss`.
+      mixtoken: mix tokens within each shard of the batch (with token labels only).
+      mixup, cutmix: alphas for runs without token labels, 0 is off.
+      erasing: probability of random erasing, with pixel noise.
+      ema_decay, ema_warmup: see `update_ema`; unused if the state holds no average.
+      accumulate: number of parts that a batch is run in, their gradients averaged.
+      mix_shards: independently mixed parts of a batch; the number of devices by default.
+      mean, std: of the image normalisation.
+
+    Returns:
+      The step. Its metrics are float32 scalars: `loss` (mean over the parts) and `grad_norm` (before
+      clipping).
+
+    Raises:
+      ValueError: token labels together with mixup or cutmix, whose mixed images have no score maps.
+    """
+    if token_grid is not None and (mixup or cutmix):
+        raise ValueError(
+            f"Token labels cannot be combined with mixup ({mixup}) or cutmix ({cutmix}): the mixed image's tokens would "
+            "be judged by one image's score map. MixToken takes their place; set both to 0."
+        )
+    shards = mix_shards or mesh.devices.size
+
+    def loss_fn(params, stats, batch: Batch, key: Array):
+        key_mix, key_erase, key_net = jax.random.split(key, 3)
+        images = normalize(batch.image, mean, std)
+        if erasing:
+            images = random_erasing(key_erase, images, probability=erasing)
+        run = functools.partial(net.apply, params, stats, train=True, key=key_net)
+        if token_grid is None:
+            truth = smooth_one_hot(batch.label, num_classes, smoothing)
+            if mixup or cutmix:
+                images, truth = mixup_or_cutmix(
+                    key_mix, images, truth, mixup=mixup, cutmix=cutmix, shards=shards
+                )
+            output, stats = run(images)
+            return cls_weight * jnp.mean(soft_cross_entropy(output.cls, truth)), stats
+        targets = make_targets(
+            batch.maps,
+            batch.label,
+            batch.geometry,
+            grid=token_grid,
+            num_classes=num_classes,
+            smoothing=smoothing,
+        )
+        mix = draw_mixtoken_mask(key_mix, token_grid, shards) if mixtoken else None
+        output, stats = run(images, mix=mix)
+        loss = token_label_loss(
+            output, targets, mix, dense_weight=dense_weight, cls_weight=cls_weight, truth_mix=truth_mix
+        )
+        return loss, stats
+
+    def gradients(state: TrainState, batch: Batch, key: Array):
+        grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+        if accumulate == 1:
+            return grad_fn(state.params, state.stats, batch, key)
+
+        def part(carry, inputs):
+            total, grads, stats = carry
+            (loss, stats), new = grad_fn(state.params, stats, *inputs)
+            return (total + loss, jax.tree.map(jnp.add, grads, new), stats), None
+
+        zeros = jax.tree.map(jnp.zeros_like, state.params)
+        parts = jax.tree.map(functools.partial(_parts, count=accumulate), batch)
+        keys = jax.random.split(key, accumulate)
+        (loss, grads, stats), _ = jax.lax.scan(part, (jnp.zeros(()), zeros, state.stats), (parts, keys))
+        return (loss / accumulate, stats), jax.tree.map(lambda g: g / accumulate, grads)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        key = jax.random.fold_in(state.key, state.step)
+        (loss, stats), grads = gradients(state, batch, key)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if ema is not None:
+            new = {"params": params, "stats": stats}
+            ema = update_ema(ema, new, state.step, decay=ema_decay, warmup=ema_warmup)
+        metrics = {"loss": loss, "grad_norm": optax.global_norm(grads)}
+        return TrainState(state.step + 1, params, stats, opt_state, ema, state.key), metrics
+
+    return jax.jit(step, donate_argnums=0, out_shardings=replicated(mesh))
+
+
+def make_eval_step(
+    net: Net, *, mesh: Mesh, mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD
+) -> Callable[[PyTree, PyTree, Batch], dict[str, Array]]:
+    """Builds the jitted (params, stats, batch) -> `classification_sums` by the model's rule of inference."""
+
+    def step(params: PyTree, stats: PyTree, batch: Batch) -> dict[str, Array]:
+        output, _ = net.apply(params, stats, normalize(batch.image, mean, std))
+        return classification_sums(output.logits, batch.label, batch.mask)
+
+    return jax.jit(step, out_shardings=replicated(mesh))
+
+
+def _parts(x: Array, count: int) -> Array:
+    """[B, ...] -> [count, B / count, ...] such that every device's images stay on it: part p holds images p,
+    p + count, …"""
+    if x.shape[0] % count:
+        raise ValueError(f"A batch of {x.shape[0]} images cannot be accumulated in {count} equal parts.")
+    return jnp.swapaxes(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 0, 1)
