@@ -1,0 +1,55 @@
+"""The demo: token labels on scenes of handwritten digits, minutes on two CPU cores. Data: `python -m
+tlvit.data.digits`.
+
+    python -m tlvit.main --config=configs/digits.py:annotator --workdir=/tmp/demo/annotator
+    python -m tlvit.annotate --model=/tmp/demo/annotator --data=digits --split=train
+    --out=/tmp/demo/score_maps python -m tlvit.main --config=configs/digits.py --workdir=/tmp/demo/student
+    --config.data.score_maps=/tmp/demo/score_maps python -m tlvit.main
+    --config=configs/digits.py:no_token_labels --workdir=/tmp/demo/baseline
+"""
+
+from configs import common
+
+ARMS = ("token_labels", "no_token_labels", "annotator")
+
+
+def get_config(arm: str = "token_labels"):
+    if arm not in ARMS:
+        raise ValueError(
+            f"configs/digits.py:{arm} is unknown; after the colon comes one of {', '.join(ARMS)}."
+        )
+    config = common.get_config()
+    config.image_size = (48, 48)
+    config.batch_size = 64
+    config.epochs = 30
+    config.floor_epochs = 0
+    config.token_labels = arm == "token_labels"
+    config.data.name = "digits"
+    config.data.eval_split = "test"
+    config.model.dtype = "float32"
+    config.augment.crop_scale = (0.35, 1.0)
+    config.augment.flip = 0.0  # a mirrored 3 is no 3
+    config.augment.erasing = 0.0
+    config.optim.reference_batch = 64
+    config.optim.learning_rate = 1e-3
+    config.optim.warmup_epochs = 2.0
+    config.optim.schedule_per = "step"
+    config.optim.clip_norm = 1.0
+    config.ema.decay = 0.99
+    config.eval.crop_pct = 1.0
+    config.eval.every_epochs = 5
+    config.checkpoint.every_epochs = 5
+    config.loss.truth_mix = "truth"
+    config.model.name = "lvvit_s"
+    config.model.options = {
+        "patch_size": 8,
+        "dim": 96,
+        "depth": 4,
+        "num_heads": 4,
+        "stem_width": 32,
+        "skip_lam": 1.0,
+    }
+    if arm == "annotator":
+        config.model.name = "regnety_002"
+        config.model.options = {"widths": (48, 96), "depths": (1, 1), "group_width": 48, "stem_width": 32}
+    return config

@@ -1,0 +1,87 @@
+"""Accuracy over exactly the images of a split: of weights at hand, or of a run or checkpoint
+(--mode=eval)."""
+
+import pathlib
+from collections.abc import Callable, Iterable
+
+import jax
+from ml_collections import ConfigDict
+
+from tlvit import convert, sharding
+from tlvit.models.functional import functionalize
+from tlvit.steps import make_eval_step
+from tlvit.types import Array, Batch, PyTree
+
+
+def evaluate(
+    eval_step: Callable[[PyTree, PyTree, Batch], dict[str, Array]],
+    weights: dict[str, dict[str, PyTree]],
+    batches: Iterable[Batch],
+) -> dict[str, dict[str, float]]:
+    """Runs every batch through each set of weights and adds up; the sums stay on the devices until the end.
+
+    Args:
+      eval_step: from `make_eval_step`.
+      weights: name, such as "raw" and "ema" -> {"params", "stats"}.
+      batches: global batches whose padding is masked.
+
+    Returns:
+      name -> {"top1", "top5"} in percent, {"loss"} the mean cross entropy, {"count"} the number of images.
+
+    Raises:
+      ValueError: there is no image.
+    """
+    total = None
+    for batch in batches:
+        sums = {name: eval_step(w["params"], w["stats"], batch) for name, w in weights.items()}
+        total = sums if total is None else jax.tree.map(lambda a, b: a + b, total, sums)
+    if total is None:
+        raise ValueError("The evaluation split holds no image.")
+    return {name: _means(sums) for name, sums in jax.device_get(total).items()}
+
+
+def _means(sums: dict[str, Array]) -> dict[str, float]:
+    count = float(sums["count"])
+    percent = {k: 100 * float(sums[k]) / count for k in ("top1", "top5")}
+    return {**percent, "loss": float(sums["loss"]) / count, "count": int(count)}
+
+
+def evaluate_checkpoint(
+    path: str | pathlib.Path, config: ConfigDict, *, ema: bool | None = None
+) -> dict[str, float]:
+    """Evaluates a workdir's best checkpoint, a model folder or a PyTorch file on the config's evaluation
+    split.
+
+    Args:
+      path: of the checkpoint; its model and image size are its own, data and crop_pct the config's.
+      config: as from `configs/common.py`.
+      ema: averaged (True) or raw weights (False), or averaged where there are any.
+
+    Raises:
+      ValueError: the checkpoint has another number of classes than the data.
+    """
+    from tlvit.data import pipeline, sources
+
+    model, info = convert.load(path, ema=ema)
+    source = sources.open_source(config.data.name, config.data.eval_split, data_dir=config.data.dir or None)
+    if info.num_classes != source.num_classes:
+        raise ValueError(
+            f"{path} distinguishes {info.num_classes} classes, {source.identity} has {source.num_classes}."
+        )
+    mesh = sharding.make_mesh()
+    net, params, stats = functionalize(model)
+    weights = jax.device_put({"params": params, "stats": stats}, sharding.replicated(mesh))
+    batch_size = config.eval.batch_size or config.batch_size
+    sharding.local_batch_size(batch_size, mesh)
+    batches = pipeline.eval_batches(
+        source,
+        batch_size=batch_size,
+        image_size=info.image_size,
+        crop_pct=config.eval.crop_pct,
+        interpolation=config.eval.interpolation,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        num_threads=config.data.threads or None,
+    )
+    step = make_eval_step(net, mesh=mesh, mean=info.preprocessing.mean, std=info.preprocessing.std)
+    return evaluate(step, {"": weights}, sharding.Prefetch(batches, mesh))[""]

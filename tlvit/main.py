@@ -1,0 +1,72 @@
+"""Trains or evaluates: python -m tlvit.main --config=configs/lvvit_s.py --workdir=DIR [--mode=train|eval]
+[--config.KEY=VALUE …]"""
+
+import json
+import logging
+import pathlib
+import sys
+
+import jax
+from absl import app, flags
+from ml_collections import config_flags
+
+from tlvit import train
+from tlvit.evaluate import evaluate_checkpoint
+from tlvit.reporting import start_logging
+
+FLAGS = flags.FLAGS
+EXIT_STOPPED = (
+    75  # asked to stop before the end (EX_TEMPFAIL): a job scheduler may start the same command again
+)
+log = logging.getLogger("tlvit")
+
+config_flags.DEFINE_config_file("config", None, "The recipe, e.g. configs/lvvit_s.py.", lock_config=True)
+flags.DEFINE_string(
+    "workdir", None, "Folder of the run: checkpoints, metrics, report. The same folder resumes."
+)
+flags.DEFINE_enum("mode", "train", ["train", "eval"], "Train (or resume), or evaluate the run's weights.")
+flags.DEFINE_string(
+    "checkpoint", None, "With --mode=eval: a model folder or PyTorch file in place of the workdir's."
+)
+flags.DEFINE_bool(
+    "multihost", False, "One of several processes: SLURM, GKE, TPU pods and Open MPI are detected."
+)
+
+
+def main(arguments: list[str]) -> None:
+    if len(arguments) > 1:
+        raise app.UsageError(f"Unknown arguments: {' '.join(arguments[1:])}")
+    if FLAGS.multihost:
+        jax.distributed.initialize()
+    start_logging(pathlib.Path(FLAGS.workdir))
+    try:
+        if FLAGS.mode == "eval":
+            print_evaluation(FLAGS.checkpoint or FLAGS.workdir)
+            return
+        result = train.train(FLAGS.config, FLAGS.workdir)
+    except (ValueError, TypeError, FloatingPointError, FileNotFoundError, ImportError) as error:
+        log.error("%s: %s", type(error).__name__, error)
+        log.debug("where", exc_info=error)
+        sys.exit(1)
+    if not result.finished:
+        sys.exit(EXIT_STOPPED)
+
+
+def print_evaluation(path: str) -> None:
+    """Evaluates the averaged and the raw weights; the last line printed is JSON."""
+    found = {}
+    for name, ema in (("ema", True), ("raw", False)):
+        found[name] = evaluate_checkpoint(path, FLAGS.config, ema=ema)
+        log.info(
+            "%s weights: top-1 %.2f%%, top-5 %.2f%% on %d images",
+            name,
+            *(found[name][k] for k in ("top1", "top5", "count")),
+        )
+        if not pathlib.Path(path).is_dir():
+            break  # a file holds what it holds
+    print(json.dumps({"checkpoint": str(path), **found}))
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main)

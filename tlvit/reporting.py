@@ -1,0 +1,180 @@
+"""What a run prints and writes: the summary at its start, the progress line, metrics.jsonl and TensorBoard
+events."""
+
+import json
+import logging
+import math
+import pathlib
+import time
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from tlvit.types import Array
+
+log = logging.getLogger("tlvit")
+
+
+def start_logging(workdir: pathlib.Path | None = None) -> None:
+    """Sends tlvit's messages to the terminal and, on process 0, to log.txt in the workdir; the libraries'
+    chatter stays out."""
+    for library in ("absl", "jax", "orbax"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+    handlers: list[logging.Handler] = [logging.StreamHandler()]
+    if workdir is not None and jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+        handlers.append(logging.FileHandler(workdir / "log.txt"))
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
+    log.handlers, log.propagate = handlers, False
+    log.setLevel(logging.INFO if jax.process_index() == 0 else logging.WARNING)
+
+
+class Progress:
+    """Collects each step's metrics without waiting for the device, and turns an interval of them into one
+    line.
+
+    Args:
+      first_step: steps done before this run.
+      total_steps: of the whole training.
+      steps_per_epoch: for the epoch shown.
+      batch_size: images a step.
+    """
+
+    def __init__(self, first_step: int, total_steps: int, steps_per_epoch: int, batch_size: int):
+        self._first, self._total = first_step, total_steps
+        self._steps_per_epoch, self._batch_size = steps_per_epoch, batch_size
+        self._pending: list[dict[str, Array]] = []
+        self._losses: list[float] = []
+        self._norms: list[float] = []
+        self._timed = 0  # steps since _start
+        self._start: float | None = None
+
+    def add(self, metrics: dict[str, Array]) -> None:
+        """One step's metrics, still on the device. The first step is waited for: it holds the compilation."""
+        self._pending.append(metrics)
+        if self._start is None:
+            start = time.perf_counter()
+            jax.block_until_ready(metrics)
+            log.info(
+                "first step done, compilation included (waited %.1f s for it)", time.perf_counter() - start
+            )
+            self._start = time.perf_counter()
+        else:
+            self._timed += 1
+
+    def check(self, step: int) -> None:
+        """Fetches what is pending.
+
+        Raises:
+          FloatingPointError: a loss is not finite; names the first such step.
+        """
+        for i, values in enumerate(jax.device_get(self._pending)):
+            loss, norm = float(values["loss"]), float(values["grad_norm"])
+            if not math.isfinite(loss):
+                bad = step - len(self._pending) + 1 + i
+                raise FloatingPointError(
+                    f"The loss of step {bad} is {loss}: stopped without saving; the last checkpoint is from "
+                    "before. Try a lower optim.learning_rate, optim.clip_norm=1.0 or model.dtype=float32."
+                )
+            self._losses.append(loss)
+            self._norms.append(norm)
+        self._pending = []
+
+    def flush(self, step: int, *, lr: float, wait_s: float) -> dict[str, float]:
+        """Prints the progress line of the steps since the last call and returns its numbers."""
+        self.check(step)
+        elapsed = time.perf_counter() - (self._start or time.perf_counter())
+        rate = self._timed * self._batch_size / elapsed if self._timed else float("nan")
+        line = {
+            "epoch": step / self._steps_per_epoch,
+            "loss": float(np.mean(self._losses)),
+            "grad_norm": float(np.mean(self._norms)),
+            "lr": lr,
+            "images_per_s": rate,
+            "data_wait": min(wait_s / elapsed, 1.0) if self._timed else float("nan"),
+        }
+        eta = (self._total - step) * self._batch_size / rate if self._timed else float("nan")
+        log.info(
+            "step %d/%d  epoch %.2f  loss %.4f  lr %.2e  %.0f images/s  waiting for data %.0f%%  ETA %s",
+            step, self._total, line["epoch"], line["loss"], lr, rate, 100 * line["data_wait"], duration(eta),
+        )  # fmt: skip
+        self._losses, self._norms = [], []
+        self.restart()
+        return {f"train/{k}": v for k, v in line.items()}
+
+    def restart(self) -> None:
+        """Starts the clock anew, after an evaluation or a checkpoint."""
+        self._timed, self._start = 0, time.perf_counter()
+
+
+class Journal:
+    """metrics.jsonl (a line an interval) and TensorBoard events of a workdir, by process 0.
+
+    Lines of steps after `first_step`, left by a run that was killed between two checkpoints, are dropped.
+    """
+
+    def __init__(self, workdir: pathlib.Path, first_step: int):
+        self._writes = jax.process_index() == 0
+        if not self._writes:
+            return
+        from clu import metric_writers  # imports TensorFlow: only where a run is
+
+        path = workdir / "metrics.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        kept = [line for line in lines if _step_of(line) is not None and _step_of(line) <= first_step]
+        path.write_text("".join(line + "\n" for line in kept))
+        self._file = path.open("a")
+        self._events = metric_writers.SummaryWriter(str(workdir))
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """One line {"step", …}; numbers that are not finite are left out."""
+        if self._writes:
+            values = {k: v for k, v in values.items() if math.isfinite(v)}
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
+            self._events.write_scalars(step, values)
+
+    def close(self) -> None:
+        if self._writes:
+            self._file.close()
+            self._events.close()
+
+
+def read_journal(workdir: str | pathlib.Path) -> list[dict[str, float]]:
+    """The lines of metrics.jsonl."""
+    path = pathlib.Path(workdir) / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def print_table(rows: list[tuple[str, str]]) -> None:
+    """Logs label and text in two columns."""
+    width = max(len(label) for label, _ in rows)
+    for label, text in rows:
+        log.info("%s  %s", label.ljust(width), text)
+
+
+def devices_text(mesh: Mesh) -> str:
+    """What the run runs on."""
+    device = mesh.devices.flat[0]
+    processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
+    count = mesh.devices.size
+    return f"{count} x {device.device_kind} ({device.platform}){processes}, mesh axis data={count}"
+
+
+def duration(seconds: float) -> str:
+    """3723 -> "1h02m"."""
+    if not math.isfinite(seconds):
+        return "?"
+    minutes, s = divmod(int(seconds + 0.5), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}h{m:02d}m" if hours else f"{m}m{s:02d}s"
+
+
+def _step_of(line: str) -> int | None:
+    """The step of a journal line; None for the cut-off last line of a killed run."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return None
