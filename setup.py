@@ -55,7 +55,7 @@ setup(
             "matplotlib>=3.8",
             "pytest>=8",
             "pytest-xdist>=3.5",
-            "ruff==0.15.8",
+            "ruff==0.17.5",
         ],
     },
 )

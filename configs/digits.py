@@ -11,6 +11,8 @@ tlvit.data.digits`.
 from configs import common
 
 ARMS = ("token_labels", "no_token_labels", "annotator")
+SCENES = {"num_train": 2000, "num_test": 2000}  # of tlvit.data.digits.prepare
+TOP_K = 10  # all classes: a cell's full distribution
 
 
 def get_config(arm: str = "token_labels"):

@@ -111,6 +111,11 @@ class Checkpoints:
             ) from failure
         return None
 
+    def preempted(self, step: int) -> bool:
+        """Whether the cluster announced the end of this job; all processes agree on the step
+        (jax.distributed)."""
+        return self._manager.reached_preemption(step)
+
     def wait(self) -> None:
         """Returns when everything is on disk."""
         self._manager.wait_until_finished()

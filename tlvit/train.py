@@ -201,6 +201,8 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainResult:
     checkpoints.close()
     journal.close()
     finished = int(train_state.step) >= total_steps
+    if finished and jax.process_count() == 1:
+        _draw_report(workdir)
     if not finished:
         log.info("stopped at step %d and saved: the same command goes on from there", train_state.step)
     return TrainResult(finished=finished, step=int(train_state.step), metrics=result)
@@ -317,6 +319,15 @@ def _check_workdir(workdir: pathlib.Path, config: ConfigDict, source) -> None:
         )
 
 
+def _draw_report(workdir: pathlib.Path) -> None:
+    from tlvit import visualize
+
+    try:
+        log.info("drawn: %s", visualize.report(workdir))
+    except ImportError as error:
+        log.info("no report.png: %s", error)
+
+
 def _describe(
     config, source, eval_source, maps, mesh: Mesh, train_state, peak: float, total_steps: int
 ) -> None:
@@ -334,10 +345,10 @@ def _describe(
     count = f"{config.epochs} + {config.floor_epochs} epochs = {total_steps} steps of {config.batch_size}"
     labels = "OFF: the class token learns the labels alone"
     if maps is not None:
-        info = maps.info
+        found, size = maps.info, "x".join(map(str, maps.info.grid))
         labels = (
-            f"ON: {info.num_images - info.num_missing} maps of {info.top_k} x {'x'.join(map(str, info.grid))} "
-            f"for {source.num_examples} images, by {info.annotator}, crop {config.data.label_crop}"
+            f"ON: {found.num_images - found.num_missing} maps of {size} cells, top {found.top_k}, for "
+            f"{source.num_examples} images, by {found.annotator}, crop {config.data.label_crop}"
         )
     step = int(train_state.step)
     millions = count_parameters(train_state.params) / 1e6

@@ -166,8 +166,8 @@ def _draw_map(axis, image: np.ndarray, probability: np.ndarray, colours: dict[in
     h, w = best.shape
     for y, x in zip(*np.nonzero(strength > 0.35), strict=True):
         place = ((x + 0.5) * width / w - 0.5, (y + 0.5) * height / h - 0.5)
-        axis.text(*place, name(int(best[y, x]))[:6], ha="center", va="center", fontsize=max(5, 54 / max(h, w)), color="white",
-                  fontweight="bold")  # fmt: skip
+        text = {"fontsize": max(5, 54 / max(h, w)), "color": "white", "fontweight": "bold"}
+        axis.text(*place, name(int(best[y, x]))[:6], ha="center", va="center", **text)
 
 
 def _draw_curves(figure, curves: dict[str, list[dict[str, float]]]) -> None:
@@ -219,7 +219,7 @@ def _test_images(config: dict, info: ModelInfo, count: int) -> tuple[np.ndarray,
 
 def _title(config: dict, info: ModelInfo) -> str:
     if config["token_labels"]:
-        return f"{info.model} trained with token labels: every cell has its own target, made once by an annotator"
+        return f"{info.model} trained with token labels: every cell has a target of its own"
     return f"{info.model} trained on image labels"
 
 
