@@ -47,7 +47,7 @@ setup(
         "gpu": ["jax[cuda13]"],  # NVIDIA driver >= 580
         "gpu-cuda12": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
-        "torch": ["torch>=2.4"],  # only to read pickled PyTorch checkpoints
+        "torch": ["torch>=2.5"],  # only to read pickled PyTorch checkpoints
         "demo": [*TENSORFLOW, "scikit-learn>=1.4", "matplotlib>=3.8"],
         "dev": [
             *TENSORFLOW,

@@ -1,0 +1,204 @@
+"""tlvit.predict: what the model sees, the command's output, broken images, and the drawing of tokens."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import fill_model
+from PIL import Image
+
+from tlvit import create_model
+from tlvit.predict import crop, draw_tokens, list_images, main, normalise, predict, read_image
+from tlvit.restore import ModelInfo, Preprocessing, save_folder
+
+TINY = {"dim": 24, "depth": 2, "num_heads": 2, "stem_width": 8}
+INFO = ModelInfo("lvvit_s", 6, (64, 64), TINY, class_names=("ant", "bee", "cat", "dog", "eel", "fox"))
+
+
+@pytest.fixture(scope="module")
+def model():
+    built = INFO.build()
+    fill_model(built)
+    return built
+
+
+@pytest.fixture(scope="module")
+def folder(model, tmp_path_factory):
+    """A model folder."""
+    path = tmp_path_factory.mktemp("model") / "m"
+    save_folder(path, model, INFO)
+    return str(path)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Five images of several formats, modes and shapes, and a broken one."""
+    rng = np.random.RandomState(0)
+    images = tmp_path / "photos"
+    (images / "sub").mkdir(parents=True)
+    for name, mode, size in (
+        ("a.jpg", "RGB", (100, 80)),
+        ("b.png", "RGBA", (64, 64)),
+        ("c.png", "L", (33, 90)),
+        ("sub/d.PNG", "P", (70, 70)),
+        ("sub/e.webp", "RGB", (300, 65)),
+    ):
+        pixels = rng.randint(0, 256, (size[1], size[0], 3), np.uint8)
+        Image.fromarray(pixels).convert(mode).save(images / name)
+    (images / "broken.jpg").write_bytes((images / "a.jpg").read_bytes()[:300])
+    (images / "notes.txt").write_text("no image")
+    return images
+
+
+def test_probabilities_are_the_models(model, photos):
+    results = list(predict(model, INFO, [photos / "a.jpg", photos / "b.png"], top=6))
+    view = crop(read_image(photos / "a.jpg"), image_size=(64, 64), crop_pct=INFO.preprocessing.crop_pct)
+    logits = np.asarray(model(normalise(view, INFO.preprocessing)[None]).logits[0], np.float64)
+    wanted = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+    found = {s.index: s.probability for s in results[0].top}
+    np.testing.assert_allclose([found[i] for i in range(6)], wanted, atol=1e-5)
+    assert [s.name for s in results[0].top] == [INFO.class_names[s.index] for s in results[0].top]
+    assert sorted(found.values(), reverse=True) == [s.probability for s in results[0].top]
+
+
+def test_batches_and_broken_images_change_nothing(model, photos):
+    paths = [photos / n for n in ("a.jpg", "broken.jpg", "b.png", "c.png", "nothing.png", "sub/d.PNG")]
+    together, alone = (
+        list(predict(model, INFO, paths, batch_size=4)),
+        list(predict(model, INFO, paths, batch_size=1)),
+    )
+    assert [r.path for r in together] == paths
+    assert [r.error is None for r in together] == [True, False, True, True, False, True]
+    for a, b in zip(together, alone, strict=True):
+        assert [s.index for s in a.top] == [s.index for s in b.top]
+        np.testing.assert_allclose([s.probability for s in a.top], [s.probability for s in b.top], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("size", "image_size", "crop_pct", "resized", "corner"),
+    [
+        # torchvision: Resize(floor(size / crop_pct)) puts the shorter side there, CenterCrop takes the middle
+        ((500, 375), (224, 224), 0.9, (330, 248), (53, 12)),
+        ((300, 500), (224, 224), 0.875, (256, 426), (16, 101)),
+        ((64, 64), (64, 64), 1.0, (64, 64), (0, 0)),
+        ((50, 100), (64, 32), 1.0, (32, 64), (0, 0)),
+    ],
+)
+def test_crop_is_that_of_the_evaluation(size, image_size, crop_pct, resized, corner):
+    rng = np.random.RandomState(1)
+    image = Image.fromarray(rng.randint(0, 256, (size[1], size[0], 3), np.uint8))
+    left, top = corner
+    wanted = image.resize(resized, Image.Resampling.BICUBIC)
+    wanted = wanted.crop((left, top, left + image_size[1], top + image_size[0]))
+    np.testing.assert_array_equal(crop(image, image_size=image_size, crop_pct=crop_pct), wanted)
+
+
+def test_normalisation():
+    image = Image.new("RGB", (2, 1), (255, 0, 51))
+    found = normalise(image, Preprocessing(mean=(0.5, 0.25, 0.2), std=(0.5, 0.5, 2.0)))
+    np.testing.assert_allclose(found, np.broadcast_to([1.0, -0.5, 0.0], (1, 2, 3)), atol=1e-7)
+    assert found.dtype == np.float32
+
+
+def test_folders_globs_and_files(photos):
+    names = lambda *sources: [str(p.relative_to(photos)) for p in list_images(sources)]
+    assert names(photos) == ["a.jpg", "b.png", "broken.jpg", "c.png", "sub/d.PNG", "sub/e.webp"]
+    assert names(photos / "*.png", photos / "a.jpg") == ["b.png", "c.png", "a.jpg"]
+    assert names(photos / "missing.jpg") == ["missing.jpg"]
+    (photos / "[1].png").write_bytes((photos / "b.png").read_bytes())
+    assert names(photos / "[1].png") == ["[1].png"]  # a file whose name looks like a pattern
+    for empty in (photos / "*.bmp", photos.parent / "photos" / "none"):
+        empty.name == "none" and empty.mkdir()
+        with pytest.raises(ValueError, match="No images in"):
+            list_images([empty])
+
+
+def test_command_prints_names_and_skips_broken_images(folder, photos, capsys):
+    assert main([folder, str(photos), "--top=2"]) == 0
+    printed = capsys.readouterr()
+    lines = printed.out.splitlines()
+    assert [line for line in lines if not line.startswith(" ")] == [
+        str(photos / n) for n in ("a.jpg", "b.png", "c.png", "sub/d.PNG", "sub/e.webp")
+    ]
+    assert len(lines) == 5 * 3
+    assert lines[1].split()[-1] in INFO.class_names
+    assert f"{photos / 'broken.jpg'}: skipped" in printed.err
+
+
+def test_command_as_json(folder, photos, tmp_path, capsys):
+    (tmp_path / "names.txt").write_text("".join(f"class {i}\n" for i in range(6)))
+    files = [str(photos / n) for n in ("a.jpg", "broken.jpg")]
+    assert main([folder, *files, "--json", f"--classes={tmp_path / 'names.txt'}"]) == 0
+    first, second = json.loads(capsys.readouterr().out)
+    assert first["image"] == files[0]
+    assert len(first["top"]) == 5
+    assert all(t["name"] == f"class {t['class']}" for t in first["top"])
+    assert second["image"] == files[1]
+    assert "error" in second
+
+
+def test_exit_status_tells_failure(folder, photos, tmp_path, capsys):
+    assert main([folder, str(photos / "broken.jpg"), str(photos / "notes.txt")]) == 1
+    assert main([str(tmp_path), str(photos)]) == 1
+    assert "error:" in capsys.readouterr().err
+    (tmp_path / "names.txt").write_text("only one\n")
+    assert main([folder, str(photos / "a.jpg"), f"--classes={tmp_path / 'names.txt'}"]) == 1
+    assert "1 class names for 6 classes" in capsys.readouterr().err
+
+
+def test_tokens_are_drawn(folder, photos, tmp_path):
+    assert main([folder, str(photos / "a.jpg"), f"--tokens={tmp_path / 'one.png'}"]) == 0
+    assert Image.open(tmp_path / "one.png").size[0] > 2 * 64
+    assert main([folder, str(photos), f"--tokens={tmp_path / 'many' / 't.png'}"]) == 0
+    assert sorted(p.name for p in (tmp_path / "many").iterdir()) == [
+        "t_0001_a.png",
+        "t_0002_b.png",
+        "t_0004_c.png",
+        "t_0005_d.png",
+        "t_0006_e.png",
+    ]
+
+
+def test_token_colours_stand_where_the_tokens_are():
+    image = Image.new("RGB", (60, 40), (128, 128, 128))
+    tokens = np.zeros((2, 3, 4), np.float32)
+    tokens[..., 3] = 1.0  # everywhere one sure class, but for one sure and one unsure cell
+    tokens[0, 2] = [0, 1, 0, 0]
+    tokens[1, 0] = [0.4, 0.3, 0.2, 0.1]
+    drawn = np.asarray(draw_tokens(image, tokens, ["a", "b", "c", "d"]), int)
+    zoom = round(384 / 60)
+    np.testing.assert_array_equal(drawn[: 40 * zoom, : 60 * zoom], 128)  # the image itself, left
+    right = drawn[: 40 * zoom, 60 * zoom + 8 :]
+    cell = lambda y, x: right[(20 * y + 10) * zoom, (20 * x + 10) * zoom]
+    np.testing.assert_array_equal(cell(0, 0), cell(1, 2))
+    assert np.abs(cell(0, 0) - cell(0, 2)).max() > 60
+    assert np.abs(cell(0, 0) - 128).max() > np.abs(cell(1, 0) - 128).max() > 0  # an unsure token is paler
+
+
+def test_token_probabilities(model, photos):
+    result = next(predict(model, INFO, [photos / "a.jpg"], tokens=True))
+    assert result.tokens.shape == (4, 4, 6)
+    np.testing.assert_allclose(result.tokens.sum(-1), 1, atol=1e-5)
+    plain = ModelInfo("lvvit", 6, (64, 64), TINY)
+    with pytest.raises(ValueError, match="This lvvit has no token head"):
+        next(predict(plain.build(), plain, [photos / "a.jpg"], tokens=True))
+
+
+def test_convolutional_models_predict_too(photos):
+    info = ModelInfo("regnety_002", 4, (64, 96))
+    result = next(predict(create_model("regnety_002", num_classes=4), info, [photos / "a.jpg"], tokens=True))
+    assert [s.name for s in result.top] == [str(s.index) for s in result.top]
+    assert result.tokens.shape == (2, 3, 4)
+
+
+def test_the_evaluation_sees_the_same_pixels(photos):
+    tf = pytest.importorskip("tensorflow")
+    from tlvit.data.transforms import eval_image
+
+    ramp = np.linspace(0, 255, 120)[:, None, None] * np.ones((1, 90, 3))
+    image = Image.fromarray((ramp * np.linspace(1, 0.3, 90)[None, :, None]).astype(np.uint8))
+    image.save(photos / "ramp.png")
+    found = np.asarray(crop(image, image_size=(64, 48), crop_pct=0.9), int)
+    wanted = eval_image(tf.constant((photos / "ramp.png").read_bytes()), image_size=(64, 48), crop_pct=0.9)[0]
+    assert np.abs(found - np.asarray(wanted, int)).max() <= 3
+    assert np.abs(found - np.asarray(wanted, int)).mean() < 0.5
