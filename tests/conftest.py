@@ -1,4 +1,5 @@
-"""Test settings: eight CPU devices, rank promotion raises, tlvit's deprecations are errors; and the goldens' fill rule."""
+"""Test settings: eight CPU devices, rank promotion raises, tlvit's deprecations are errors; and the goldens'
+fill rule."""
 
 import os
 import zlib
@@ -19,7 +20,8 @@ GOLDEN = pathlib.Path(__file__).parent / "golden"
 
 
 def fill(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The values that the goldens' models had: a function of a tensor's official name (tests/golden/README.md)."""
+    """The values that the goldens' models had: a function of a tensor's official name
+    (tests/golden/README.md)."""
     x = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
     last = name.rsplit(".", 1)[-1]
     if last == "running_var":
@@ -48,12 +50,14 @@ def fill_model(model) -> None:
 
 def golden_images(seed: int, batch: int, size: int) -> np.ndarray:
     """The goldens' "normalised" images, as NHWC."""
-    return np.random.RandomState(seed).standard_normal((batch, 3, size, size)).astype(np.float32).transpose(0, 2, 3, 1)
+    images = np.random.RandomState(seed).standard_normal((batch, 3, size, size)).astype(np.float32)
+    return images.transpose(0, 2, 3, 1)
 
 
 def golden_target(seed: int, batch: int, classes: int, tokens: int) -> np.ndarray:
     """The goldens' random targets [B, L, 2 + N]: label, class token, tokens."""
-    t = np.exp(2 * np.random.RandomState(seed).standard_normal((batch, classes, 2 + tokens)).astype(np.float32))
+    noise = np.random.RandomState(seed).standard_normal((batch, classes, 2 + tokens)).astype(np.float32)
+    t = np.exp(2 * noise)
     return t / t.sum(1, keepdims=True)
 
 

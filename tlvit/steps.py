@@ -67,8 +67,8 @@ def make_train_step(
     """
     if token_grid is not None and (mixup or cutmix):
         raise ValueError(
-            f"Token labels cannot be combined with mixup ({mixup}) or cutmix ({cutmix}): the mixed image's tokens would "
-            "be judged by one image's score map. MixToken takes their place; set both to 0."
+            f"Token labels cannot be combined with mixup ({mixup}) or cutmix ({cutmix}): the mixed image's "
+            "tokens would be judged by one image's score map. MixToken takes their place; set both to 0."
         )
     shards = mix_shards or mesh.devices.size
 

@@ -53,9 +53,7 @@ class Net:
         options: dict[str, Any] = {"key": key if train else None}
         if mix is not None:
             if not hasattr(model, "grid"):
-                raise ValueError(
-                    f"{type(model).__name__} has no token grid, so its tokens cannot be mixed: mix must be None."
-                )
+                raise ValueError(f"{type(model).__name__} has no token grid to mix on: mix must be None.")
             options["mix"] = mix
         output = model(images, **options)
         return output, (_arrays(model)[1] if train else stats)

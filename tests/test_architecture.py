@@ -1,0 +1,176 @@
+"""The one-way rule, read from the code: layers, no circles, and which library is let in where."""
+
+import ast
+import graphlib
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+FILES = sorted((ROOT / "tlvit").rglob("*.py"))
+NAMES = {
+    path: ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in FILES
+}
+
+# Top-level modules by layer; what is not named here is a program, layer 4.
+LAYERS = {
+    "version": 0, "types": 0, "augment_policy": 0, "ops": 0, "mixing": 0, "token_labels": 0, "losses": 0,
+    "metrics": 0,
+    "models": 1,
+    "sharding": 2, "optim": 2, "state": 2, "steps": 2,
+    "checkpoints": 3, "convert": 3, "state_dict": 3, "restore": 3, "data": 3,
+    "main": 5,
+}  # fmt: skip
+PROGRAM = 4
+# The words that the host's pipeline and the devices have in common.
+SHARED = ("tlvit.types", "tlvit.augment_policy")
+# What may be imported from outside of the standard library below layer 3; each layer may use those under it.
+LIBRARIES = {0: {"jax", "numpy"}, 1: {"flax", "einops"}, 2: {"optax"}}
+ONLY_IN = {
+    "tensorflow": "tlvit.data", "tensorflow_datasets": "tlvit.data", "keras": "tlvit.data",
+    "torch": "tlvit.convert", "matplotlib": "tlvit.visualize", "orbax": "tlvit.checkpoints",
+}  # fmt: skip
+
+
+def layer(module):
+    """Of tlvit.x or tlvit.x.y; the package itself counts as a program."""
+    parts = module.split(".")
+    return PROGRAM if len(parts) == 1 else LAYERS.get(parts[1], PROGRAM)
+
+
+def imports(path):
+    """(module, line, at the top level) of every import in a file; tlvit's own as its files' names."""
+    tree = ast.parse(path.read_text())
+    functions = [f for f in ast.walk(tree) if isinstance(f, ast.FunctionDef | ast.AsyncFunctionDef)]
+    inside = {id(n) for f in functions for n in ast.walk(f)}
+    known = set(NAMES.values())
+    for node in ast.walk(tree):
+        top = id(node) not in inside
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno, top) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import"
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                yield (full if full in known else node.module), node.lineno, top
+
+
+def every_import():
+    return [(NAMES[path], *found) for path in FILES for found in imports(path)]
+
+
+def ours(module):
+    return module == "tlvit" or module.startswith("tlvit.")
+
+
+def within(module, package):
+    return module == package or module.startswith(package + ".")
+
+
+def test_there_is_something_to_check():
+    assert {"tlvit", "tlvit.types", "tlvit.models.lvvit", "tlvit.steps", "tlvit.convert"} <= set(
+        NAMES.values()
+    )
+    assert ("tlvit.steps", "tlvit.losses") in {(a, b) for a, b, *_ in every_import()}
+
+
+def test_imports_run_from_a_higher_layer_to_a_lower_one():
+    upwards = [
+        f"{importer} (layer {layer(importer)}) imports {module} (layer {layer(module)}), line {line}"
+        for importer, module, line, _ in every_import()
+        if ours(module) and importer != "tlvit" and layer(module) > layer(importer)
+    ]
+    assert upwards == []
+
+
+def test_the_package_opens_only_what_needs_no_tensorflow():
+    high = [
+        (m, line)
+        for name, m, line, top in every_import()
+        if name == "tlvit" and top and ours(m) and layer(m) > 2
+    ]
+    assert high == []
+
+
+def test_no_circles():
+    graph = {name: set() for name in NAMES.values()}
+    for importer, module, _, _ in every_import():
+        if ours(module) and module != importer:
+            graph[importer].add(module)
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
+def test_data_takes_only_the_shared_words():
+    wrong = [
+        (importer, module, line)
+        for importer, module, line, _ in every_import()
+        if within(importer, "tlvit.data") and ours(module)
+        and not within(module, "tlvit.data") and module not in SHARED
+    ]  # fmt: skip
+    assert wrong == []
+
+
+def test_libraries_stay_in_their_rooms():
+    wrong = []
+    for importer, module, line, top in every_import():
+        library = module.split(".")[0]
+        if library in ONLY_IN and not within(importer, ONLY_IN[library]):
+            wrong.append(f"{importer}:{line}: {library} belongs to {ONLY_IN[library]}")
+        if library == "torch" and top:
+            wrong.append(f"{importer}:{line}: torch is imported by the function that needs it")
+        if library == "ml_collections" and layer(importer) < PROGRAM:
+            wrong.append(f"{importer}:{line}: ConfigDicts stop at the door")
+    assert wrong == []
+
+
+def test_lower_layers_need_little():
+    wrong = []
+    for importer, module, line, _ in every_import():
+        library, at = module.split(".")[0], layer(importer)
+        allowed = set().union(*(LIBRARIES[i] for i in LIBRARIES if i <= at))
+        if at <= 2 and library not in allowed | sys.stdlib_module_names | {"tlvit"}:
+            wrong.append(f"{importer}:{line}: {library} in layer {at}")
+    assert wrong == []
+
+
+@pytest.mark.parametrize("folder", ["tlvit", "configs", "scripts"])
+def test_every_file_says_what_it_is_for(folder):
+    silent = [
+        str(path.relative_to(ROOT))
+        for path in (ROOT / folder).rglob("*.py")
+        if not (ast.get_docstring(ast.parse(path.read_text())) or "").strip()
+    ]
+    assert silent == []
+
+
+def test_habits():
+    """No bare asserts outside of tests, no parts of NNX and JAX that the design leaves out."""
+    left_out = {
+        ("nnx", "jit"), ("nnx", "Optimizer"), ("nnx", "scan"), ("nnx", "bridge"), ("jax", "pmap"),
+        ("jax_utils", "replicate"),
+    }  # fmt: skip
+    wrong = []
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Assert):
+                wrong.append(f"{path.name}:{node.lineno}: assert")
+            if isinstance(node, ast.Attribute) and (getattr(node.value, "id", ""), node.attr) in left_out:
+                wrong.append(f"{path.name}:{node.lineno}: {node.value.id}.{node.attr}")
+    assert wrong == []
+    assert not list(ROOT.glob("tlvit/**/utils.py"))
+
+
+def test_importing_the_package_is_light():
+    """In a fresh interpreter, by the processor's time: others may share the machine."""
+    code = (
+        "import sys, time; import tlvit; seconds = time.process_time()\n"
+        "import tlvit.steps, tlvit.state, tlvit.sharding, tlvit.optim\n"
+        "heavy = ['tensorflow', 'tensorflow_datasets', 'clu', 'ml_collections', 'torch', 'orbax']\n"
+        "print(seconds, [name for name in heavy if name in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    seconds, heavy = out.stdout.strip().split(" ", 1)
+    assert heavy == "[]"
+    assert float(seconds) < 3

@@ -1,0 +1,103 @@
+"""Every config loads, holds only keys of configs/common.py and builds its model abstractly, with the
+published recipe's values."""
+
+import importlib
+import pathlib
+
+import pytest
+from flax import nnx
+
+from configs import common
+from tlvit import optim
+from tlvit.models.functional import count_parameters, functionalize
+from tlvit.restore import ModelInfo
+from tlvit.train import square
+
+CONFIGS = sorted(
+    p.stem for p in (pathlib.Path(__file__).parent.parent / "configs").glob("*.py") if p.stem != "common"
+)
+ARMS = {"digits": ["token_labels", "no_token_labels", "annotator"]}
+CASES = [(name, arm) for name in CONFIGS for arm in ARMS.get(name, [None])]
+
+
+def load(name, arm=None):
+    module = importlib.import_module(f"configs.{name}")
+    return module.get_config(arm) if arm else module.get_config()
+
+
+def keys(config, prefix=""):
+    """Dotted names; the model's own options are free."""
+    for key, value in config.items():
+        if f"{prefix}{key}" == "model.options":
+            yield "model.options"
+        elif hasattr(value, "items"):
+            yield from keys(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+@pytest.mark.parametrize(("name", "arm"), CASES)
+def test_config_has_only_known_keys_and_builds_its_model(name, arm):
+    config = load(name, arm)
+    assert set(keys(config)) == set(keys(common.get_config()))
+    info = ModelInfo(
+        model=config.model.name,
+        num_classes=10 if name == "digits" else 1000,
+        image_size=square(config.image_size),
+        overrides={"dtype": config.model.dtype, **config.model.options.to_dict()},
+    )
+    _, params, _ = functionalize(nnx.eval_shape(info.build))
+    assert count_parameters(params) > 10_000
+    if config.token_labels:
+        assert config.augment.mixup == config.augment.cutmix == 0
+
+
+@pytest.mark.parametrize(("name", "arm"), CASES)
+def test_docstring_holds_the_command(name, arm):
+    text = importlib.import_module(f"configs.{name}").__doc__
+    assert f"python -m tlvit.main --config=configs/{name}.py" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "drop_path", "learning_rate", "crop_pct", "size"),
+    [
+        ("lvvit_t", 0.1, 1.6e-3, 0.9, (224, 224)),
+        ("lvvit_s", 0.1, 1.6e-3, 0.9, (224, 224)),
+        ("lvvit_m", 0.2, 1.6e-3, 1.0, (224, 224)),
+        ("lvvit_l", 0.3, 1e-3, 1.0, (448, 448)),
+    ],
+)
+def test_published_recipe(name, drop_path, learning_rate, crop_pct, size):
+    config = load(name)
+    assert config.model.name == name
+    assert config.model.options.drop_path == drop_path
+    assert (config.optim.learning_rate, config.optim.reference_batch, config.optim.weight_decay) == (
+        learning_rate,
+        1024,
+        0.05,
+    )
+    assert (config.epochs, config.floor_epochs, config.optim.warmup_epochs) == (300, 10, 5)
+    assert (config.optim.warmup_start, config.optim.floor, config.optim.schedule_per) == (1e-6, 1e-5, "epoch")
+    assert (config.ema.decay, config.loss.smoothing, config.augment.erasing) == (0.99992, 0.1, 0.25)
+    assert (config.loss.dense_weight, config.loss.cls_weight, config.loss.truth_mix) == (1.0, 1.0, "off")
+    assert (config.eval.crop_pct, square(config.image_size)) == (crop_pct, size)
+    assert config.token_labels
+    assert config.data.name == "imagenet2012"
+
+
+def test_published_schedule_at_known_epochs():
+    config = load("lvvit_s")
+    schedule = optim.warmup_cosine(
+        peak=config.optim.learning_rate, epochs=config.epochs, steps_per_epoch=1, warmup_epochs=config.optim.warmup_epochs,
+        warmup_start=config.optim.warmup_start, floor=config.optim.floor,
+    )  # fmt: skip
+    assert float(schedule(0)) == pytest.approx(1e-6)
+    assert float(schedule(150)) == pytest.approx((1.6e-3 + 1e-5) / 2)
+    assert float(schedule(300)) == float(schedule(309)) == pytest.approx(1e-5)
+
+
+def test_square_reads_one_number_and_refuses_three():
+    assert square((64,)) == (64, 64)
+    assert square((64, 96)) == (64, 96)
+    with pytest.raises(ValueError, match="3, 4, 5"):
+        square((3, 4, 5))
