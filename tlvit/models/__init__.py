@@ -6,9 +6,20 @@ from typing import Any
 
 from flax import nnx
 
-from tlvit.models import lvvit
+from tlvit.models import deit, lvvit, nfnet, regnety, t2t_vit
 
-MODELS = {name: functools.partial(lvvit.LVViT, **options) for name, options in lvvit.VARIANTS.items()}
+FAMILIES = (
+    (lvvit.LVViT, lvvit.VARIANTS),
+    (deit.DeiT, deit.VARIANTS),
+    (t2t_vit.T2TViT, t2t_vit.VARIANTS),
+    (regnety.RegNetY, regnety.VARIANTS),
+    (nfnet.NFNet, nfnet.VARIANTS),
+)
+MODELS = {
+    name: functools.partial(model, **options)
+    for model, variants in FAMILIES
+    for name, options in variants.items()
+}
 
 
 def list_models() -> list[str]:
@@ -20,7 +31,7 @@ def create_model(
     name: str,
     *,
     num_classes: int = 1000,
-    image_size: int | tuple[int, int] = 224,
+    image_size: int | tuple[int, int] | None = None,
     seed: int = 0,
     **overrides: Any,
 ) -> nnx.Module:
@@ -29,11 +40,11 @@ def create_model(
     Args:
       name: one of `list_models()`.
       num_classes: L.
-      image_size: of the images it will see, an int or (height, width).
+      image_size: of the images it will see, an int or (height, width); if not given 224, or what the name
+        says (deit_base_patch16_384).
       seed: of the initialisation.
       **overrides: any option of the model class, such as drop_path=0.1 or dtype=jnp.bfloat16 (of the
-      computation; parameters are
-        float32).
+        computation; parameters are float32).
 
     Returns:
       The module; call it with float32 images [B, H, W, 3], normalised, to get a ModelOutput.
@@ -46,6 +57,6 @@ def create_model(
         close = difflib.get_close_matches(name, MODELS, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(list_models())}."
         raise ValueError(f"Unknown model {name!r}; {hint}")
-    if isinstance(image_size, list):
-        image_size = tuple(image_size)
-    return MODELS[name](num_classes=num_classes, image_size=image_size, rngs=nnx.Rngs(seed), **overrides)
+    if image_size is not None:
+        overrides["image_size"] = tuple(image_size) if isinstance(image_size, list) else image_size
+    return MODELS[name](num_classes=num_classes, rngs=nnx.Rngs(seed), **overrides)

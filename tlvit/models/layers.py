@@ -7,6 +7,7 @@ random state: a call that gets a key drops, a call without a key does not.
 """
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -28,11 +29,11 @@ def linear(width_in: int, width_out: int, *, bias: bool = True, dtype=None, rngs
 
 
 def conv(
-    width_in: int, width_out: int, size: int, *, stride: int = 1, padding: int = 0, groups: int = 1, bias:
-      bool = True,
-    dtype=None, rngs: nnx.Rngs,
+    width_in: int, width_out: int, size: int, *, stride: int = 1, padding: int = 0, groups: int = 1,
+    bias: bool = True, kernel_init=None, dtype=None, rngs: nnx.Rngs,
 ) -> nnx.Conv:  # fmt: skip
-    """Square convolution over [B, H, W, C] with torch's padding and torch's default initialisation."""
+    """Square convolution over [B, H, W, C] with torch's padding and, if nothing else is given, torch's
+    default initialisation."""
     bound = 1 / math.sqrt(width_in // groups * size * size)
     return nnx.Conv(
         width_in,
@@ -43,7 +44,7 @@ def conv(
         feature_group_count=groups,
         use_bias=bias,
         dtype=dtype,
-        kernel_init=nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
+        kernel_init=kernel_init or nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
         bias_init=lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound),
         rngs=rngs,
     )
@@ -93,8 +94,12 @@ class BatchNorm(nnx.Module):
 
 
 def gelu(x: Array) -> Array:
-    """The exact (erf) GELU, which all published models here use."""
-    return jax.nn.gelu(x, approximate=False)
+    """The exact (erf) GELU, which all published models here use.
+
+    Written with erf: jax.nn.gelu's erfc costs 2.7 times as much on a CPU (docs/performance.md).
+    """
+    wide = x.astype(jnp.float32)
+    return (0.5 * wide * (1 + jax.lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
 
 
 def split_key(key: Array | None, count: int) -> list[Array | None]:
@@ -144,6 +149,18 @@ def attend(
     return jnp.einsum("bhnm,bhmd->bhnd", weights, value)
 
 
+def split_heads(x: Array, num_heads: int) -> Array:
+    """[B, N, D] -> [B, heads, N, d]."""
+    batch, count, width = x.shape
+    return x.reshape(batch, count, num_heads, width // num_heads).transpose(0, 2, 1, 3)
+
+
+def merge_heads(x: Array) -> Array:
+    """[B, heads, N, d] -> [B, N, D]."""
+    batch, num_heads, count, width = x.shape
+    return x.transpose(0, 2, 1, 3).reshape(batch, count, num_heads * width)
+
+
 class Attention(nnx.Module):
     """Multi-head self-attention (Vaswani et al. 2017) with one fused qkv projection."""
 
@@ -163,22 +180,20 @@ class Attention(nnx.Module):
         """[B, N, D] -> [B, N, D]."""
         keys = split_key(key, 2)
         x = attend(*self._heads(x), scale=self.scale, drop_rate=self.attn_drop, drop_key=keys[0])
-        x = x.transpose(0, 2, 1, 3).reshape(x.shape[0], x.shape[2], -1)
-        return dropout(self.proj(x), self.drop_rate, keys[1])
+        return dropout(self.project(merge_heads(x)), self.drop_rate, keys[1])
+
+    def project(self, x: Array) -> Array:
+        """What follows the attention, [B, N, D] -> [B, N, D]."""
+        return self.proj(x)
 
     def weights(self, x: Array) -> Array:
         """The attention maps, float32 [B, heads, N, N]."""
         query, key, _ = self._heads(x)
         return attention_weights(query, key, scale=self.scale)
 
-    def _heads(self, x: Array) -> Array:
-        """[B, N, D] -> q, k, v as [3, B, heads, N, d]."""
-        batch, tokens, dim = x.shape
-        return (
-            self.qkv(x)
-            .reshape(batch, tokens, 3, self.num_heads, dim // self.num_heads)
-            .transpose(2, 0, 3, 1, 4)
-        )
+    def _heads(self, x: Array) -> list[Array]:
+        """[B, N, D] -> q, k, v, [B, heads, N, d] each."""
+        return [split_heads(part, self.num_heads) for part in jnp.split(self.qkv(x), 3, axis=-1)]
 
 
 class Mlp(nnx.Module):
@@ -197,16 +212,17 @@ class Mlp(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Pre-norm transformer block; `skip_lam` divides both residual branches (LV-ViT: 2 or 3, elsewhere 1)."""
+    """Pre-norm transformer block; `skip_lam` divides both residual branches (LV-ViT: 2 or 3, elsewhere 1).
+    `attention` and `mlp` are the classes of its two parts."""
 
     def __init__(
-        self, dim: int, num_heads: int, *, mlp_ratio: float, qkv_bias: bool, epsilon: float, skip_lam: float =
-          1.0,
-        drop_rate: float = 0.0, attn_drop: float = 0.0, drop_path: float = 0.0, dtype=None, rngs: nnx.Rngs,
+        self, dim: int, num_heads: int, *, mlp_ratio: float, qkv_bias: bool, epsilon: float,
+        skip_lam: float = 1.0, attention: type | None = None, mlp: type | None = None, drop_rate: float = 0.0,
+        attn_drop: float = 0.0, drop_path: float = 0.0, dtype=None, rngs: nnx.Rngs,
     ):  # fmt: skip
         self.skip_lam, self.drop_path = skip_lam, drop_path
         self.norm1 = layer_norm(dim, epsilon=epsilon, dtype=dtype, rngs=rngs)
-        self.attn = Attention(
+        self.attn = (attention or Attention)(
             dim,
             num_heads,
             qkv_bias=qkv_bias,
@@ -216,13 +232,53 @@ class Block(nnx.Module):
             rngs=rngs,
         )
         self.norm2 = layer_norm(dim, epsilon=epsilon, dtype=dtype, rngs=rngs)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop_rate=drop_rate, dtype=dtype, rngs=rngs)
+        self.mlp = (mlp or Mlp)(dim, int(dim * mlp_ratio), drop_rate=drop_rate, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Array, key: Array | None = None) -> Array:
         """[B, N, D] -> [B, N, D]."""
         keys = split_key(key, 4)
         x = x + drop_path(self.attn(self.norm1(x), keys[0]), self.drop_path, keys[1]) / self.skip_lam
         return x + drop_path(self.mlp(self.norm2(x), keys[2]), self.drop_path, keys[3]) / self.skip_lam
+
+
+def run_blocks(blocks: Sequence[nnx.Module], x: Array, key: Array | None, *, remat: bool = False) -> Array:
+    """One block after the other, each with a key of its own; `remat` recomputes them in the backward pass."""
+    for block, block_key in zip(blocks, split_key(key, len(blocks)), strict=True):
+        x = (jax.checkpoint(block.__call__) if remat else block)(x, block_key)
+    return x
+
+
+class SqueezeExcite(nnx.Module):
+    """Channel gates from the mean over the image (Hu et al. 2018, arXiv:1709.01507)."""
+
+    def __init__(self, width: int, squeezed: int, *, dtype=None, rngs: nnx.Rngs):
+        self.fc1 = conv(width, squeezed, 1, dtype=dtype, rngs=rngs)
+        self.fc2 = conv(squeezed, width, 1, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Array) -> Array:
+        """[B, H, W, C] -> [B, H, W, C]."""
+        gate = jnp.mean(x, axis=(1, 2), keepdims=True, dtype=jnp.float32)
+        return x * jax.nn.sigmoid(self.fc2(jax.nn.relu(self.fc1(gate)))).astype(x.dtype)
+
+
+class PooledClassifier(nnx.Module):
+    """The head of the convolutional families: one linear classifier for the pooled map or for every cell."""
+
+    def __init__(
+        self, width: int, num_classes: int, *, drop_rate: float = 0.0, dtype=None, rngs: nnx.Rngs
+    ):  # fmt: skip
+        self.drop_rate = drop_rate
+        init = nnx.initializers.normal(0.01)
+        self.fc = nnx.Linear(width, num_classes, kernel_init=init, dtype=dtype, rngs=rngs)
+
+    def __call__(self, features: Array, key: Array | None = None) -> Array:
+        """[B, h, w, D] -> float32 [B, L]."""
+        pooled = jnp.mean(features, axis=(1, 2), dtype=jnp.float32)
+        return self.fc(dropout(pooled, self.drop_rate, key)).astype(jnp.float32)
+
+    def dense(self, features: Array) -> Array:
+        """[B, h, w, D] -> float32 [B, h, w, L]."""
+        return self.fc(features).astype(jnp.float32)
 
 
 class PatchEmbed(nnx.Module):
@@ -271,8 +327,8 @@ def resize_pos_embed(
         old_grid = (side, side)
     if count != old_grid[0] * old_grid[1] or count <= 0:
         raise ValueError(
-            f"Position embedding of {pos_embed.shape[1]} tokens, {num_prefix} of them in front: {count} are no "
-            f"{old_grid[0]}x{old_grid[1]} grid; give old_grid."
+            f"Position embedding of {pos_embed.shape[1]} tokens, {num_prefix} of them in front: {count} are "
+            f"no {old_grid[0]}x{old_grid[1]} grid; give old_grid."
         )
     if tuple(grid) == tuple(old_grid):
         return pos_embed

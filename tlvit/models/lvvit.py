@@ -2,7 +2,6 @@
 token head."""
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from tlvit.mixing import mix_tokens
@@ -15,11 +14,18 @@ from tlvit.models.layers import (
     dropout,
     layer_norm,
     linear,
+    run_blocks,
+    split_key,
     token_grid,
 )
+from tlvit.models.tokens import (
+    attention_maps,
+    check_rule,
+    classify,
+    embed_tokens,
+    token_logits,
+)
 from tlvit.types import Array, MixTokenMask, ModelOutput
-
-RULES = ("max", "mean", "class")
 
 # As published: width / depth / heads, stem width, residual scale. All have MLP ratio 3 and 16-pixel patches.
 VARIANTS = {
@@ -84,10 +90,8 @@ class LVViT(nnx.Module):
         token_head: bool = True, drop_rate: float = 0.0, attn_drop: float = 0.0, drop_path: float = 0.0,
         rule: str = "max", token_weight: float = 0.5, remat: bool = False, dtype=None, rngs: nnx.Rngs,
     ):  # fmt: skip
-        if rule not in RULES:
-            raise ValueError(f"rule must be one of {', '.join(RULES)}, not {rule!r}.")
         self.grid = token_grid(image_size, patch_size)
-        self.num_classes, self.rule, self.token_weight = num_classes, rule, token_weight
+        self.num_classes, self.rule, self.token_weight = num_classes, check_rule(rule), token_weight
         self.drop_rate, self.remat, self.dtype = drop_rate, remat, dtype
         if stem_width:
             self.patch_embed = ConvStem(dim, patch_size, stem_width, dtype=dtype, rngs=rngs)
@@ -115,15 +119,10 @@ class LVViT(nnx.Module):
         if mix is not None:
             x = mix_tokens(x, mix)
         x = self._encode(x, key)
-        cls = self.head(x[:, 0]).astype(jnp.float32)
-        if self.aux_head is None:
-            return ModelOutput(logits=cls, cls=cls)
-        tokens = self.aux_head(x[:, 1:]).astype(jnp.float32)
-        if mix is not None:
-            batch, count, classes = tokens.shape
-            tokens = mix_tokens(tokens.reshape(batch, *self.grid, classes), mix)
-            tokens = tokens.reshape(batch, count, classes)
-        return ModelOutput(logits=self._infer(cls, tokens), cls=cls, tokens=tokens)
+        return classify(
+            self.head(x[:, 0]), x[:, 1:], self.aux_head, grid=self.grid, mix=mix, rule=self.rule,
+            token_weight=self.token_weight,
+        )  # fmt: skip
 
     def features(self, images: Array) -> Array:
         """The normalised patch tokens, [B, h, w, D]."""
@@ -131,42 +130,19 @@ class LVViT(nnx.Module):
         return x.reshape(x.shape[0], *self.grid, -1)
 
     def dense_logits(self, images: Array) -> Array:
-        """The token head's logits, [B, h, w, L]: an LV-ViT can annotate too."""
-        if self.aux_head is None:
-            raise ValueError("This model has no token head, so no logits per token.")
-        return self.aux_head(self.features(images)).astype(jnp.float32)
+        """The token head's logits, float32 [B, h, w, L]: an LV-ViT can annotate too."""
+        return token_logits(self, images)
 
     def attention_maps(self, images: Array) -> list[Array]:
         """The attention of every block, float32 [B, heads, 1 + N, 1 + N] each; token 0 is the class token."""
-        x = self._embed(self.patch_embed(images), None)
-        maps = []
-        for block in self.blocks:
-            maps.append(block.attn.weights(block.norm1(x)))
-            x = block(x)
-        return maps
+        return attention_maps(self.blocks, self._embed(self.patch_embed(images)))
 
-    def _embed(self, x: Array, key: Array | None) -> Array:
-        """[B, h, w, D] -> [B, 1 + N, D] with class token and positions."""
-        batch, h, w, dim = x.shape
-        if (h, w) != self.grid:
-            raise ValueError(
-                f"This model is built for {self.grid[0]}x{self.grid[1]} tokens, the images give {h}x{w}."
-            )
-        cls = jnp.broadcast_to(self.cls_token[...].astype(x.dtype), (batch, 1, dim))
-        x = jnp.concatenate([cls, x.reshape(batch, h * w, dim)], axis=1) + self.pos_embed[...].astype(x.dtype)
-        return dropout(x, self.drop_rate, key)
+    def _embed(self, x: Array) -> Array:
+        """[B, h, w, D] -> [B, 1 + N, D]."""
+        return embed_tokens(x, [self.cls_token[...]], self.pos_embed[...], grid=self.grid)
 
     def _encode(self, x: Array, key: Array | None) -> Array:
-        if key is not None:
-            key = jax.random.split(key, len(self.blocks) + 1)
-        x = self._embed(x, None if key is None else key[-1])
-        for i, block in enumerate(self.blocks):
-            call = jax.checkpoint(block.__call__) if self.remat else block
-            x = call(x, None if key is None else key[i])
-        return self.norm(x)
-
-    def _infer(self, cls: Array, tokens: Array) -> Array:
-        if self.rule == "class":
-            return cls
-        pooled = jnp.max(tokens, axis=1) if self.rule == "max" else jnp.mean(tokens, axis=1)
-        return cls + self.token_weight * pooled
+        """[B, h, w, D] -> [B, 1 + N, D], normalised."""
+        keys = split_key(key, 2)
+        x = dropout(self._embed(x), self.drop_rate, keys[0])
+        return self.norm(run_blocks(self.blocks, x, keys[1], remat=self.remat))

@@ -1,0 +1,117 @@
+"""DeiT (Touvron et al. 2021, "Training data-efficient image transformers", arXiv:2012.12877): a plain ViT,
+optionally with a distillation token."""
+
+from flax import nnx
+
+from tlvit.mixing import mix_tokens
+from tlvit.models.layers import (
+    Block,
+    PatchEmbed,
+    drop_path_rates,
+    dropout,
+    layer_norm,
+    linear,
+    run_blocks,
+    split_key,
+    token_grid,
+)
+from tlvit.models.tokens import (
+    attention_maps,
+    check_rule,
+    classify,
+    embed_tokens,
+    token_logits,
+)
+from tlvit.types import Array, MixTokenMask, ModelOutput
+
+# As published: width and heads; all have 12 blocks, MLP ratio 4 and 16-pixel patches.
+SIZES = {
+    "tiny": {"dim": 192, "num_heads": 3},
+    "small": {"dim": 384, "num_heads": 6},
+    "base": {"dim": 768, "num_heads": 12},
+}
+VARIANTS = {
+    f"deit_{size}{infix}_patch16_{image_size}": {
+        **SIZES[size],
+        "distilled": bool(infix),
+        "image_size": image_size,
+    }
+    for size, image_size in (("tiny", 224), ("small", 224), ("base", 224), ("base", 384))
+    for infix in ("", "_distilled")
+}
+
+
+class DeiT(nnx.Module):
+    """Vision transformer with class token and, if `distilled`, a distillation token with a head of its own.
+
+    `logits` of a distilled model are the mean of its two heads. With `token_head` the patch tokens are
+    classified too, so that token labels can train it; `logits` then follow `rule` as LV-ViT's do: "max" adds
+    token_weight * max over tokens of the token logits, "mean" the mean over tokens, "class" nothing.
+    """
+
+    def __init__(
+        self, *, num_classes: int = 1000, image_size: int | tuple[int, int] = 224, patch_size: int = 16,
+        dim: int, depth: int = 12, num_heads: int, mlp_ratio: float = 4.0, distilled: bool = False,
+        token_head: bool = False, drop_rate: float = 0.0, attn_drop: float = 0.0, drop_path: float = 0.0,
+        rule: str = "max", token_weight: float = 0.5, remat: bool = False, dtype=None, rngs: nnx.Rngs,
+    ):  # fmt: skip
+        self.grid = token_grid(image_size, patch_size)
+        self.num_classes, self.rule, self.token_weight = num_classes, check_rule(rule), token_weight
+        self.drop_rate, self.remat, self.dtype = drop_rate, remat, dtype
+        self.num_prefix = 2 if distilled else 1
+        self.patch_embed = PatchEmbed(dim, patch_size, dtype=dtype, rngs=rngs)
+        init = nnx.initializers.normal(0.02)
+        self.cls_token = nnx.Param(init(rngs.params(), (1, 1, dim)))
+        self.dist_token = nnx.Param(init(rngs.params(), (1, 1, dim))) if distilled else None
+        count = self.num_prefix + self.grid[0] * self.grid[1]
+        self.pos_embed = nnx.Param(init(rngs.params(), (1, count, dim)))
+        self.blocks = nnx.List(
+            Block(
+                dim, num_heads, mlp_ratio=mlp_ratio, qkv_bias=True, epsilon=1e-6, drop_rate=drop_rate,
+                attn_drop=attn_drop, drop_path=rate, dtype=dtype, rngs=rngs,
+            )
+            for rate in drop_path_rates(drop_path, depth)
+        )  # fmt: skip
+        self.norm = layer_norm(dim, epsilon=1e-6, dtype=dtype, rngs=rngs)
+        self.head = linear(dim, num_classes, dtype=dtype, rngs=rngs)
+        self.head_dist = linear(dim, num_classes, dtype=dtype, rngs=rngs) if distilled else None
+        self.aux_head = linear(dim, num_classes, dtype=dtype, rngs=rngs) if token_head else None
+
+    def __call__(
+        self, images: Array, *, mix: MixTokenMask | None = None, key: Array | None = None
+    ) -> ModelOutput:
+        """Normalised float32 [B, H, W, 3] -> ModelOutput; `mix` mixes tokens and un-mixes their logits."""
+        x = self.patch_embed(images)
+        if mix is not None:
+            x = mix_tokens(x, mix)
+        x = self._encode(x, key)
+        return classify(
+            self.head(x[:, 0]), x[:, self.num_prefix :], self.aux_head, grid=self.grid, mix=mix,
+            rule=self.rule, token_weight=self.token_weight,
+            dist=None if self.head_dist is None else self.head_dist(x[:, 1]),
+        )  # fmt: skip
+
+    def features(self, images: Array) -> Array:
+        """The normalised patch tokens, [B, h, w, D]."""
+        x = self._encode(self.patch_embed(images), None)[:, self.num_prefix :]
+        return x.reshape(x.shape[0], *self.grid, -1)
+
+    def dense_logits(self, images: Array) -> Array:
+        """The token head's logits, float32 [B, h, w, L]."""
+        return token_logits(self, images)
+
+    def attention_maps(self, images: Array) -> list[Array]:
+        """The attention of every block, float32 [B, heads, P + N, P + N] each; the first P tokens are the
+        class and the distillation token."""
+        return attention_maps(self.blocks, self._embed(self.patch_embed(images)))
+
+    def _embed(self, x: Array) -> Array:
+        """[B, h, w, D] -> [B, P + N, D]."""
+        prefix = [token[...] for token in (self.cls_token, self.dist_token) if token is not None]
+        return embed_tokens(x, prefix, self.pos_embed[...], grid=self.grid)
+
+    def _encode(self, x: Array, key: Array | None) -> Array:
+        """[B, h, w, D] -> [B, P + N, D], normalised."""
+        keys = split_key(key, 2)
+        x = dropout(self._embed(x), self.drop_rate, keys[0])
+        return self.norm(run_blocks(self.blocks, x, keys[1], remat=self.remat))

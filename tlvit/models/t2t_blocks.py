@@ -1,0 +1,185 @@
+"""The block variants that T2T-ViT (Yuan et al. 2021, arXiv:2101.11986) borrows from CNNs and compares:
+squeeze-and-excitation, ghost and dense."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from tlvit.models.layers import (
+    Attention,
+    Block,
+    attend,
+    attention_weights,
+    drop_path_rates,
+    dropout,
+    gelu,
+    linear,
+    merge_heads,
+    split_heads,
+    split_key,
+)
+from tlvit.types import Array
+
+
+def make_blocks(
+    kind: str, dim: int, num_heads: int, *, depth: int | Sequence[int], growth: int, drop_path: float,
+    **options: Any,
+) -> tuple[list[nnx.Module], int]:  # fmt: skip
+    """The blocks of a T2T-ViT and the width of what they return.
+
+    Args:
+      kind: "plain", "se", "ghost" or "dense".
+      dim, num_heads: of the first block.
+      depth: number of blocks; of each stage if the kind is "dense".
+      growth: channels that every dense block appends.
+      drop_path: rate of the last block; they grow linearly from 0.
+      **options: of every `Block`.
+
+    Raises:
+      ValueError: an unknown kind, or a depth that does not go with it.
+    """
+    if kind not in (*PARTS, "dense"):
+        raise ValueError(f"block must be one of {', '.join([*PARTS, 'dense'])}, not {kind!r}.")
+    if isinstance(depth, int) == (kind == "dense"):
+        raise ValueError(f"depth must be {'a tuple' if kind == 'dense' else 'a number'}, not {depth!r}.")
+    if kind != "dense":
+        rates = drop_path_rates(drop_path, depth)
+        return [Block(dim, num_heads, drop_path=r, **PARTS[kind], **options) for r in rates], dim
+    blocks: list[nnx.Module] = []
+    # As published, all blocks of stage i share the rate that the i-th of 12 blocks would have.
+    for rate, count in zip(drop_path_rates(drop_path, 12), depth, strict=False):
+        if blocks:
+            blocks.append(Transition(dim, dtype=options["dtype"], rngs=options["rngs"]))
+            dim //= 2
+        for _ in range(count):
+            blocks.append(DenseBlock(dim, num_heads, growth=growth, drop_path=rate, **options))
+            dim += growth
+    return blocks, dim
+
+
+class SqueezeExciteAttention(Attention):
+    """Attention whose output channels are gated by their mean over all tokens."""
+
+    def __init__(self, dim: int, num_heads: int, *, dtype=None, rngs: nnx.Rngs, **options: Any):
+        super().__init__(dim, num_heads, dtype=dtype, rngs=rngs, **options)
+        self.se_layer = TokenGate(dim, dim // 16, dtype=dtype, rngs=rngs)
+
+    def project(self, x: Array) -> Array:
+        return self.se_layer(self.proj(x))
+
+
+class TokenGate(nnx.Module):
+    """Squeeze-and-excitation over tokens (Hu et al. 2018, arXiv:1709.01507), without biases."""
+
+    def __init__(self, dim: int, squeezed: int, *, dtype=None, rngs: nnx.Rngs):
+        options = {"bias": False, "dtype": dtype, "rngs": rngs}
+        self.fc = nnx.List([linear(dim, squeezed, **options), jax.nn.relu, linear(squeezed, dim, **options)])
+
+    def __call__(self, x: Array) -> Array:
+        """[B, N, D] -> [B, N, D]."""
+        gate = jnp.mean(x, axis=1, keepdims=True, dtype=jnp.float32)
+        for layer in self.fc:
+            gate = layer(gate)
+        return x * jax.nn.sigmoid(gate).astype(x.dtype)
+
+
+class ChannelScale(nnx.Module):
+    """One factor a channel: ghost's "cheap operation", a depthwise 1x1 convolution in torch."""
+
+    def __init__(self, dim: int, *, dtype=None, rngs: nnx.Rngs):
+        self.dtype = dtype
+        self.scale = nnx.Param(jax.random.uniform(rngs.params(), (dim, 1, 1), minval=-1.0, maxval=1.0))
+
+    def __call__(self, x: Array) -> Array:
+        return x * self.scale[...].reshape(1, 1, -1).astype(x.dtype)
+
+
+class GhostAttention(nnx.Module):
+    """Attention whose query, key and value are half projected, half scaled copies of that half (Han et al.
+    2020, GhostNet, arXiv:1911.11907)."""
+
+    def __init__(
+        self, dim: int, num_heads: int, *, qkv_bias: bool, drop_rate: float = 0.0, attn_drop: float = 0.0,
+        dtype=None, rngs: nnx.Rngs,
+    ):  # fmt: skip
+        if dim % num_heads or dim % 2:
+            raise ValueError(f"Width {dim} cannot be halved or split over {num_heads} heads.")
+        self.num_heads, self.drop_rate, self.attn_drop = num_heads, drop_rate, attn_drop
+        self.scale = (dim // num_heads) ** -0.5
+        for name in "qkv":
+            setattr(self, name, linear(dim, dim // 2, bias=qkv_bias, dtype=dtype, rngs=rngs))
+            setattr(self, f"cheap_operation_{name}", ChannelScale(dim // 2, dtype=dtype, rngs=rngs))
+        self.proj = linear(dim, dim, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Array, key: Array | None = None) -> Array:
+        """[B, N, D] -> [B, N, D]."""
+        keys = split_key(key, 2)
+        x = attend(*self._heads(x), scale=self.scale, drop_rate=self.attn_drop, drop_key=keys[0])
+        return dropout(self.proj(merge_heads(x)), self.drop_rate, keys[1])
+
+    def weights(self, x: Array) -> Array:
+        """The attention maps, float32 [B, heads, N, N]."""
+        query, key, _ = self._heads(x)
+        return attention_weights(query, key, scale=self.scale)
+
+    def _heads(self, x: Array) -> list[Array]:
+        """[B, N, D] -> q, k, v, [B, heads, N, d] each."""
+        heads = []
+        for name in "qkv":
+            half = getattr(self, name)(x)
+            cheap = getattr(self, f"cheap_operation_{name}")(half)
+            heads.append(split_heads(jnp.concatenate([half, cheap], axis=-1), self.num_heads))
+        return heads
+
+
+class GhostMlp(nnx.Module):
+    """MLP of ratio 3 whose second and third part of the hidden layer are scaled copies of the first."""
+
+    def __init__(self, dim: int, hidden: int, *, drop_rate: float = 0.0, dtype=None, rngs: nnx.Rngs):
+        if hidden != 3 * dim:
+            raise ValueError(f"The ghost MLP has a ratio of 3: a hidden width of {3 * dim}, not {hidden}.")
+        self.drop_rate = drop_rate
+        self.fc1 = linear(dim, dim, dtype=dtype, rngs=rngs)
+        self.fc2 = linear(hidden, dim, dtype=dtype, rngs=rngs)
+        self.cheap_operation2 = ChannelScale(dim, dtype=dtype, rngs=rngs)
+        self.cheap_operation3 = ChannelScale(dim, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Array, key: Array | None = None) -> Array:
+        """[B, N, D] -> [B, N, D]."""
+        keys = split_key(key, 2)
+        x = gelu(self.fc1(x))
+        x = jnp.concatenate([x, gelu(self.cheap_operation2(x)), gelu(self.cheap_operation3(x))], axis=-1)
+        return dropout(self.fc2(dropout(x, self.drop_rate, keys[0])), self.drop_rate, keys[1])
+
+
+class DenseBlock(Block):
+    """A block that appends `growth` new channels to its input instead of replacing it."""
+
+    def __init__(self, dim: int, num_heads: int, *, growth: int, dtype=None, rngs: nnx.Rngs, **options: Any):
+        super().__init__(dim, num_heads, dtype=dtype, rngs=rngs, **options)
+        self.dense_linear = linear(dim, growth, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Array, key: Array | None = None) -> Array:
+        """[B, N, D] -> [B, N, D + growth]."""
+        return jnp.concatenate([x, self.dense_linear(super().__call__(x, key))], axis=-1)
+
+
+class Transition(nnx.Module):
+    """Halves the channels between two dense stages."""
+
+    def __init__(self, dim: int, *, dtype=None, rngs: nnx.Rngs):
+        self.linear = linear(dim, dim // 2, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Array, key: Array | None = None) -> Array:
+        """[B, N, D] -> [B, N, D / 2]; nothing here is random."""
+        return gelu(self.linear(x))
+
+
+PARTS = {
+    "plain": {},
+    "se": {"attention": SqueezeExciteAttention},
+    "ghost": {"attention": GhostAttention, "mlp": GhostMlp},
+}

@@ -1,0 +1,281 @@
+"""T2T-ViT (Yuan et al. 2021, "Tokens-to-Token ViT", arXiv:2101.11986): tokens gathered from overlapping
+neighbourhoods, then a deep and narrow transformer."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from tlvit.mixing import mix_tokens
+from tlvit.models.layers import (
+    Buffer,
+    Mlp,
+    attend,
+    dropout,
+    gelu,
+    layer_norm,
+    linear,
+    run_blocks,
+    split_key,
+    token_grid,
+)
+from tlvit.models.t2t_blocks import make_blocks
+from tlvit.models.tokens import (
+    attention_maps,
+    check_rule,
+    classify,
+    embed_tokens,
+    token_logits,
+)
+from tlvit.types import Array, MixTokenMask, ModelOutput
+
+
+def _size(dim: int, depth: int | tuple[int, ...], num_heads: int, mlp_ratio: float, **more: Any) -> dict:
+    return {"dim": dim, "depth": depth, "num_heads": num_heads, "mlp_ratio": mlp_ratio, **more}
+
+
+# As published: width, depth, heads, MLP ratio.
+VARIANTS = {
+    "t2t_vit_7": _size(256, 7, 4, 2.0),
+    "t2t_vit_10": _size(256, 10, 4, 2.0),
+    "t2t_vit_12": _size(256, 12, 4, 2.0),
+    "t2t_vit_14": _size(384, 14, 6, 3.0),
+    "t2t_vit_19": _size(448, 19, 7, 3.0),
+    "t2t_vit_24": _size(512, 24, 8, 3.0),
+    "t2t_vit_t_14": _size(384, 14, 6, 3.0, tokens="transformer"),
+    "t2t_vit_t_19": _size(448, 19, 7, 3.0, tokens="transformer"),
+    "t2t_vit_t_24": _size(512, 24, 8, 3.0, tokens="transformer"),
+    # The paper's comparisons of CNN-like designs.
+    "t2t_vit_14_resnext": _size(384, 14, 32, 3.0),
+    "t2t_vit_14_wide": _size(768, 4, 12, 3.0),
+    "t2t_vit_14_se": _size(384, 14, 6, 3.0, block="se"),
+    "t2t_vit_16_ghost": _size(384, 16, 6, 3.0, block="ghost"),
+    "t2t_vit_dense": _size(128, (3, 6, 6, 4), 8, 2.0, block="dense"),
+}
+
+
+class T2TViT(nnx.Module):
+    """Tokens-to-token stem, class token, fixed sinusoidal positions, transformer blocks.
+
+    `block` is "plain", "se" (squeeze-and-excitation after the attention), "ghost" (half of every projection
+    is a cheap scaling of the other half) or "dense" (every block appends `growth` channels; `depth` is then
+    the depth of each stage). `tokens` is the attention of the stem, "performer" or "transformer". With
+    `token_head` the patch tokens are classified too, and `logits` follow `rule` as LV-ViT's do: "max" adds
+    token_weight * max over tokens of the token logits, "mean" the mean over tokens, "class" nothing.
+    """
+
+    def __init__(
+        self, *, num_classes: int = 1000, image_size: int | tuple[int, int] = 224, dim: int,
+        depth: int | Sequence[int], num_heads: int, mlp_ratio: float, tokens: str = "performer",
+        block: str = "plain", growth: int = 64, token_head: bool = False, token_drop: float = 0.1,
+        drop_rate: float = 0.0, attn_drop: float = 0.0, drop_path: float = 0.0, rule: str = "max",
+        token_weight: float = 0.5, remat: bool = False, dtype=None, rngs: nnx.Rngs,
+    ):  # fmt: skip
+        self.grid = token_grid(image_size, 16)
+        self.num_classes, self.rule, self.token_weight = num_classes, check_rule(rule), token_weight
+        self.drop_rate, self.remat, self.dtype = drop_rate, remat, dtype
+        self.tokens_to_token = TokensToToken(dim, tokens, drop_rate=token_drop, dtype=dtype, rngs=rngs)
+        self.cls_token = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (1, 1, dim)))
+        self.pos_embed = Buffer(jnp.asarray(sinusoid_table(1 + self.grid[0] * self.grid[1], dim)))
+        blocks, dim = make_blocks(
+            block, dim, num_heads, depth=depth, growth=growth, drop_path=drop_path, mlp_ratio=mlp_ratio,
+            qkv_bias=False, epsilon=1e-5, drop_rate=drop_rate, attn_drop=attn_drop, dtype=dtype, rngs=rngs,
+        )  # fmt: skip
+        self.blocks = nnx.List(blocks)
+        self.norm = layer_norm(dim, epsilon=1e-5, dtype=dtype, rngs=rngs)
+        self.head = linear(dim, num_classes, dtype=dtype, rngs=rngs)
+        self.aux_head = linear(dim, num_classes, dtype=dtype, rngs=rngs) if token_head else None
+
+    def __call__(
+        self, images: Array, *, mix: MixTokenMask | None = None, key: Array | None = None
+    ) -> ModelOutput:
+        """Normalised float32 [B, H, W, 3] -> ModelOutput; `mix` mixes tokens and un-mixes their logits."""
+        keys = split_key(key, 2)
+        x = self.tokens_to_token(images, keys[0])
+        if mix is not None:
+            x = mix_tokens(x, mix)
+        x = self._encode(x, keys[1])
+        return classify(
+            self.head(x[:, 0]), x[:, 1:], self.aux_head, grid=self.grid, mix=mix, rule=self.rule,
+            token_weight=self.token_weight,
+        )  # fmt: skip
+
+    def features(self, images: Array) -> Array:
+        """The normalised patch tokens, [B, h, w, D]."""
+        x = self._encode(self.tokens_to_token(images), None)[:, 1:]
+        return x.reshape(x.shape[0], *self.grid, -1)
+
+    def dense_logits(self, images: Array) -> Array:
+        """The token head's logits, float32 [B, h, w, L]."""
+        return token_logits(self, images)
+
+    def attention_maps(self, images: Array) -> list[Array]:
+        """The attention of every block, float32 [B, heads, 1 + N, 1 + N] each; token 0 is the class token."""
+        return attention_maps(self.blocks, self._embed(self.tokens_to_token(images)))
+
+    def _embed(self, x: Array) -> Array:
+        """[B, h, w, D] -> [B, 1 + N, D]."""
+        return embed_tokens(x, [self.cls_token[...]], self.pos_embed[...], grid=self.grid)
+
+    def _encode(self, x: Array, key: Array | None) -> Array:
+        """[B, h, w, D] -> [B, 1 + N, D], normalised."""
+        keys = split_key(key, 2)
+        x = dropout(self._embed(x), self.drop_rate, keys[0])
+        return self.norm(run_blocks(self.blocks, x, keys[1], remat=self.remat))
+
+
+def sinusoid_table(count: int, dim: int) -> np.ndarray:
+    """Fixed positions (Vaswani et al. 2017) of `count` tokens, the class token being position 0.
+
+    Returns:
+      float32 [1, count, dim]: sin and cos of position / 10000^(2i / dim) in turn; float64 inside.
+    """
+    angle = np.arange(count)[:, None] / 10000.0 ** (2 * (np.arange(dim) // 2) / dim)[None, :]
+    table = np.where(np.arange(dim)[None, :] % 2, np.cos(angle), np.sin(angle))
+    return table[None].astype(np.float32)
+
+
+def soft_split(x: Array, size: int, stride: int) -> Array:
+    """Overlapping neighbourhoods of size x size cells, zero-padded so that the grid shrinks by the stride.
+
+    Returns:
+      [B, H / stride, W / stride, C * size * size], the channel outermost: torch's `unfold` order.
+    """
+    padding = (size - stride + 1) // 2
+    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    h, w = ((side - size) // stride + 1 for side in x.shape[1:3])
+    along = lambda y, axis, count: jnp.stack(
+        [jax.lax.slice_in_dim(y, i, i + stride * (count - 1) + 1, stride, axis) for i in range(size)], axis=-1
+    )
+    return along(along(x, 1, h), 2, w).reshape(x.shape[0], h, w, -1)
+
+
+class TokensToToken(nnx.Module):
+    """Three soft splits with attention between them: [B, H, W, 3] -> [B, H / 16, W / 16, D]."""
+
+    def __init__(
+        self, dim: int, tokens: str, *, width: int = 64, drop_rate: float = 0.1, dtype=None, rngs: nnx.Rngs
+    ):  # fmt: skip
+        if tokens not in ("performer", "transformer"):
+            raise ValueError(f"tokens must be performer or transformer, not {tokens!r}.")
+        options = {"dtype": dtype, "rngs": rngs}
+        if tokens == "performer":
+            options["drop_rate"] = drop_rate
+        attention = TokenPerformer if tokens == "performer" else TokenTransformer
+        self.attention1 = attention(3 * 7 * 7, width, **options)
+        self.attention2 = attention(width * 3 * 3, width, **options)
+        self.project = linear(width * 3 * 3, dim, dtype=dtype, rngs=rngs)
+
+    def __call__(self, images: Array, key: Array | None = None) -> Array:
+        keys = split_key(key, 2)
+        x = self._attend(self.attention1, soft_split(images, 7, 4), keys[0])
+        x = self._attend(self.attention2, soft_split(x, 3, 2), keys[1])
+        return self.project(soft_split(x, 3, 2))
+
+    def _attend(self, attention: nnx.Module, x: Array, key: Array | None) -> Array:
+        batch, h, w, width = x.shape
+        return attention(x.reshape(batch, h * w, width), key).reshape(batch, h, w, -1)
+
+
+class TokenTransformer(nnx.Module):
+    """One-headed transformer block that narrows its tokens, so its residual starts from the values."""
+
+    def __init__(self, dim: int, width: int, *, dtype=None, rngs: nnx.Rngs):
+        self.norm1 = layer_norm(dim, epsilon=1e-5, dtype=dtype, rngs=rngs)
+        self.attn = NarrowingAttention(dim, width, dtype=dtype, rngs=rngs)
+        self.norm2 = layer_norm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
+        self.mlp = Mlp(width, width, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Array, key: Array | None = None) -> Array:
+        """[B, N, D] -> [B, N, width]; nothing here is random."""
+        x = self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class NarrowingAttention(nnx.Module):
+    """Attention of one head from D to `width` channels, plus the values."""
+
+    def __init__(self, dim: int, width: int, *, dtype=None, rngs: nnx.Rngs):
+        self.scale = dim**-0.5  # of the wide input, as published
+        self.qkv = linear(dim, 3 * width, bias=False, dtype=dtype, rngs=rngs)
+        self.proj = linear(width, width, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Array) -> Array:
+        query, key, value = jnp.split(self.qkv(x)[:, None], 3, axis=-1)
+        return (value + self.proj(attend(query, key, value, scale=self.scale)))[:, 0]
+
+
+class TokenPerformer(nnx.Module):
+    """As TokenTransformer, with attention linear in N (Choromanski et al. 2020, arXiv:2009.14794)."""
+
+    def __init__(self, dim: int, width: int, *, drop_rate: float, dtype=None, rngs: nnx.Rngs):
+        self.drop_rate = drop_rate
+        self.kqv = linear(dim, 3 * width, dtype=dtype, rngs=rngs)
+        self.proj = linear(width, width, dtype=dtype, rngs=rngs)
+        self.norm1 = layer_norm(dim, epsilon=1e-5, dtype=dtype, rngs=rngs)
+        self.norm2 = layer_norm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
+        self.mlp = nnx.List(
+            [linear(width, width, dtype=dtype, rngs=rngs), gelu, linear(width, width, dtype=dtype, rngs=rngs)]
+        )
+        # Half as many random features as channels, orthogonal; [m, width], never trained.
+        init = nnx.initializers.orthogonal(scale=math.sqrt(width // 2))
+        self.w = Buffer(init(rngs.params(), (width // 2, width)))
+
+    def __call__(self, x: Array, key: Array | None = None) -> Array:
+        """[B, N, D] -> [B, N, width]."""
+        keys = split_key(key, 2)
+        # The published order is key, query, value.
+        keys_, query, value = jnp.split(self.kqv(self.norm1(x)), 3, axis=-1)
+        y = performer_attention(query, keys_, value, self.w[...]).astype(value.dtype)
+        x = value + dropout(self.proj(y), self.drop_rate, keys[0])
+        y = self.norm2(x)
+        for layer in self.mlp:
+            y = layer(y)
+        return x + dropout(y, self.drop_rate, keys[1])
+
+
+def performer_attention(
+    query: Array, key: Array, value: Array, features: Array, *, epsilon: float = 1e-8
+) -> Array:
+    """Softmax-kernel attention by positive random features, without overflow or underflow.
+
+    With phi(x) = exp(w x - |x|^2 / 2) / sqrt(m) the result is
+    sum_n phi(q) . phi(k_n) v_n / (sum_n phi(q) . phi(k_n) + epsilon). Each feature's largest key and each
+    query's largest product are taken out of the exponentials, which changes nothing in exact arithmetic and
+    keeps every intermediate value, and the gradient, finite where the plain formula is 0 / 0.
+
+    Args:
+      query, key: [B, N, D].
+      value: [B, N, D].
+      features: w, [m, D].
+      epsilon: of the denominator, as published.
+
+    Returns:
+      float32 [B, N, D].
+    """
+    log_query, log_key = (_log_features(x, features) for x in (query, key))
+    largest_key = jax.lax.stop_gradient(jnp.max(log_key, axis=1, keepdims=True))  # [B, 1, m]
+    log_query = log_query + largest_key
+    largest = jax.lax.stop_gradient(jnp.max(log_query, axis=2, keepdims=True))  # [B, N, 1]
+    phi_query, phi_key = jnp.exp(log_query - largest), jnp.exp(log_key - largest_key)
+
+    exact = {"precision": jax.lax.Precision.HIGHEST}
+    moments = jnp.einsum("bnd,bnm->bmd", value.astype(jnp.float32), phi_key, **exact)
+    numerator = jnp.einsum("bnm,bmd->bnd", phi_query, moments, **exact)
+    # At least 1: the largest product belongs to a feature whose largest key is 1.
+    total = jnp.einsum("bnm,bm->bn", phi_query, jnp.sum(phi_key, axis=1), **exact)[..., None]
+    # epsilon is scaled as the rest: by m for the two factors sqrt(m), and by what was taken out.
+    log_epsilon = math.log(epsilon * features.shape[0]) - largest
+    return numerator * jnp.exp(-jnp.logaddexp(jnp.log(total), log_epsilon))
+
+
+def _log_features(x: Array, features: Array) -> Array:
+    """w x - |x|^2 / 2 in float32: [B, N, D], [m, D] -> [B, N, m]."""
+    # Beyond any value whose features are not 0, yet with a finite square.
+    x = jnp.clip(x.astype(jnp.float32), -1e15, 1e15)
+    product = jnp.einsum("bnd,md->bnm", x, features, precision=jax.lax.Precision.HIGHEST)
+    return product - jnp.sum(x * x, axis=-1, keepdims=True) / 2
