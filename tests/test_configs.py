@@ -71,11 +71,9 @@ def test_published_recipe(name, drop_path, learning_rate, crop_pct, size):
     config = load(name)
     assert config.model.name == name
     assert config.model.options.drop_path == drop_path
-    assert (config.optim.learning_rate, config.optim.reference_batch, config.optim.weight_decay) == (
-        learning_rate,
-        1024,
-        0.05,
-    )
+    optimizer = config.optim
+    assert (optimizer.learning_rate, optimizer.reference_batch) == (learning_rate, 1024)
+    assert optimizer.weight_decay == 0.05
     assert (config.epochs, config.floor_epochs, config.optim.warmup_epochs) == (300, 10, 5)
     assert (config.optim.warmup_start, config.optim.floor, config.optim.schedule_per) == (1e-6, 1e-5, "epoch")
     assert (config.ema.decay, config.loss.smoothing, config.augment.erasing) == (0.99992, 0.1, 0.25)

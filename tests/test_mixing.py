@@ -131,13 +131,23 @@ def test_mixing_a_sharded_batch_needs_no_other_device():
     assert any(kind in text for kind in BETWEEN_DEVICES)
 
 
+def mix_both(key, images, targets, *, mixup, cutmix, shards=1):
+    mix = mixing.draw_image_mix(key, images.shape[1:3], shards, mixup=mixup, cutmix=cutmix)
+    return mixing.mix_images(images, mix), mixing.mix_by_area(targets, mix)
+
+
+def test_image_mixing_without_an_alpha_is_refused():
+    with pytest.raises(ValueError, match="alpha above 0"):
+        mixing.draw_image_mix(jax.random.key(0), (8, 8), mixup=0.0, cutmix=0.0)
+
+
 def test_mixup_blends_images_and_targets_alike():
     """Images that hold their own target: both stay equal; partners are mirrored in the shard."""
     targets = np.eye(8, dtype=np.float32)
     images = np.broadcast_to(targets[:, None, None, :], (8, 4, 4, 8))
     shares = []
     for seed in range(20):
-        x, t = mixing.mixup_or_cutmix(jax.random.key(seed), images, targets, mixup=0.8, cutmix=0.0, shards=2)
+        x, t = mix_both(jax.random.key(seed), images, targets, mixup=0.8, cutmix=0.0, shards=2)
         np.testing.assert_allclose(x, np.broadcast_to(t[:, None, None, :], x.shape), atol=1e-6)
         np.testing.assert_allclose(t.sum(1), 1, atol=1e-6)
         share = np.diag(t)
@@ -151,7 +161,7 @@ def test_cutmix_targets_are_the_shares_of_pixels():
     targets = np.eye(8, dtype=np.float32)
     images = np.broadcast_to(targets[:, None, None, :], (8, 16, 12, 8))
     for seed in range(20):
-        x, t = mixing.mixup_or_cutmix(jax.random.key(seed), images, targets, mixup=0.0, cutmix=1.0, shards=2)
+        x, t = mix_both(jax.random.key(seed), images, targets, mixup=0.0, cutmix=1.0, shards=2)
         assert set(np.unique(x)) <= {0.0, 1.0}
         np.testing.assert_allclose(np.mean(x, (1, 2)), t, atol=1e-6)
 
@@ -159,7 +169,7 @@ def test_cutmix_targets_are_the_shares_of_pixels():
 def test_mixup_and_cutmix_take_turns():
     targets = np.eye(4, dtype=np.float32)
     images = np.broadcast_to(targets[:, None, None, :], (4, 16, 16, 4))
-    run = jax.jit(lambda key: mixing.mixup_or_cutmix(key, images, targets, mixup=0.8, cutmix=1.0))
+    run = jax.jit(lambda key: mix_both(key, images, targets, mixup=0.8, cutmix=1.0))
     cut = 0
     for seed in range(60):
         x, t = run(jax.random.key(seed))

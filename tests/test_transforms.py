@@ -1,5 +1,6 @@
 """Transforms: boxes, pixels, and the matrix that says where the pixels come from."""
 
+import contextlib
 import io
 
 import numpy as np
@@ -7,8 +8,10 @@ import PIL.Image
 import pytest
 import tensorflow as tf
 import tiny_images
+from sklearn.datasets import load_sample_images
 
-from tlvit.data import transforms
+from tlvit.augment_policy import OPS, parse_policy
+from tlvit.data import randaugment, transforms
 
 
 def png(image):
@@ -41,21 +44,108 @@ def photograph(height, width, seed=0):
     return np.rint(image).astype(np.uint8)
 
 
-@pytest.mark.parametrize("encode", [png, jpeg])
-@pytest.mark.parametrize("image_size", [(32, 32), (24, 40)])
-def test_the_matrix_of_a_training_image_points_at_its_pixels(encode, image_size):
+@pytest.mark.parametrize(
+    ("encode", "size", "image_size"),
+    [
+        (png, (90, 120), (32, 32)),
+        (png, (90, 120), (24, 40)),
+        # A JPEG's colours are off by up to two grey levels, so a source pixel must be worth more of them.
+        (jpeg, (72, 84), (32, 32)),
+        (jpeg, (61, 83), (16, 24)),  # decoded at half the size, which does not divide these numbers
+        (jpeg, (66, 93), (7, 9)),  # at a quarter and an eighth
+    ],
+)
+@pytest.mark.parametrize("exact_resize", [False, True])
+def test_the_matrix_of_a_training_image_points_at_its_pixels(encode, size, image_size, exact_resize):
     """Colours encode the position in the source; the matrix gives the same position within a source pixel."""
-    height, width = 90, 120
-    encoded = encode(tiny_images.position_image(40, height, width))
+    encoded = encode(tiny_images.position_image(40, *size))
     flips = 0
     for seed in seeds(24):
-        image, geometry = transforms.train_image(encoded, seed, image_size=image_size, scale=(0.1, 1.0))
+        image, geometry = transforms.train_image(
+            encoded, seed, image_size=image_size, scale=(0.1, 1.0), exact_resize=exact_resize
+        )
         expected = np.tensordot(geometry.numpy(), centres(*image_size), 1)
         read = image.numpy()[:, :, :2].astype(np.float64).transpose(2, 0, 1) / 255
-        error = np.abs(read - expected)[:, 1:-1, 1:-1] * np.array([width, height])[:, None, None]
+        error = np.abs(read - expected)[:, 1:-1, 1:-1] * np.array(size[::-1])[:, None, None]
         assert error.max() < 1, (seed, error.max())
         flips += geometry.numpy()[0, 0] < 0
     assert 4 < flips < 20
+
+
+@pytest.mark.parametrize("policy", ["rand-m9-n2-mstd0.5-inc1", "rand-m5-n4-inc1"])
+def test_the_matrix_follows_randaugment(policy):
+    """Crop, flip and moves; photometric operations become moves too, as colours are the proof."""
+    encoded = png(tiny_images.position_image(0, 120, 160))
+    policy = parse_policy(policy)
+    moved = 0
+    for seed in seeds(40):
+        options = dict(image_size=(64, 72), scale=(0.3, 1.0))
+        with only_moves():
+            image, geometry = transforms.train_image(encoded, seed, **options, randaugment_policy=policy)
+        _, plain = transforms.train_image(encoded, seed, **options)
+        geometry = geometry.numpy()
+        expected = np.tensordot(geometry, centres(64, 72), 1)
+        read = image.numpy()[:, :, :2].astype(np.float64).transpose(2, 0, 1) / 255
+        error = np.abs(read - expected) * np.array([160, 120])[:, None, None]
+        kept = image.numpy()[:, :, 2] == 0  # blue tells what was filled in
+        inner = np.zeros_like(kept)
+        inner[1:-1, 1:-1] = (
+            kept[1:-1, 1:-1] & kept[:-2, 1:-1] & kept[2:, 1:-1] & kept[1:-1, :-2] & kept[1:-1, 2:]
+        )
+        assert error[:, inner].max(initial=0) < 1, (seed, error[:, inner].max())
+        moved += not np.allclose(geometry, plain)
+    assert 15 < moved < 40
+
+
+@contextlib.contextmanager
+def only_moves():
+    """Every photometric operation becomes a geometric one."""
+    original = randaugment.apply_op
+    places = [OPS.index(kind) for kind in ("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel")]
+    table = tf.constant([op if op in places else places[op % 5] for op in range(15)] + [15])
+    randaugment.apply_op = lambda image, op, level, sign: original(image, tf.gather(table, op), level, sign)
+    try:
+        yield
+    finally:
+        randaugment.apply_op = original
+
+
+@pytest.mark.parametrize("method", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(
+    "zoom", [0.7, 1.0, 1.19, 1.21, 1.4, 1.6, 1.62, 1.63, 1.65, 1.9, 2.4, 3.2, 3.3, 4.5, 6.4, 7]
+)
+def test_the_fast_resize_stays_near_pillow(method, zoom):
+    """Crops `zoom` times the final size: over two photographs, the mean difference is below 4 grey levels."""
+    differences = []
+    for photo in load_sample_images().images:
+        encoded = jpeg(photo, 90)
+        pixels = np.asarray(PIL.Image.open(io.BytesIO(encoded.numpy())))
+        side = min(int(380 / zoom), 224)
+        wanted = tf.constant([17, 101, round(side * zoom), round(side * zoom)])
+        snap = lambda size, wanted=wanted, side=side: transforms.snap_box(wanted, size, (side, side))
+        crop, box, _ = transforms.decode_and_crop(
+            encoded, lambda size, snap=snap: (*snap(size), snap(size)[0])
+        )
+        top, left, height, width = box.numpy()
+        assert np.abs(box - wanted).max() <= 8
+        result = transforms.fast_resize(crop, (side, side), method).numpy()
+        image = PIL.Image.fromarray(pixels[top : top + height, left : left + width])
+        image = image.resize((side, side), getattr(PIL.Image, method.upper()))
+        difference = result.astype(int) - np.asarray(image)
+        differences.append(np.abs(difference).mean())
+        assert abs(difference.mean()) < 0.6
+    assert np.mean(differences) < (0.5 if zoom < 1 else 4)
+
+
+def test_large_crops_are_decoded_smaller():
+    size = tf.constant([1000, 1003])
+    for side, expected in ((900, 0), (620, 0), (600, 1), (310, 1), (300, 2), (155, 2), (150, 3), (20, 3)):
+        box, halvings = transforms.snap_box(tf.constant([3, 5, 990, 998]), size, (side, side))
+        assert halvings == expected
+        factor = 2**expected
+        assert (box.numpy() % factor == 0).all()
+        assert (box.numpy()[:2] + box.numpy()[2:] <= size.numpy()).all()
+        assert np.abs(box - [3, 5, 990, 998]).max() <= factor
 
 
 def test_the_published_label_crop_exchanges_the_axes_of_the_crop_in_the_flipped_image():

@@ -51,6 +51,11 @@ def token_label_loss(
         raise ValueError(
             "token_label_loss needs a model with a token head; this model's output has no token logits."
         )
+    if output.tokens.shape != targets.tokens.shape:
+        raise ValueError(
+            f"Token logits are {output.tokens.shape} but targets {targets.tokens.shape} (B, N, L): the "
+            "targets' grid or classes are not the model's."
+        )
     cls_target = _class_target(targets, truth_mix)
     if mix is not None:
         cls_target = mix_by_area(cls_target, mix)

@@ -9,7 +9,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tlvit.types import Array, MixTokenMask
+from tlvit.types import Array, MixTokenMask, pytree
+
+
+@pytree
+class ImageMix:
+    """How the images of a batch are mixed with their partners (as in `MixTokenMask`).
+
+    Attributes:
+      mask: bool [S, H, W], True where a pixel is the partner's (cutmix).
+      blend: float32 [S], the own share of every other pixel (mixup).
+      lam: float32 [S], the own share of the target.
+    """
+
+    mask: Array
+    blend: Array
+    lam: Array
 
 
 def draw_mixtoken_mask(
@@ -26,7 +41,7 @@ def draw_mixtoken_mask(
     """
     h, w = grid
     key_share, key_y, key_x = jax.random.split(key, 3)
-    side = jnp.sqrt(1.0 - jax.random.beta(key_share, alpha, alpha, (shards,)))
+    side = jnp.sqrt(1.0 - _beta(key_share, alpha, shards))
     half_h = jnp.floor(h * side).astype(jnp.int32) // 2
     half_w = jnp.floor(w * side).astype(jnp.int32) // 2
     y = jax.random.randint(key_y, (shards,), 0, h)
@@ -73,7 +88,7 @@ def mix_tokens(tokens: Array, mix: MixTokenMask) -> Array:
     return jnp.where(mask, own[:, ::-1], own).reshape(tokens.shape)
 
 
-def mix_by_area(values: Array, mix: MixTokenMask) -> Array:
+def mix_by_area(values: Array, mix: MixTokenMask | ImageMix) -> Array:
     """lam * own + (1 - lam) * partner's, for values [B, ...] of whole images (the class token's targets)."""
     shards = mix.lam.shape[0]
     own = values.reshape(shards, values.shape[0] // shards, *values.shape[1:])
@@ -81,34 +96,40 @@ def mix_by_area(values: Array, mix: MixTokenMask) -> Array:
     return (lam * own + (1 - lam) * own[:, ::-1]).reshape(values.shape)
 
 
-def mixup_or_cutmix(
-    key: Array, images: Array, targets: Array, *, mixup: float, cutmix: float, shards: int = 1
-) -> tuple[Array, Array]:
-    """Mixes every shard of a batch with its own reversal, by mixup or by cutmix, each half of the time if
-    both are on.
+def draw_image_mix(
+    key: Array, image_size: tuple[int, int], shards: int = 1, *, mixup: float, cutmix: float
+) -> ImageMix:
+    """Draws mixup (Zhang et al. 2018) or cutmix (Yun et al. 2019) for each shard of a batch, each half of the
+    time if both are on.
 
     Args:
       key: PRNG key.
-      images: float [B, H, W, C].
-      targets: float [B, L].
-      mixup, cutmix: alphas of the Beta distributions of Zhang et al. 2018 and Yun et al. 2019, 0 is off.
+      image_size: (H, W).
       shards: S.
+      mixup, cutmix: alphas of the Beta distributions, 0 is off.
 
-    Returns:
-      Mixed (images, targets).
+    Raises:
+      ValueError: both are off.
     """
+    if not mixup and not cutmix:
+        raise ValueError("Mixing images needs an alpha above 0 for mixup or cutmix.")
     key_choice, key_share, key_box = jax.random.split(key, 3)
-    box = draw_mixtoken_mask(key_box, images.shape[1:3], shards, alpha=cutmix or 1.0)
-    share = jax.random.beta(key_share, mixup or 1.0, mixup or 1.0, (shards,))
-    blend = MixTokenMask(mask=box.mask, lam=share)
-    if not cutmix:
-        return mix_by_area(images, blend), mix_by_area(targets, blend)
-    if not mixup:
-        return mix_tokens(images, box), mix_by_area(targets, box)
-    choose = jax.random.bernoulli(key_choice)
-    images = jax.lax.cond(choose, lambda x: mix_tokens(x, box), lambda x: mix_by_area(x, blend), images)
-    lam = MixTokenMask(mask=box.mask, lam=jnp.where(choose, box.lam, share))
-    return images, mix_by_area(targets, lam)
+    box = draw_mixtoken_mask(key_box, image_size, shards, alpha=cutmix or 1.0)
+    share = _beta(key_share, mixup or 1.0, shards)
+    choose = jax.random.bernoulli(key_choice) if mixup and cutmix else jnp.bool_(bool(cutmix))
+    return ImageMix(
+        mask=box.mask & choose, blend=jnp.where(choose, 1.0, share), lam=jnp.where(choose, box.lam, share)
+    )
+
+
+def mix_images(images: Array, mix: ImageMix) -> Array:
+    """Mixes every shard of the images [B, H, W, C] with its own reversal; their targets mix by
+    `mix_by_area`."""
+    blended = mix_by_area(images, MixTokenMask(mask=mix.mask, lam=mix.blend))
+    shards, height, width = mix.mask.shape
+    partner = images.reshape(shards, -1, *images.shape[1:])[:, ::-1].reshape(images.shape)
+    mask = jnp.repeat(mix.mask, images.shape[0] // shards, axis=0).reshape(-1, height, width, 1)
+    return jnp.where(mask, partner, blended)
 
 
 def random_erasing(
@@ -146,6 +167,12 @@ def random_erasing(
     erase = jax.random.bernoulli(keys[4], probability, (batch,)) & jnp.any(fits, axis=1)
     mask = inside_y[:, :, None] & inside_x[:, None, :] & erase[:, None, None]
     return jnp.where(mask[..., None], jax.random.normal(keys[5], images.shape, images.dtype), images)
+
+
+def _beta(key: Array, alpha: float, shards: int) -> Array:
+    """Beta(alpha, alpha) for each shard; Beta(1, 1) as the uniform it is, without the sampler's loops, which
+    would make devices wait for each other."""
+    return jax.random.uniform(key, (shards,)) if alpha == 1 else jax.random.beta(key, alpha, alpha, (shards,))
 
 
 def _with_share(mask: Array) -> MixTokenMask:

@@ -15,7 +15,8 @@ def roi_weights(geometry: Array, map_grid: tuple[int, int], grid: tuple[int, int
     ratio) on the box that the geometry cuts out of the map, minus half a cell, which puts cell centres where
     they belong. Every token averages ceil(extent / tokens) samples along each axis, a sample interpolates
     bilinearly between cell centres, samples up to a cell outside of the map take its border and those further
-    away count as zero. For rotations and shears the box is a parallelogram and everything else is the same.
+    away count as zero. For rotations and shears the box is a parallelogram and everything else is the same;
+    sides longer than the map average as many samples as one of its length.
 
     Args:
       geometry: float32 [B, 2, 3], token image -> map, both in [0, 1] x [0, 1].

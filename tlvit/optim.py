@@ -50,9 +50,10 @@ def warmup_cosine(
         )
 
     def schedule(step: Array) -> Array:
-        t = jnp.asarray(step, jnp.float32) / steps_per_epoch
-        t = jnp.floor(t) if per == "epoch" else t
-        t = jnp.maximum(t - lag_epochs, 0.0)
+        step = jnp.asarray(step, jnp.int32)
+        # Whole epochs by integer division: compiled float division may fall short of them by one rounding.
+        t = step // steps_per_epoch if per == "epoch" else step / steps_per_epoch
+        t = jnp.maximum(t.astype(jnp.float32) - lag_epochs, 0.0)
         warmup = warmup_start + t * (peak - warmup_start) / max(warmup_epochs, 1e-9)
         cosine = floor + 0.5 * (peak - floor) * (1 + jnp.cos(math.pi * jnp.minimum(t / epochs, 1.0)))
         return jnp.where(t < warmup_epochs, warmup, cosine)
@@ -75,7 +76,7 @@ def make_optimizer(
     weight_decay: float = 0.05, clip_norm: float | None = None, beta1: float = 0.9, beta2: float = 0.999,
     epsilon: float = 1e-8,
 ) -> optax.GradientTransformation:  # fmt: skip
-    """The optimiser of a run; decay is decoupled, scaled by the rate and masked by `decay_mask`.
+    """The optimiser of a run; decay is masked by `decay_mask` and decoupled (with sgd it joins the gradient).
 
     Args:
       params: for the mask; shapes suffice.

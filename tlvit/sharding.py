@@ -57,6 +57,8 @@ class Prefetch:
     """
 
     def __init__(self, batches: Iterator[PyTree], mesh: Mesh, *, depth: int = 2):
+        if depth < 1:
+            raise ValueError(f"Prefetching needs a depth of at least 1, not {depth}.")
         self._batches, self._mesh, self._depth = iter(batches), mesh, depth
         self._ready: collections.deque = collections.deque()
         self.wait_s = 0.0

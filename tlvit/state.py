@@ -71,7 +71,8 @@ def init_state(
 def state_from(
     params: PyTree, stats: PyTree, tx: optax.GradientTransformation, *, seed: int = 0, ema: bool = True
 ) -> TrainState:
-    """The state at step 0 of a run that starts from these weights; the average starts as a copy of them."""
+    """The state at step 0 of a run that starts from (copies of) these weights; so does the average."""
+    params, stats = jax.tree.map(jnp.copy, (params, stats))  # a training step gives its arrays away
     average = jax.tree.map(jnp.copy, {"params": params, "stats": stats}) if ema else None
     return TrainState(
         step=jnp.zeros((), jnp.int32),

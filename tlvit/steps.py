@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from tlvit.losses import soft_cross_entropy, token_label_loss
 from tlvit.metrics import classification_sums
-from tlvit.mixing import draw_mixtoken_mask, mixup_or_cutmix, random_erasing
+from tlvit.mixing import draw_image_mix, draw_mixtoken_mask, mix_by_area, mix_images, random_erasing
 from tlvit.models.functional import Net
 from tlvit.optim import update_ema
 from tlvit.sharding import replicated
@@ -71,6 +71,9 @@ def make_train_step(
             "tokens would be judged by one image's score map. MixToken takes their place; set both to 0."
         )
     shards = mix_shards or mesh.devices.size
+    # Every device draws all masks; left to itself, XLA splits the drawing and lets devices wait for each
+    # other.
+    here = lambda mask: jax.lax.with_sharding_constraint(mask, replicated(mesh))
 
     def loss_fn(params, stats, batch: Batch, key: Array):
         key_mix, key_erase, key_net = jax.random.split(key, 3)
@@ -81,11 +84,14 @@ def make_train_step(
         if token_grid is None:
             truth = smooth_one_hot(batch.label, num_classes, smoothing)
             if mixup or cutmix:
-                images, truth = mixup_or_cutmix(
-                    key_mix, images, truth, mixup=mixup, cutmix=cutmix, shards=shards
-                )
+                mix = here(draw_image_mix(key_mix, images.shape[1:3], shards, mixup=mixup, cutmix=cutmix))
+                images, truth = mix_images(images, mix), mix_by_area(truth, mix)
             output, stats = run(images)
             return cls_weight * jnp.mean(soft_cross_entropy(output.cls, truth)), stats
+        if batch.maps is None:
+            raise ValueError(
+                "Training with token labels, but the batch carries no score maps (maps is None)."
+            )
         targets = make_targets(
             batch.maps,
             batch.label,
@@ -94,7 +100,7 @@ def make_train_step(
             num_classes=num_classes,
             smoothing=smoothing,
         )
-        mix = draw_mixtoken_mask(key_mix, token_grid, shards) if mixtoken else None
+        mix = here(draw_mixtoken_mask(key_mix, token_grid, shards)) if mixtoken else None
         output, stats = run(images, mix=mix)
         loss = token_label_loss(
             output, targets, mix, dense_weight=dense_weight, cls_weight=cls_weight, truth_mix=truth_mix
@@ -126,7 +132,7 @@ def make_train_step(
         if ema is not None:
             new = {"params": params, "stats": stats}
             ema = update_ema(ema, new, state.step, decay=ema_decay, warmup=ema_warmup)
-        metrics = {"loss": loss, "grad_norm": optax.global_norm(grads)}
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
         return TrainState(state.step + 1, params, stats, opt_state, ema, state.key), metrics
 
     return jax.jit(step, donate_argnums=0, out_shardings=replicated(mesh))

@@ -36,10 +36,12 @@ class Batch:
     Attributes:
       image: uint8 [B, H, W, 3], RGB, not normalised.
       label: int32 [B].
-      mask: bool [B]; False marks padding, which counts nowhere.
+      mask: bool [B]; False marks padding, which evaluation leaves out; training batches have none.
       maps: ScoreMaps of the B images, or None in a run without token labels.
       geometry: float32 [B, 2, 3]; maps a point (x, y, 1) of the final image to the source image that the
         score map covers, both in [0, 1] x [0, 1], x to the right and y down.
+      real: int32 [B, R], all labels that are right for an image, padded with -1 (ReaL; an image may have
+        none), or None where the data have single labels only.
     """
 
     image: Array
@@ -47,6 +49,7 @@ class Batch:
     mask: Array
     maps: ScoreMaps | None
     geometry: Array
+    real: Array | None = None
 
 
 @pytree

@@ -7,19 +7,24 @@ change a batch.
 
 import dataclasses
 import itertools
+import logging
 import os
+import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import tensorflow as tf
 
-from tlvit.data import transforms
-from tlvit.data.order import Order, make_order, ordered_records, read_segments, segments, window_segments
-from tlvit.data.score_maps import ScoreMapReader, label_maps, verify_shard
-from tlvit.data.sources import Source
+from tlvit.augment_policy import parse_policy
+from tlvit.data import faults, transforms
+from tlvit.data.order import Order, make_order, ordered_records, read_segments, segments
+from tlvit.data.score_maps import ScoreMapReader, label_maps, map_matrix
+from tlvit.data.source import Source
 from tlvit.types import Batch, ScoreMaps
 
 SHUFFLE_BYTES = 2 << 30
+
+log = logging.getLogger("tlvit")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +50,13 @@ def train_batches(
     hflip: float = 0.5,
     interpolation: transforms.Interpolation = "random",
     label_crop: transforms.LabelCrop = "aligned",
+    randaugment: str = "",
+    three_augment: bool = False,
+    color_jitter: float = 0.0,
+    exact_resize: bool = False,
     allow_missing_maps: float = 0.0,
+    repeats: int = 1,
+    max_bad: float = 0.001,
     shuffle_bytes: int = SHUFFLE_BYTES,
     num_threads: int | None = None,
 ) -> Iterator[Batch]:
@@ -60,24 +71,34 @@ def train_batches(
       first_step: start with this batch; equal, bit for bit, to what a run from 0 gives from there on.
       process_index: this process; process_count: number of processes, which share one global order.
       scale, ratio, hflip, interpolation, label_crop: see `transforms.train_image`.
+      randaugment: policy string like "rand-m9-n2-mstd0.5-inc1", or "" for none.
+      three_augment, color_jitter, exact_resize: see `transforms.train_image`.
       allow_missing_maps: largest share of images that may lack a map; their target is their label everywhere.
+      repeats: repeated augmentation (Hoffer et al. 2020, arXiv:1901.09335): an image takes so many places in
+        a row, each with an augmentation of its own; an epoch has as many steps and one in `repeats` images.
+      max_bad: largest share of images that may be broken; the next image in the order takes the place of one.
       shuffle_bytes: host memory that the shuffle may hold, of encoded images and maps.
       num_threads: threads that decode; None: one for each core.
 
     Raises:
       ValueError: here, if the maps are not the source's or the images fill no batch; while iterating, if a
-        map belongs to another image or a shard is damaged.
+        map belongs to another image, a shard is damaged or stays lost, or too many images are broken.
     """
     records, parse = (
         (source.records, source.parse) if maps is None else _with_maps(source, maps, allow_missing_maps)
     )
-    order = train_order(source, batch_size=batch_size, seed=seed, shuffle_bytes=shuffle_bytes)
+    local = _local_batch(batch_size, process_index, process_count)
+    order = train_order(
+        source, batch_size=batch_size, seed=seed, shuffle_bytes=shuffle_bytes, repeats=repeats
+    )
     threads = num_threads or available_cores()
+    policy = parse_policy(randaugment)
 
     def prepare(raw, counter):
         example = parse(raw)
+        encoded = faults.whole_jpeg(example.pop("image"))
         image, geometry = transforms.train_image(
-            example.pop("image"),
+            encoded,
             tf.stack([tf.constant(seed, tf.int64), counter]),
             image_size=image_size,
             scale=scale,
@@ -85,16 +106,42 @@ def train_batches(
             hflip=hflip,
             interpolation=interpolation,
             label_crop=label_crop,
+            randaugment_policy=policy,
+            three_augment=three_augment,
+            color_jitter=color_jitter,
+            exact_resize=exact_resize,
         )
-        del example["key"]
+        if maps is not None and maps.info.geometry != "full":
+            geometry = transforms.compose(map_matrix(encoded, maps.info), geometry)
         return example | {"image": image, "geometry": geometry, "label": tf.cast(example["label"], tf.int32)}
 
-    data = ordered_records(
-        records, order, first_step=first_step, process_index=process_index, process_count=process_count
-    )
-    data = data.map(prepare, num_parallel_calls=threads, deterministic=True)
-    data = data.batch(batch_size // process_count, drop_remainder=True).prefetch(2)
-    return _iterate(data, threads, lambda step: _name_damage(source, maps, order, first_step + step))
+    def prepare_spare(i, group, counter):
+        spare = lambda j: tf.nest.map_structure(lambda x: tf.gather(x, j), group)
+        before = [tf.where(j < i, parse(spare(j))["key"], "") for j in range(faults.SPARES)]
+        return prepare(spare(i), counter) | {"broken": tf.stack(before)}
+
+    def batches(done, guarded):
+        data = ordered_records(
+            records,
+            order,
+            first_step=first_step + done,
+            process_index=process_index,
+            process_count=process_count,
+            spares=faults.SPARES if guarded else 0,
+        )
+        if guarded:
+            last = lambda *element: prepare_spare(tf.constant(faults.SPARES, tf.int64), *element)
+            data = faults.first_good(data, prepare_spare, last, count=faults.SPARES, threads=threads)
+            data = data.map(_same_image)
+        else:
+            whole = lambda *element: _same_image(prepare(*element))
+            data = data.map(whole, num_parallel_calls=threads, deterministic=True)
+        return data.batch(local, drop_remainder=True).prefetch(2)
+
+    broken = faults.BrokenImages(source, max_bad=max_bad, remedy="the next one takes its place")
+    blame = lambda done: faults.name_damage(source, maps, order, first_step + done)
+    arrays = faults.run(batches, threads=threads, broken=broken, blame=blame)
+    return map(_to_batch, _log_restart(arrays, order, first_step) if first_step else arrays)
 
 
 def eval_batches(
@@ -106,31 +153,47 @@ def eval_batches(
     interpolation: str = "bicubic",
     process_index: int = 0,
     process_count: int = 1,
+    max_bad: float = 0.0,
     num_threads: int | None = None,
 ) -> Iterator[Batch]:
     """Every image of the split exactly once over all processes; all processes give the same number of
     batches.
 
     Process p of n reads images [p ceil(N / n), (p + 1) ceil(N / n)) in the source's order. Batches have
-    batch_size / process_count images; the last ones are filled with zeros whose mask is False.
+    batch_size / process_count images; the last ones are filled with zeros whose mask is False. So are the
+    places of broken images, as far as max_bad allows any. Sources with sets of labels (ReaL) fill `real`.
 
     Args: as in `train_batches` and `transforms.eval_image`.
 
     Raises:
-      ValueError: the processes do not divide the batch, or a shard is damaged.
+      ValueError: the processes do not divide the batch, a shard is damaged or stays lost, or too many images
+        are broken.
     """
     local = _local_batch(batch_size, process_index, process_count)
     share = -(-source.num_examples // process_count)
     first = min(process_index * share, source.num_examples)
     last = min(first + share, source.num_examples)
-    lines = tf.range(len(source.shard_lengths), dtype=tf.int64)
-    raw = read_segments(source.records, *segments(source.shard_lengths, lines, first, last))
+    line = tf.range(len(source.shard_lengths), dtype=tf.int64)
+
+    def raw(done):
+        start = min(first + done * local, last)
+        return read_segments(source.records, *segments(source.shard_lengths, line, start, last))
+
     transform = lambda encoded: transforms.eval_image(
         encoded, image_size=image_size, crop_pct=crop_pct, interpolation=interpolation
     )
-    filled = (item.batch for item in _in_order(source, raw, transform, local, num_threads))
+    items = _in_order(
+        source,
+        raw,
+        transform,
+        batch_size=local,
+        image_size=image_size,
+        max_bad=max_bad,
+        num_threads=num_threads,
+    )
     missing = -(-share // local) - -(-(last - first) // local)
-    return itertools.chain(filled, (_empty_batch(local, image_size) for _ in range(missing)))
+    empty = _empty_batch(local, image_size, source.max_real)
+    return itertools.chain((item.batch for item in items), itertools.repeat(empty, missing))
 
 
 def annotation_batches(
@@ -139,15 +202,25 @@ def annotation_batches(
     *,
     batch_size: int,
     image_size: tuple[int, int],
+    max_bad: float = 0.0,
     num_threads: int | None = None,
 ) -> Iterator[KeyedBatch]:
     """The images of one shard in record order, each squashed as a whole to (H, W), with their keys.
 
-    The last batch is filled up with zeros whose mask is False.
+    The last batch is filled up with zeros whose mask is False. The mask of a broken image is False as well,
+    as far as max_bad (of the whole source) allows any; it keeps its key and its place.
     """
-    raw = source.records(shard_index, 0)
+    raw = lambda done: source.records(shard_index, done * batch_size)
     transform = lambda encoded: transforms.whole_image(encoded, image_size=image_size)
-    yield from _in_order(source, raw, transform, batch_size, num_threads)
+    yield from _in_order(
+        source,
+        raw,
+        transform,
+        batch_size=batch_size,
+        image_size=image_size,
+        max_bad=max_bad,
+        num_threads=num_threads,
+    )
 
 
 def steps_per_epoch(source: Source, batch_size: int) -> int:
@@ -155,7 +228,9 @@ def steps_per_epoch(source: Source, batch_size: int) -> int:
     return source.num_examples // batch_size
 
 
-def train_order(source: Source, *, batch_size: int, seed: int, shuffle_bytes: int = SHUFFLE_BYTES) -> Order:
+def train_order(
+    source: Source, *, batch_size: int, seed: int, shuffle_bytes: int = SHUFFLE_BYTES, repeats: int = 1
+) -> Order:
     """The order in which `train_batches` reads a source."""
     return make_order(
         source.shard_lengths,
@@ -163,6 +238,7 @@ def train_order(source: Source, *, batch_size: int, seed: int, shuffle_bytes: in
         batch_size=batch_size,
         record_bytes=source.record_bytes,
         shuffle_bytes=shuffle_bytes,
+        repeats=repeats,
     )
 
 
@@ -187,103 +263,90 @@ def _with_maps(source: Source, maps: ScoreMapReader, allow_missing: float):
 
     def parse(raw):
         example, score_map = source.parse(raw["image"]), maps.parse(raw["map"])
-        same = tf.equal(example["key"], score_map["key"])
-        said = ["score map of another image: the image is", example["key"], "but its map in"]
-        check = tf.debugging.Assert(same, [*said, maps.path, "belongs to", score_map["key"]])
-        with tf.control_dependencies([check]):
-            value, index = tf.identity(score_map["value"]), tf.identity(score_map["index"])
+        value, index = score_map["value"], score_map["index"]
         if info.num_missing:
             make = lambda: label_maps(example["label"], info)
             value, index = tf.cond(score_map["missing"], make, lambda: (value, index))
-        return example | {"value": value, "index": index}
+        owner = {"map_key": score_map["key"], "map_folder": tf.constant(maps.path)}
+        return example | owner | {"value": value, "index": index}
 
     return records, parse
 
 
+def _same_image(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    """What goes into a batch, once it is certain that the map is the image's own.
+
+    This comes after an image is decoded and not before, so that the error is not taken for a broken image.
+    """
+    rest = {k: v for k, v in example.items() if k not in ("key", "map_key", "map_folder", "real")}
+    if "map_key" not in example:
+        return rest
+    said = ["score map of another image: the image is", example["key"], "but its map in"]
+    said += [example["map_folder"], "belongs to", example["map_key"]]
+    with tf.control_dependencies([tf.debugging.Assert(tf.equal(example["key"], example["map_key"]), said)]):
+        return rest | {"value": tf.identity(example["value"])}
+
+
 def _in_order(
-    source: Source, raw: tf.data.Dataset, transform: Callable, batch_size: int, num_threads: int | None
+    source: Source,
+    raw: Callable[[int], tf.data.Dataset],
+    transform: Callable,
+    *,
+    batch_size: int,
+    image_size: tuple[int, int],
+    max_bad: float,
+    num_threads: int | None,
 ) -> Iterator[KeyedBatch]:
-    """Transformed records as they come, the last batch padded."""
+    """Transformed records as they come, the last batch padded; raw: batches to leave out -> raw records."""
     threads = num_threads or available_cores()
 
-    def prepare(raw):
-        example = source.parse(raw)
-        image, geometry = transform(example["image"])
+    def prepare(record):
+        example = source.parse(record)
+        image, geometry = transform(faults.whole_jpeg(example["image"]))
         label = tf.cast(example["label"], tf.int32)
-        return {"image": image, "geometry": geometry, "label": label}, example["key"]
+        return example | {"image": image, "geometry": geometry, "label": label, "mask": True, "broken": ""}
 
-    data = raw.map(prepare, num_parallel_calls=threads, deterministic=True).batch(batch_size).prefetch(2)
-    for arrays, keys in _run(data, threads, lambda step: _name_damage(source, None, None, step)):
-        yield KeyedBatch(_pad(_to_batch(arrays), batch_size), tuple(key.decode() for key in keys))
+    def blank(record):
+        # The key alone: the image of a record is not read for it.
+        key, label = source.parse(record)["key"], tf.constant(0)
+        real = {"real": tf.fill([source.max_real], tf.constant(-1, tf.int64))} if source.max_real else {}
+        image, geometry = tf.zeros([*image_size, 3], tf.uint8), tf.zeros([2, 3])
+        fields = {
+            "image": image,
+            "geometry": geometry,
+            "label": label,
+            "mask": False,
+            "broken": key,
+            "key": key,
+        }
+        return fields | real
+
+    def batches(done, guarded):
+        if guarded:
+            attempt = lambda i, record: prepare(record)
+            data = faults.first_good(raw(done), attempt, blank, count=1, threads=threads)
+        else:
+            data = raw(done).map(prepare, num_parallel_calls=threads, deterministic=True)
+        return data.batch(batch_size).prefetch(2)
+
+    broken = faults.BrokenImages(source, max_bad=max_bad, remedy="it is left out")
+    blame = lambda done: faults.name_damage(source, None, None, done)
+    for arrays in faults.run(batches, threads=threads, broken=broken, blame=blame):
+        keys = tuple(key.decode() for key in arrays.pop("key"))
+        yield KeyedBatch(_pad(_to_batch(arrays), batch_size), keys)
 
 
-def _iterate(data: tf.data.Dataset, threads: int, blame: Callable[[int], str]) -> Iterator[Batch]:
-    for arrays in _run(data, threads, blame):
-        yield _to_batch(arrays)
-
-
-def _run(data: tf.data.Dataset, threads: int, blame: Callable[[int], str]) -> Iterator:
-    """The data set's elements in numpy; TensorFlow's errors become ValueErrors that say what is wrong.
-
-    `blame` names the damaged file, given the number of batches that came before it.
-    """
-    options = tf.data.Options()
-    options.deterministic = True
-    options.threading.private_threadpool_size = threads
-    options.threading.max_intra_op_parallelism = 1
-    options.experimental_optimization.inject_prefetch = False
-    iterator = data.with_options(options).as_numpy_iterator()
-    count = 0
-    while True:
-        try:
-            element = next(iterator)
-        except StopIteration:
-            return
-        except tf.errors.DataLossError as error:
-            raise ValueError(blame(count)) from error
-        except tf.errors.OpError as error:
-            raise ValueError(_plain(error.message)) from error
+def _log_restart(arrays: Iterator, order: Order, first_step: int) -> Iterator:
+    """Say how long it took to get to where a run goes on: the cost of a restart."""
+    start = time.perf_counter()
+    for number, element in enumerate(arrays):
+        if not number:
+            epoch, place = divmod(first_step, order.steps_per_epoch)
+            log.info(
+                "data: on from batch %d of %d in epoch %d after %.1f s",
+                place, order.steps_per_epoch, epoch, time.perf_counter() - start,
+            )  # fmt: skip
         yield element
-        count += 1
-
-
-def _plain(message: str) -> str:
-    """The sentence in an error of TensorFlow, without the names of its graph's nodes."""
-    _, found, said = message.partition("assertion failed: ")
-    if found:
-        words = said.splitlines()[0].strip()[1:-1].split("] [")
-        return " ".join(words)
-    line = message.splitlines()[0]
-    return "reading images failed: " + line.rpartition("}} ")[2].replace(" [Op:IteratorGetNext] name: ", "")
-
-
-def _name_damage(source: Source, maps: ScoreMapReader | None, order: Order | None, step: int) -> str:
-    """Which file near a step of training is damaged; without an order, all of the source's files are read."""
-    shards = range(len(source.shard_lengths)) if order is None else _shards_near(order, step)
-    for shard in shards:
-        try:
-            for _ in tf.data.TFRecordDataset(source.files[shard]):
-                pass
-        except tf.errors.DataLossError as error:
-            return f"image shard {source.files[shard]} is damaged: {_plain(error.message)}"
-    for number in range(len(maps.files)) if maps else ():
-        try:
-            verify_shard(maps, number)
-        except ValueError as error:
-            return str(error)
-    return f"a shard of {source.identity} is damaged"
-
-
-def _shards_near(order: Order, step: int) -> list[int]:
-    """Shards that are being read while batch `step` is made: those of its windows and of the next two."""
-    epoch, place = divmod(step, order.steps_per_epoch)
-    number = epoch * order.windows_per_epoch + place * order.block // order.window
-    found = set()
-    for lane in range(order.lanes):
-        for n in range(number, number + 3):
-            epoch, window = (tf.constant(x, tf.int64) for x in divmod(n, order.windows_per_epoch))
-            found.update(window_segments(order, lane, epoch, window)[0].numpy().tolist())
-    return sorted(found)
 
 
 def _local_batch(batch_size: int, process_index: int, process_count: int) -> int:
@@ -297,9 +360,10 @@ def _to_batch(arrays: dict[str, np.ndarray]) -> Batch:
     return Batch(
         image=arrays["image"],
         label=arrays["label"],
-        mask=np.ones(len(arrays["label"]), bool),
+        mask=arrays["mask"] if "mask" in arrays else np.ones(len(arrays["label"]), bool),
         maps=maps,
         geometry=arrays["geometry"],
+        real=arrays["real"].astype(np.int32) if "real" in arrays else None,
     )
 
 
@@ -308,16 +372,24 @@ def _pad(batch: Batch, size: int) -> Batch:
     count = size - len(batch.label)
     if not count:
         return batch
-    grow = lambda x: np.concatenate([x, np.zeros((count, *x.shape[1:]), x.dtype)])
-    return Batch(grow(batch.image), grow(batch.label), grow(batch.mask), None, grow(batch.geometry))
+    grow = lambda x, value=0: np.concatenate([x, np.full((count, *x.shape[1:]), value, x.dtype)])
+    return Batch(
+        image=grow(batch.image),
+        label=grow(batch.label),
+        mask=grow(batch.mask),
+        maps=None,
+        geometry=grow(batch.geometry),
+        real=None if batch.real is None else grow(batch.real, -1),
+    )
 
 
-def _empty_batch(size: int, image_size: tuple[int, int]) -> Batch:
+def _empty_batch(size: int, image_size: tuple[int, int], max_real: int) -> Batch:
     empty = Batch(
         image=np.zeros((0, *image_size, 3), np.uint8),
         label=np.zeros(0, np.int32),
         mask=np.zeros(0, bool),
         maps=None,
         geometry=np.zeros((0, 2, 3), np.float32),
+        real=np.zeros((0, max_real), np.int32) if max_real else None,
     )
     return _pad(empty, size)

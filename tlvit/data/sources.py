@@ -1,91 +1,37 @@
-"""Where encoded images come from: prepared TFDS data sets, shard by shard, each record with a stable key."""
+"""Opens the images of a run by name: prepared TFDS data sets, digit scenes, and folders of class folders."""
 
-import dataclasses
 import os
 import re
-from collections.abc import Callable
-from typing import Any
 
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-Records = Callable[[tf.Tensor, tf.Tensor], tf.data.Dataset]
+from tlvit.data.folders import open_folder
+from tlvit.data.source import Origin, Records, Source
 
-
-@dataclasses.dataclass(frozen=True)
-class Origin:
-    """The whole split that a source's shards are cut from; score maps of the whole serve every part of it.
-
-    Attributes:
-      identity: identity of the whole split.
-      shard_lengths: records of each of its shards.
-      shards: for each shard of the source, the index of the shard it was cut from.
-      offsets: for each shard of the source, the records left out at that shard's start.
-    """
-
-    identity: str
-    shard_lengths: tuple[int, ...]
-    shards: tuple[int, ...]
-    offsets: tuple[int, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """An ordered set of encoded, labelled images in shards.
-
-    Attributes:
-      name: the name it was opened by.
-      split: the split, as TFDS writes it: "train", "test[:10%]", …
-      identity: data set, version and split: what score maps are checked against.
-      num_examples: number of images.
-      num_classes: number of classes.
-      class_names: their names, or None where the data set does not say.
-      shard_lengths: number of records of each shard, in order.
-      record_bytes: mean bytes of a record, for the budget of the shuffle.
-      key_kind: "file_name" (the data set's own) or "tfds_id" (shard file name, two underscores, position in
-        it).
-      files: the file of each shard, for messages.
-      origin: the whole split that this one is a part of.
-      records: (shard, offset), scalar integers -> tf.data.Dataset of raw records from there to the shard's
-        end. Reading them is sequential and cheap; they are what a shuffle holds.
-      parse: a raw record -> {"image": encoded bytes, "label": int64, "key": string}, all scalar tensors. Runs
-        in parallel, and only for records that are used.
-    """
-
-    name: str
-    split: str
-    identity: str
-    num_examples: int
-    num_classes: int
-    class_names: tuple[str, ...] | None
-    shard_lengths: tuple[int, ...]
-    record_bytes: float
-    key_kind: str
-    files: tuple[str, ...]
-    origin: Origin
-    records: Records
-    parse: Callable[[Any], dict[str, tf.Tensor]]
-
-    def read(self, shard: int | tf.Tensor, offset: int | tf.Tensor = 0) -> tf.data.Dataset:
-        """Parsed records of one shard in order, from `offset` on: {"image", "label", "key"}."""
-        return self.records(shard, offset).map(self.parse)
+MAX_REAL = 32  # of an image's set of labels (ReaL); records with more are refused, not cut
 
 
 def open_source(name: str, split: str, *, data_dir: str | None = None) -> Source:
-    """Open a split of a prepared TFDS data set that has an image and a label.
+    """Open a split of a prepared TFDS data set that has an image and a label, or of class folders.
 
     Args:
-      name: TFDS name ("imagenet2012", "cifar10", "name/config:version", …) or "digits" for the digit scenes.
-      split: TFDS split, parts included: "train", "train[:90%]", "train+validation".
+      name: TFDS name ("imagenet2012", "cifar10", "name/config:version", …), "digits" for the digit scenes, or
+        a folder ROOT with ROOT/SPLIT/CLASS/IMAGE (see `folders.open_folder`).
+      split: TFDS split, parts included: "train", "train[:90%]", "train+validation"; of class folders: a
+        folder's name, or a part of it: "val", "train[:90%]".
       data_dir: folder of the prepared data sets; None: TFDS's own (~/tensorflow_datasets).
 
     Raises:
       ValueError: the data set is unknown or not prepared, the split is unknown or empty, there is no image or
         label, or the files are not TFRecords.
     """
+    if _is_folder(name):
+        return open_folder(name, split)
     builder = _find_builder(name, data_dir)
     features = builder.info.features
-    if "image" not in features or "label" not in features:
+    label_name = "label" if "label" in features else "original_label"  # the latter: imagenet2012_real
+    if "image" not in features or label_name not in features:
         raise ValueError(f"{name} has the features {sorted(features)}; training needs 'image' and 'label'")
     try:
         info = builder.info.splits[split]
@@ -96,7 +42,7 @@ def open_source(name: str, split: str, *, data_dir: str | None = None) -> Source
         ) from error
     if not info.num_examples:
         raise ValueError(f"split {split!r} of {name} in {builder.data_dir} is empty")
-    label = features["label"]
+    label = features[label_name]
     if not getattr(label, "num_classes", None):
         raise ValueError(
             f"the label of {name} is {label}, not a class label: its number of classes is unknown"
@@ -118,8 +64,18 @@ def open_source(name: str, split: str, *, data_dir: str | None = None) -> Source
         files=files,
         origin=_find_origin(builder, split, instructions, lengths),
         records=_record_reader(files, tuple(item.skip for item in instructions), lengths),
-        parse=_record_parser(features, files, key_kind),
+        parse=_record_parser(features, files, label_name, key_kind),
+        max_real=MAX_REAL if "real_label" in features else 0,
     )
+
+
+def _is_folder(name: str) -> bool:
+    """Whether a name means class folders: it is written as a path, or a folder that TFDS did not prepare."""
+    if os.path.isabs(name) or name.startswith((".", "~")):
+        return True
+    prepared = [os.path.join(name, *["*"] * depth, "dataset_info.json") for depth in (0, 1, 2)]
+    is_digits = name.split("/")[0] == "digits"
+    return os.path.isdir(name) and not is_digits and not any(tf.io.gfile.glob(p) for p in prepared)
 
 
 def _find_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
@@ -190,9 +146,10 @@ def _record_reader(files: tuple[str, ...], skips: tuple[int, ...], lengths: tupl
     return records
 
 
-def _record_parser(features, files: tuple[str, ...], key_kind: str) -> Callable[[Any], dict[str, tf.Tensor]]:
-    """{"record", "shard", "index"} -> {"image", "label", "key"}; the image stays encoded."""
-    wanted = {"image": True, "label": True} | ({"file_name": True} if key_kind == "file_name" else {})
+def _record_parser(features, files: tuple[str, ...], label_name: str, key_kind: str):
+    """{"record", "shard", "index"} -> {"image", "label", "key"[, "real"]}; the image stays encoded."""
+    wanted = {"image": True, label_name: True} | ({"file_name": True} if key_kind == "file_name" else {})
+    wanted |= {"real_label": True} if "real_label" in features else {}
     features = tfds.decode.PartialDecoding(wanted).extract_features(features)
     names = [os.path.basename(file) for file in files]
 
@@ -204,6 +161,18 @@ def _record_parser(features, files: tuple[str, ...], key_kind: str) -> Callable[
             key = tf.strings.join(
                 [tf.gather(tf.constant(names), raw["shard"]), tf.strings.as_string(raw["index"])], "__"
             )
-        return {"image": example["image"], "label": tf.cast(example["label"], tf.int64), "key": key}
+        parsed = {"image": example["image"], "label": tf.cast(example[label_name], tf.int64), "key": key}
+        if "real_label" in wanted:
+            parsed["real"] = _fixed_length(tf.cast(example["real_label"], tf.int64), key)
+        return parsed
 
     return parse
+
+
+def _fixed_length(labels: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
+    """Some labels [n] -> [MAX_REAL], padded with -1."""
+    count = tf.size(labels)
+    said = ["image", key, "has", count, "labels, more than", MAX_REAL]
+    with tf.control_dependencies([tf.debugging.Assert(count <= MAX_REAL, said)]):
+        labels = tf.pad(labels, [[0, MAX_REAL - count]], constant_values=-1)
+    return tf.ensure_shape(labels, [MAX_REAL])

@@ -11,8 +11,7 @@ from tlvit.types import Array, MixTokenMask, ModelOutput, PyTree
 
 @dataclasses.dataclass(frozen=True)
 class Net:
-    """The computation of a model without its arrays; hashable by identity and free to be closed over by
-    `jax.jit`."""
+    """The computation of a model without its arrays; hashable and free to be closed over by `jax.jit`."""
 
     train_graph: Any
     eval_graph: Any
