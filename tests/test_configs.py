@@ -85,10 +85,15 @@ def test_published_recipe(name, drop_path, learning_rate, crop_pct, size):
 
 def test_published_schedule_at_known_epochs():
     config = load("lvvit_s")
+    optimizer = config.optim
     schedule = optim.warmup_cosine(
-        peak=config.optim.learning_rate, epochs=config.epochs, steps_per_epoch=1, warmup_epochs=config.optim.warmup_epochs,
-        warmup_start=config.optim.warmup_start, floor=config.optim.floor,
-    )  # fmt: skip
+        peak=optimizer.learning_rate,
+        epochs=config.epochs,
+        steps_per_epoch=1,
+        warmup_epochs=optimizer.warmup_epochs,
+        warmup_start=optimizer.warmup_start,
+        floor=optimizer.floor,
+    )
     assert float(schedule(0)) == pytest.approx(1e-6)
     assert float(schedule(150)) == pytest.approx((1.6e-3 + 1e-5) / 2)
     assert float(schedule(300)) == float(schedule(309)) == pytest.approx(1e-5)

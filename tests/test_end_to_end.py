@@ -30,7 +30,7 @@ def command(module, *arguments, devices=1):
     """[argv, environment] of a program of the checkout, quiet and small."""
     environment = {
         **os.environ,
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(ROOT),
     }
@@ -127,7 +127,7 @@ def test_start_summary_says_what_runs(student):
         r"model +lvvit_s, 0\.\d+ M parameters",
         r"train images +64 of 10 classes",
         r"eval images +40",
-        r"token labels +ON: 64 maps of 6x6 cells, top 5, for 64 images, by regnety_002, crop aligned",
+        r"token labels +ON: 64 maps of 12x12 cells, top 5, for 64 images, by regnety_002, crop aligned",
         r"schedule +4 \+ 0 epochs = 16 steps",
         r"step 16/16 .*images/s .*waiting for data \d+% +ETA",
         r"evaluation on 40 images: raw top-1 .*ema top-1",
@@ -147,15 +147,17 @@ def test_workdir_holds_config_metrics_events_checkpoints_and_picture(student):
     assert (workdir / "report.png").stat().st_size > 20_000
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_stopped_run_resumes_bit_for_bit(number, scenes, maps, student, tmp_path):
+@pytest.mark.parametrize(
+    ("number", "after"), [(signal.SIGTERM, 6), (signal.SIGINT, 6), (signal.SIGKILL, 12)]
+)  # checkpoints are written in the background: at step 12 that of step 4 is surely whole
+def test_stopped_run_resumes_bit_for_bit(number, after, scenes, maps, student, tmp_path):
     """Stopped by a signal in the middle and started again, the run ends in exactly the state of one that ran
     through."""
     arguments = student_command(scenes, maps, tmp_path)
     with (tmp_path / "out.txt").open("w") as out:
         process = subprocess.Popen(**command("tlvit.main", *arguments), stdout=out, stderr=subprocess.STDOUT)
         deadline = time.monotonic() + 300
-        while "step 6/16" not in (tmp_path / "out.txt").read_text():
+        while f"step {after}/16" not in (tmp_path / "out.txt").read_text():
             assert process.poll() is None, (tmp_path / "out.txt").read_text()
             assert time.monotonic() < deadline
             time.sleep(0.02)
@@ -168,7 +170,7 @@ def test_stopped_run_resumes_bit_for_bit(number, scenes, maps, student, tmp_path
         assert status == 75, text
         assert "the same command goes on from there" in text
         stopped, _ = last_state(tmp_path)
-        assert 6 <= stopped < 16
+        assert after <= stopped < 16
     text = run("tlvit.main", *arguments)
     assert re.search(r"resumed at step \d+", text), text
     step, state = last_state(tmp_path)
@@ -216,23 +218,21 @@ def test_evaluation_mode_agrees_with_training_and_counts_every_image(scenes, stu
 
 
 def test_annotation_interrupted_in_the_middle_continues(scenes, annotator, maps, tmp_path):
+    shutil.copytree(scenes, tmp_path / "data")
+    [victim] = (tmp_path / "data").rglob("*train.tfrecord-00002-of-00004")
+    arguments = [f"--model={annotator}", "--data=digits", f"--data-dir={tmp_path / 'data'}", "--top-k=5"]
     out = tmp_path / "maps"
-    shutil.copytree(maps, out)
-    (out / "score_maps.json").unlink()
-    victims = sorted(out.glob("maps-*"))[1:3]
-    before = {p.name: p.read_bytes() for p in out.glob("maps-*")}
-    for path in victims:
-        path.unlink()
-    text = run(
-        "tlvit.annotate",
-        f"--model={annotator}",
-        "--data=digits",
-        f"--data-dir={scenes}",
-        f"--out={out}",
-        "--top-k=5",
-    )
+    victim.rename(tmp_path / "away")
+    text = run("tlvit.annotate", *arguments, f"--out={out}", status=1)
+    assert victim.name in text
+    assert "Traceback" not in text
+    assert len(list(out.glob("maps-*"))) == 2
+    (tmp_path / "away").rename(victim)
+    text = run("tlvit.annotate", *arguments, f"--out={out}")
     assert "2 of 4 shards are there already" in text
-    assert {p.name: p.read_bytes() for p in out.glob("maps-*")} == before
+    assert {p.name: p.read_bytes() for p in out.glob("maps-*")} == {
+        p.name: p.read_bytes() for p in maps.glob("maps-*")
+    }
     assert "is whole: 64 images" in run("tlvit.annotate", f"--check={out}")
 
 
@@ -271,11 +271,11 @@ def test_fine_tuning_starts_from_other_weights_at_another_size(scenes, maps, stu
         (["--config.model.dtype=float16"], r"config.model.dtype must be float32 or bfloat16, not 'float16'"),
         (
             ["--config.loss.truth_mix=no"],
-            r"truth_mix must be one of off, reference, intended, truth, not 'no'",
+            r"config.loss.truth_mix must be off or reference or intended or truth, not .no.",
         ),
-        (["--config.data.label_crop=left"], r"label_crop"),
+        (["--config.data.label_crop=left"], r"data.label_crop must be aligned or published, not 'left'"),
         (["--config.data.name=no_such_data"], r"no_such_data"),
-        (["--config.batch_size=65"], r"65"),
+        (["--config.batch_size=65"], r"64 training images .*65"),
     ],
 )
 def test_bad_settings_are_one_clear_sentence(change, said, scenes, maps, tmp_path):

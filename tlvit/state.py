@@ -65,7 +65,9 @@ def init_state(
         _, params, stats = functionalize(build())
         return state_from(params, stats, tx, seed=seed, ema=ema)
 
-    return net, tx, jax.jit(init, out_shardings=replicated(mesh))()
+    # The program runs once: on a CPU, compiling it with all optimisations costs five times what that saves.
+    quick = {"xla_backend_optimization_level": 0} if mesh.devices.flat[0].platform == "cpu" else None
+    return net, tx, jax.jit(init, out_shardings=replicated(mesh), compiler_options=quick)()
 
 
 def state_from(

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from tlvit import convert, optim, reporting, sharding, state, steps
 from tlvit.checkpoints import Checkpoints
 from tlvit.evaluate import evaluate
+from tlvit.losses import TRUTH_MIX
 from tlvit.models.functional import count_parameters, functionalize
 from tlvit.restore import ModelInfo, Preprocessing
 from tlvit.types import Batch
@@ -60,6 +61,8 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainResult:
     if config.token_labels:
         maps = score_maps.open_score_maps(_score_map_folder(config, source))
         maps.check_against(source)
+
+    _check(config, source)
 
     # Mesh and model. The model is built abstractly first; its arrays are born where they belong.
     mesh = sharding.make_mesh()
@@ -239,8 +242,6 @@ def square(image_size: tuple[int, ...]) -> tuple[int, int]:
 
 def model_info(config: ConfigDict, source) -> ModelInfo:
     """What the run's checkpoints say about their model."""
-    if config.model.dtype not in ("float32", "bfloat16"):
-        raise ValueError(f"config.model.dtype must be float32 or bfloat16, not {config.model.dtype!r}.")
     return ModelInfo(
         model=config.model.name,
         num_classes=source.num_classes,
@@ -298,6 +299,24 @@ def _score_map_folder(config: ConfigDict, source) -> str:
         f"{source.num_examples} images once (python -m tlvit.annotate --help), or train without them: "
         "--config.token_labels=False, with mixup and cutmix."
     )
+
+
+def _check(config: ConfigDict, source) -> None:
+    """Settings that would otherwise fail late, or be taken for something else."""
+    choices = {
+        "data.label_crop": ("aligned", "published"),
+        "augment.interpolation": ("bilinear", "bicubic", "random"),
+        "loss.truth_mix": TRUTH_MIX,
+        "model.dtype": ("float32", "bfloat16"),
+    }
+    for name, known in choices.items():
+        section, key = name.split(".")
+        if config[section][key] not in known:
+            raise ValueError(f"config.{name} must be {' or '.join(known)}, not {config[section][key]!r}.")
+    if config.batch_size > source.num_examples:
+        raise ValueError(
+            f"The {source.num_examples} training images are fewer than a batch of {config.batch_size}."
+        )
 
 
 def _check_workdir(workdir: pathlib.Path, config: ConfigDict, source) -> None:
