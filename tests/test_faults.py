@@ -144,6 +144,8 @@ def test_too_many_broken_images_are_an_error_that_names_one(make_source):
         train(make_source({7: "truncated"}), max_bad=0.001)
     with pytest.raises(ValueError, match=r"3 of 30 images .* the last one is \S*img_\d+"):
         train(make_source({i: "garbage" for i in range(20)}), max_bad=0.08)
+    with pytest.raises(ValueError, match=r"5 images in a row of .* cannot be read: \S*img_\d+"):
+        train(make_source({i: "garbage" for i in range(28)}), max_bad=1.0)
     with pytest.raises(ValueError, match="max_bad is a share"):
         train(make_source({}), max_bad=3)
 
@@ -188,7 +190,7 @@ def test_a_lost_shard_is_tried_again(make_source, tmp_path, caplog, monkeypatch)
     monkeypatch.setattr(faults, "RETRY_SECONDS", (1.0, 1.0, 1.0))
     source = make_source({})
     wanted = train(source, steps=15)
-    lost = source.files[2]
+    lost = source.files[-1]
     os.rename(lost, tmp_path / "away")
     back = threading.Timer(1.5, os.rename, (tmp_path / "away", lost))
     back.start()

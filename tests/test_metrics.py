@@ -51,3 +51,16 @@ def test_nan_is_never_right_and_shows_in_the_loss():
     assert np.isnan(got["loss"])
     got = sums([[np.nan, 1.0, np.nan]], [1])
     assert (got["top1"], got["top5"]) == (0, 0)  # a broken row is no success
+
+
+def test_sets_of_labels():
+    """Right if the best class is in the set; images without a set are not counted."""
+    logits = np.array([[3, 1, 2, 0]] * 4 + [[3, 3, 2, 0], [np.nan, 1, 2, 0]])
+    real = np.array([[0, -1], [2, 0], [1, 2], [-1, -1], [1, -1], [1, 2]], np.int32)
+    label, mask = np.zeros(6, np.int32), np.ones(6, bool)
+    got = {k: float(v) for k, v in classification_sums(logits.astype(np.float32), label, mask, real).items()}
+    assert (got["real"], got["real_count"], got["count"]) == (2, 5, 6)  # ties and NaN count against
+    mask[1] = False
+    got = classification_sums(logits.astype(np.float32), label, mask, real)
+    assert (float(got["real"]), float(got["real_count"])) == (1, 4)
+    assert "real" not in classification_sums(logits.astype(np.float32), label, mask)

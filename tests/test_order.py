@@ -2,6 +2,9 @@
 
 import functools
 import itertools
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -131,3 +134,105 @@ def test_a_shard_that_ends_early_is_an_error_not_a_shift():
 
     with pytest.raises(tf.errors.InvalidArgumentError, match="a shard ends early"):
         list(itertools.islice(ordered_records(short, ORDERS[0]).as_numpy_iterator(), 8))
+
+
+@pytest.mark.parametrize("lanes_and_window", [(1, 64), (4, 5), (2, 9)])
+def test_repeats_give_views_of_an_image_in_a_row(lanes_and_window):
+    lanes, window = lanes_and_window
+    order = Order(LENGTHS, seed=3, batch_size=24, lanes=lanes, window=window, repeats=3)
+    assert order.steps_per_epoch == 2  # as many steps as without
+    records, counters = take(order, 6)
+    assert (counters.ravel() == np.arange(6 * 24)).all()
+    epochs = records.reshape(3, 2, 24)
+    for epoch in epochs:
+        seen, counts = np.unique(epoch, return_counts=True)
+        assert len(seen) == 16  # a third of the 48 places
+        assert (counts == 3).all()
+        for batch in epoch.reshape(2, lanes, 24 // lanes):
+            for part in batch:  # of one lane
+                assert len(np.unique(part)) <= -(-len(part) // 3) + 1
+    assert len(np.unique(records)) > 30  # other images in other epochs
+
+
+def test_repeats_start_anywhere_and_share_processes():
+    order = Order(
+        LENGTHS, seed=3, batch_size=16, lanes=2, window=7, repeats=3
+    )  # 3 does not divide the blocks
+    whole, counters = take(order, 13)
+    for first in (1, 3, 4, 7):
+        later, later_counters = take(order, 13 - first, first_step=first)
+        np.testing.assert_array_equal(later, whole[first:])
+        np.testing.assert_array_equal(later_counters, counters[first:])
+    parts = [take(order, 13, process_index=p, process_count=4)[0] for p in range(4)]
+    np.testing.assert_array_equal(np.concatenate(parts, axis=1), whole)
+
+
+@pytest.mark.parametrize("lanes_and_window", [(1, 64), (4, 9)])
+def test_spares_are_the_next_records_of_the_window(lanes_and_window):
+    order = Order(LENGTHS, 3, 8, *lanes_and_window)
+    plain, _ = take(order, 16)
+    groups = [
+        list(g) for g, _ in itertools.islice(ordered_records(ids, order, spares=3).as_numpy_iterator(), 128)
+    ]
+    groups = np.array(groups).reshape(16, 8, 4)
+    np.testing.assert_array_equal(groups[:, :, 0], plain)
+    if order.lanes == 1:
+        flat = plain[:8].ravel()
+        np.testing.assert_array_equal(groups[:8].reshape(64, 4), [np.roll(flat, -i)[:4] for i in range(64)])
+    assert all(len(set(g)) == 4 for g in groups.reshape(-1, 4))
+
+
+MEMORY = """
+import itertools, sys, threading, time
+import tlvit.data
+import tensorflow as tf
+from tlvit.data.order import make_order, ordered_records
+
+folder, budget, count = sys.argv[1], int(sys.argv[2]), 40
+files = tf.constant(sorted(tf.io.gfile.glob(folder + "/*.tfrecord")))
+
+def records(shard, offset):
+    return tf.data.TFRecordDataset(files[shard], buffer_size=1 << 20).skip(tf.cast(offset, tf.int64))
+
+def resident():
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) << 10 for line in file if line.startswith("VmRSS"))
+
+def watch():
+    while True:
+        peak[0] = max(peak[0], resident())
+        time.sleep(0.002)
+
+def run(order, steps):
+    data = ordered_records(records, order).map(lambda r, c: tf.strings.length(r), num_parallel_calls=2)
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = 2
+    list(itertools.islice(data.batch(order.batch_size).with_options(options).as_numpy_iterator(), steps))
+
+lengths = (count,) * len(files)
+warm = make_order(lengths, seed=0, batch_size=64, record_bytes=110_000, shuffle_bytes=1 << 20)
+run(warm, 2)  # what TensorFlow takes for itself
+peak = [resident()]
+before = peak[0]
+threading.Thread(target=watch, daemon=True).start()
+order = make_order(lengths, seed=0, batch_size=64, record_bytes=110_000, shuffle_bytes=budget)
+run(order, 3 * order.steps_per_epoch)
+print("grown", peak[0] - before, "lanes", order.lanes, "window", order.window)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs /proc")
+def test_the_memory_budget_is_kept(tmp_path):
+    """Records of 110 KB on average, 211 MB in all, in a process of its own; three epochs."""
+    rng = np.random.default_rng(0)
+    for shard in range(48):
+        with tf.io.TFRecordWriter(str(tmp_path / f"{shard:02d}.tfrecord")) as writer:
+            for size in rng.integers(40_000, 180_000, 40):
+                writer.write(rng.bytes(int(size)))
+    for budget in (64 << 20, 160 << 20):
+        command = [sys.executable, "-c", MEMORY, str(tmp_path), str(budget)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+        words = done.stdout.split()
+        assert words[0] == "grown"
+        assert int(words[1]) <= budget, done.stdout
+        assert int(words[3]) > 1  # several lanes

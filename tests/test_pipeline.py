@@ -1,7 +1,9 @@
 """The whole way from files to batches: alignment, order, restarts, processes, padding and faults."""
 
 import itertools
+import logging
 import os
+import re
 
 import numpy as np
 import pytest
@@ -117,6 +119,23 @@ def test_the_published_label_crop_is_the_transposed_one(source, maps):
     assert any(np.abs(a.geometry - b.geometry).max() > 0.1 for a, b in zip(aligned, published, strict=True))
 
 
+@pytest.mark.parametrize("share", [1.0, 0.875])
+def test_maps_of_the_middle_square_are_read_as_such(source, tmp_path, share):
+    centred = tiny_images.write_maps(tmp_path, source, grid=GRID, geometry="center", center_share=share)
+    assert (centred.info.geometry, centred.info.center_share) == ("center", share)
+    for plain, batch in zip(train(source), train(source, centred), strict=True):
+        np.testing.assert_array_equal(plain.image, batch.image)
+        side = share * min(HEIGHT, WIDTH)
+        points, expected = (
+            final_points(batch),
+            final_points(plain) * np.reshape([WIDTH, HEIGHT], (1, 2, 1, 1)),
+        )
+        expected = (expected - np.reshape([WIDTH - side, HEIGHT - side], (1, 2, 1, 1)) / 2) / side
+        np.testing.assert_allclose(points, expected, atol=1e-5)
+    square = np.abs(points - 0.5) <= 0.5
+    assert 0.05 < square.all(axis=1).mean() < 0.95  # parts of the crops are outside of the map
+
+
 def test_label_data_of_the_published_maps_stay_below_8_kb(source, tmp_path):
     """K = 5, 18 x 18 cells: the size of the published maps."""
     value = np.zeros((1, 5, 18, 18), np.float16)
@@ -149,6 +168,20 @@ def test_an_image_never_looks_the_same_in_two_epochs(source):
     assert all(np.abs(a - b).max() > 1e-3 for a, b in by_number.values())
     for first, second in zip(batches[:5], batches[5:], strict=True):  # nor does a place of the batch repeat
         assert (np.abs(first.geometry - second.geometry).max((1, 2)) > 1e-3).all()
+
+
+def test_repeats_are_different_views_of_an_image(source, maps):
+    for batch in train(source, maps, steps=5, repeats=3):
+        found = numbers(batch)
+        assert len(set(found)) == 2
+        np.testing.assert_array_equal(batch.label, found % 5)
+        np.testing.assert_array_equal(batch.maps.value[:, 2, 0, 0], found)
+        for i, j in itertools.combinations(range(6), 2):
+            assert np.abs(batch.geometry[i] - batch.geometry[j]).max() > 1e-3
+    whole = train(source, maps, steps=9, repeats=3)
+    assert_same(train(source, maps, 5, repeats=3, first_step=4), whole[4:])
+    with pytest.raises(ValueError, match="repeats must be at least 1"):
+        train(source, repeats=0)
 
 
 def test_maps_do_not_change_order_or_augmentation(source, maps):
@@ -218,6 +251,12 @@ def test_the_map_of_another_image_is_an_error_that_names_both(source, tmp_path):
         ValueError, match=r"the image is img_\d+.png but its map in .* belongs to img_\d+.png"
     ):
         train(source, swapped, steps=5)
+
+
+def test_a_restart_says_how_long_it_took(source, caplog):
+    with caplog.at_level(logging.INFO, "tlvit"):
+        train(source, steps=2, first_step=7)
+    assert re.search(r"on from batch 2 of 5 in epoch 1 after \d+\.\d s", caplog.text)
 
 
 def test_missing_maps_are_an_error_unless_allowed(source, tmp_path):

@@ -6,6 +6,7 @@ import os
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import tiny_images
 
 from tlvit.data import score_maps
@@ -125,6 +126,12 @@ def test_bad_writers_are_refused(source, tmp_path):
         make_writer(tmp_path / "m", source, top_k=6)
     with pytest.raises(ValueError, match=r"has 7 classes, tiny_images/1.0.0:train has 5"):
         make_writer(tmp_path / "m", source, num_classes=7)
+    with pytest.raises(
+        ValueError, match=r"geometry 'middle' is unknown; a map is one of \('full', 'center'\)"
+    ):
+        make_writer(tmp_path / "m", source, geometry="middle")
+    with pytest.raises(ValueError, match=r"in \(0, 1\], not 1.5"):
+        make_writer(tmp_path / "m", source, geometry="center", center_share=1.5)
 
 
 def test_maps_are_checked_against_their_source(source, maps):
@@ -231,3 +238,28 @@ def test_the_map_of_a_label_is_its_class_everywhere(maps):
     dense = np.zeros(5)
     dense[index[:, 2, 3]] = value[:, 2, 3]
     assert np.exp(dense[4]) / np.exp(dense).sum() > 1 - 1e-7
+
+
+def test_folders_written_before_maps_could_be_centred_are_read_and_continued(source, maps):
+    path = os.path.join(maps.path, score_maps.INFO_FILE)
+    with open(path) as f:
+        content = json.load(f)
+    assert content.pop("center_share") == 1.0
+    with open(path, "w") as f:
+        json.dump(content, f)
+    info = score_maps.open_score_maps(maps.path).info
+    assert info == maps.info
+    same = {k: getattr(info, k) for k in ("annotator", "annotator_hash", "top_k", "grid", "num_classes")}
+    assert len(score_maps.ScoreMapWriter(maps.path, source=source, **same).done_shards()) == 3
+
+
+def test_the_matrix_of_centred_maps(maps):
+    """A 40 x 20 image whose map covers the middle 15 x 15: (0.3125, 0.125) is its corner."""
+    image = tf.io.encode_jpeg(np.zeros((20, 40, 3), np.uint8))
+    info = dataclasses.replace(maps.info, geometry="center", center_share=0.75)
+    matrix = score_maps.map_matrix(image, info).numpy()
+    np.testing.assert_allclose(matrix @ [0.3125, 0.125, 1], [0, 0], atol=1e-6)
+    np.testing.assert_allclose(matrix @ [0.6875, 0.875, 1], [1, 1], atol=1e-6)
+    png = tf.io.encode_png(np.zeros((20, 40, 3), np.uint8))
+    np.testing.assert_array_equal(score_maps.map_matrix(png, info), matrix)
+    np.testing.assert_array_equal(score_maps.map_matrix(image, maps.info), np.eye(3)[:2])

@@ -6,9 +6,11 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
+import tensorflow_datasets as tfds
+import tiny_imagenet
 import tiny_images
 
-from tlvit.data import sources
+from tlvit.data import pipeline, sources
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +98,91 @@ def test_tensorflow_missing_says_what_to_install():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert 'not installed: pip install "tlvit[tf]"' in done.stderr.splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def imagenet(tmp_path_factory):
+    """The real builder of imagenet2012 on two tiny archives, offline."""
+    pytest.importorskip("importlib_resources")
+    path = tmp_path_factory.mktemp("imagenet")
+    tiny_imagenet.write_archives(path / "manual")
+    builder = tfds.builder("imagenet2012", data_dir=str(path), try_gcs=False)
+    config = tfds.download.DownloadConfig(
+        manual_dir=str(path / "manual"), num_shards=2, try_download_gcs=False
+    )
+    builder.download_and_prepare(download_config=config)
+    return str(path)
+
+
+def test_the_real_imagenet_builder(imagenet):
+    source = sources.open_source("imagenet2012", "train", data_dir=imagenet)
+    assert (source.num_examples, source.num_classes, source.key_kind) == (12, 1000, "file_name")
+    assert source.identity == "imagenet2012/5.1.0:train"
+    assert source.class_names[:3] == tiny_imagenet.SYNSETS
+    found = {}
+    for record in read_all(source):
+        image = tf.io.decode_jpeg(record["image"]).numpy()
+        assert image.shape == (30, 40, 3)
+        found[record["key"].decode()] = (int(record["label"]), round(image[:, :, 0].mean() / 10))
+    assert found == {
+        f"{s}_{i}.JPEG": (c, 6 * c + i) for c, s in enumerate(tiny_imagenet.SYNSETS) for i in range(4)
+    }
+
+
+def test_imagenet_from_archive_to_batches(imagenet):
+    source = sources.open_source("imagenet2012", "train", data_dir=imagenet)
+    batch = next(pipeline.train_batches(source, batch_size=12, image_size=(16, 16), seed=0, num_threads=2))
+    np.testing.assert_array_equal(batch.label, (batch.image[:, :, :, 0].mean((1, 2)) + 10) // 60)
+    validation = sources.open_source("imagenet2012", "validation", data_dir=imagenet)
+    (batch,) = pipeline.eval_batches(validation, batch_size=8, image_size=(16, 16), num_threads=2)
+    assert batch.mask.sum() == 5
+    numbers = (batch.image[:5, :, :, 0].mean((1, 2)) / 40).round().astype(int)
+    published = np.array([65, 970, 230, 809, 516])  # of validation images 1 to 5
+    np.testing.assert_array_equal(batch.label[:5], published[numbers])
+    assert sorted(numbers) == [0, 1, 2, 3, 4]
+
+
+class RealLabels(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """The features of imagenet2012_real: an original label and any number of right ones."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    SETS = ((3,), (), (0, 2, 4), (1, 0))
+
+    def _info(self):
+        label = lambda: tfds.features.ClassLabel(num_classes=5)
+        features = {
+            "image": tfds.features.Image(encoding_format="jpeg"),
+            "original_label": label(),
+            "real_label": tfds.features.Sequence(label()),
+            "file_name": tfds.features.Text(),
+        }
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+        return {"validation": self._generate_examples()}
+
+    def _generate_examples(self):
+        for i, labels in enumerate(self.SETS):
+            image = tiny_images.position_image(i, 8, 8)
+            yield i, {"image": image, "original_label": i, "real_label": list(labels), "file_name": f"v_{i}"}
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_sets_of_labels_reach_the_batches(tmp_path, monkeypatch, count):
+    builder = RealLabels(data_dir=str(tmp_path))
+    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+    source = sources.open_source("real_labels", "validation", data_dir=str(tmp_path))
+    assert (source.num_classes, source.max_real) == (5, 32)
+    seen = {}
+    for p in range(count):
+        options = dict(batch_size=6, image_size=(8, 8), process_index=p, process_count=count, num_threads=1)
+        for batch in pipeline.eval_batches(source, **options):
+            assert (batch.real.shape, batch.real.dtype) == ((6 // count, 32), np.int32)
+            assert (batch.real[~batch.mask] == -1).all()
+            for label, real in zip(batch.label[batch.mask], batch.real[batch.mask], strict=True):
+                seen[int(label)] = tuple(real[real >= 0])
+    assert seen == dict(enumerate(RealLabels.SETS))
+    monkeypatch.setattr(sources, "MAX_REAL", 2)
+    small = sources.open_source("real_labels", "validation", data_dir=str(tmp_path))
+    with pytest.raises(ValueError, match="image v_2 has 3 labels, more than 2"):
+        list(pipeline.eval_batches(small, batch_size=4, image_size=(8, 8), num_threads=1))

@@ -50,7 +50,7 @@ def position_image(number, height, width):
     return np.rint(image).astype(np.uint8)
 
 
-def write_maps(path, source, *, top_k=3, grid=(6, 6), num_classes=None, missing=(), change=None):
+def write_maps(path, source, *, top_k=3, grid=(6, 6), num_classes=None, missing=(), change=None, **options):
     """Score maps: logit 0 is the cell's column, 1 its row, 2 the image's number; classes label + k."""
     num_classes = num_classes or source.num_classes
     writer = score_maps.ScoreMapWriter(
@@ -61,6 +61,7 @@ def write_maps(path, source, *, top_k=3, grid=(6, 6), num_classes=None, missing=
         top_k=top_k,
         grid=grid,
         num_classes=num_classes,
+        **options,
     )
     row, column = np.meshgrid(np.arange(grid[0]), np.arange(grid[1]), indexing="ij")
     for shard in range(len(source.shard_lengths)):

@@ -115,11 +115,6 @@ def train_batches(
             geometry = transforms.compose(map_matrix(encoded, maps.info), geometry)
         return example | {"image": image, "geometry": geometry, "label": tf.cast(example["label"], tf.int32)}
 
-    def prepare_spare(i, group, counter):
-        spare = lambda j: tf.nest.map_structure(lambda x: tf.gather(x, j), group)
-        before = [tf.where(j < i, parse(spare(j))["key"], "") for j in range(faults.SPARES)]
-        return prepare(spare(i), counter) | {"broken": tf.stack(before)}
-
     def batches(done, guarded):
         data = ordered_records(
             records,
@@ -130,15 +125,14 @@ def train_batches(
             spares=faults.SPARES if guarded else 0,
         )
         if guarded:
-            last = lambda *element: prepare_spare(tf.constant(faults.SPARES, tf.int64), *element)
-            data = faults.first_good(data, prepare_spare, last, count=faults.SPARES, threads=threads)
+            data = faults.replace_broken(data, prepare, lambda raw: parse(raw)["key"], threads=threads)
             data = data.map(_same_image)
         else:
             whole = lambda *element: _same_image(prepare(*element))
             data = data.map(whole, num_parallel_calls=threads, deterministic=True)
         return data.batch(local, drop_remainder=True).prefetch(2)
 
-    broken = faults.BrokenImages(source, max_bad=max_bad, remedy="the next one takes its place")
+    broken = faults.BrokenImages(source, max_bad=max_bad, replaced=True)
     blame = lambda done: faults.name_damage(source, maps, order, first_step + done)
     arrays = faults.run(batches, threads=threads, broken=broken, blame=blame)
     return map(_to_batch, _log_restart(arrays, order, first_step) if first_step else arrays)
@@ -306,7 +300,8 @@ def _in_order(
         label = tf.cast(example["label"], tf.int32)
         return example | {"image": image, "geometry": geometry, "label": label, "mask": True, "broken": ""}
 
-    def blank(record):
+    def blank(spec, record):
+        del spec
         # The key alone: the image of a record is not read for it.
         key, label = source.parse(record)["key"], tf.constant(0)
         real = {"real": tf.fill([source.max_real], tf.constant(-1, tf.int64))} if source.max_real else {}
@@ -329,7 +324,7 @@ def _in_order(
             data = raw(done).map(prepare, num_parallel_calls=threads, deterministic=True)
         return data.batch(batch_size).prefetch(2)
 
-    broken = faults.BrokenImages(source, max_bad=max_bad, remedy="it is left out")
+    broken = faults.BrokenImages(source, max_bad=max_bad, replaced=False)
     blame = lambda done: faults.name_damage(source, None, None, done)
     for arrays in faults.run(batches, threads=threads, broken=broken, blame=blame):
         keys = tuple(key.decode() for key in arrays.pop("key"))
