@@ -14,7 +14,8 @@ import tiny_images
 from sklearn.datasets import load_sample_images
 
 from tlvit.augment_policy import FILL, OPS, AugmentPolicy, parse_policy
-from tlvit.data import randaugment
+from tlvit.data import pipeline, randaugment
+from tlvit.data.sources import open_source
 
 GEOMETRIC = ("Rotate", "ShearX", "ShearY", "TranslateXRel", "TranslateYRel")
 
@@ -261,3 +262,27 @@ def test_policies_are_read():
 def test_a_wrong_piece_is_named(text, said):
     with pytest.raises(ValueError, match=said):
         parse_policy(text)
+
+
+def test_the_pipeline_takes_the_options(tmp_path):
+    tiny_images.prepare(tmp_path, [tiny_images.position_image(i, 50, 60) for i in range(12)])
+    source = open_source("tiny_images", "train", data_dir=str(tmp_path))
+
+    def batch(**options):
+        return next(pipeline.train_batches(source, batch_size=12, image_size=(32, 40), seed=3, **options))
+
+    plain, moved = batch(), batch(randaugment="rand-m9-n3-mstd0.5-inc1")
+    again = batch(randaugment="rand-m9-n3-mstd0.5-inc1", num_threads=1)
+    np.testing.assert_array_equal(moved.image, again.image)
+    np.testing.assert_array_equal(moved.geometry, again.geometry)
+    changed = (plain.image != moved.image).any((1, 2, 3))
+    turned = (plain.geometry != moved.geometry).any((1, 2))
+    assert 6 < changed.sum() <= 12
+    assert 1 < turned.sum() < 11
+    assert not (turned & ~changed).any()
+    for options in ({"three_augment": True}, {"color_jitter": 0.3}):
+        other = batch(**options)
+        assert (plain.image != other.image).any((1, 2, 3)).sum() > 6
+        np.testing.assert_array_equal(plain.geometry, other.geometry)
+    with pytest.raises(ValueError, match="'q9'"):
+        batch(randaugment="rand-q9")
