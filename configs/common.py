@@ -31,6 +31,7 @@ def get_config() -> ConfigDict:
     config.data.eval_split = "validation"
     config.data.score_maps = ""  # folder that tlvit.annotate wrote for the training split
     config.data.allow_missing_maps = 0.0  # share of images that may lack a map (their target is their label)
+    config.data.max_bad = 0.001  # share of images that may be unreadable; each is replaced by the next one
     config.data.label_crop = "aligned"  # "published": transposed crops of the maps, as the 2021 code had them
     config.data.shuffle_gib = 2.0  # host memory for the shuffle, of encoded images
     config.data.threads = 0  # that decode; 0: one for each core
@@ -40,6 +41,12 @@ def get_config() -> ConfigDict:
     config.augment.crop_ratio = (3 / 4, 4 / 3)  # and aspect ratio
     config.augment.flip = 0.5  # probability of a horizontal flip
     config.augment.interpolation = "random"  # "bilinear", "bicubic" or one of them at random
+    config.augment.randaugment = "rand-m9-n2-mstd0.5-inc1"  # empty: none
+    config.augment.on = "host"  # "device": RandAugment inside the step, for hosts with few cores
+    config.augment.three_augment = False  # DeiT III's: grey, solarize or blur
+    config.augment.color_jitter = 0.0  # strength of brightness, contrast and saturation
+    config.augment.exact_resize = False  # True: Pillow's antialiased resize, at half the speed
+    config.augment.repeats = 1  # DeiT: 3 views of an image in a step, a third of the images an epoch
     config.augment.erasing = 0.25  # probability of random erasing (pixel noise), on the device
     config.augment.mixup = 0.0  # alpha; without token labels only
     config.augment.cutmix = 0.0  # alpha; without token labels only
@@ -49,6 +56,7 @@ def get_config() -> ConfigDict:
     config.loss.dense_weight = 1.0  # of the patch tokens
     config.loss.cls_weight = 1.0  # of the class token
     config.loss.truth_mix = "off"  # class token's target: "off" map, "reference", "intended", "truth" label
+    config.loss.plain_labels = False  # True: permit labels alone, without token labels, mixup and cutmix
     config.loss.mixtoken = True  # mix tokens within each device's images (with token labels)
 
     config.optim = ConfigDict()

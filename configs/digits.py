@@ -34,8 +34,10 @@ def get_config(arm: str = "token_labels"):
         1.0,
     )  # a strong crop often loses the digit: the map follows, the label not
     config.augment.flip = 0.0  # a mirrored 3 is no 3
+    config.augment.randaugment = ""
     config.augment.erasing = 0.0
     config.loss.mixtoken = False
+    config.loss.plain_labels = True
     config.optim.reference_batch = 64
     config.optim.learning_rate = 1e-3
     config.optim.warmup_epochs = 3.0

@@ -18,6 +18,7 @@ def get_config():
     config.model.name = "lvvit_l"
     config.model.options.drop_path = 0.3
     config.model.options.remat = True
+    config.augment.randaugment = "rand-m9-n3-mstd0.5-inc1"
     config.optim.learning_rate = 1e-3
     config.eval.crop_pct = 1.0
     return config

@@ -44,9 +44,8 @@ def main() -> int:
             metrics = run(name, workdir, out, epochs=options.epochs, seed=seed, changes=changes)
             results.setdefault(arm, []).append(metrics)
         print(table(results, annotator), flush=True)
-    (out / "results.json").write_text(
-        json.dumps({"seeds": options.seeds, "annotator": annotator, **results}, indent=2) + "\n"
-    )
+    record = {"seeds": options.seeds, "annotator": annotator, **results}
+    (out / "results.json").write_text(json.dumps(record, indent=2) + "\n")
     return 0
 
 

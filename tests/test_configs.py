@@ -16,7 +16,10 @@ from tlvit.train import square
 CONFIGS = sorted(
     p.stem for p in (pathlib.Path(__file__).parent.parent / "configs").glob("*.py") if p.stem != "common"
 )
-ARMS = {"digits": ["token_labels", "no_token_labels", "annotator"]}
+ARMS = {
+    "digits": ["token_labels", "no_token_labels", "annotator"],
+    "lvvit_folder": ["token_labels", "no_token_labels"],
+}
 CASES = [(name, arm) for name in CONFIGS for arm in ARMS.get(name, [None])]
 
 

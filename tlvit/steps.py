@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from tlvit.augment import randaugment
+from tlvit.augment_policy import AugmentPolicy
 from tlvit.losses import soft_cross_entropy, token_label_loss
 from tlvit.metrics import classification_sums
 from tlvit.mixing import draw_image_mix, draw_mixtoken_mask, mix_by_area, mix_images, random_erasing
@@ -34,9 +36,10 @@ def make_train_step(
     net: Net, tx: optax.GradientTransformation, *, mesh: Mesh, num_classes: int,
     token_grid: tuple[int, int] | None = None, smoothing: float = 0.1, dense_weight: float = 1.0,
     cls_weight: float = 1.0, truth_mix: str = "off", mixtoken: bool = True, mixup: float = 0.0,
-    cutmix: float = 0.0, erasing: float = 0.0, ema_decay: float = 0.99992, ema_warmup: bool = False,
-    accumulate: int = 1, mix_shards: int | None = None,
-    mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD,
+    cutmix: float = 0.0, policy: AugmentPolicy | None = None, erasing: float = 0.0,
+    ema_decay: float = 0.99992, ema_warmup: bool = False, accumulate: int = 1,
+    mix_shards: int | None = None, mean: tuple[float, ...] = IMAGENET_MEAN,
+    std: tuple[float, ...] = IMAGENET_STD,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:  # fmt: skip
     """Builds the jitted step (state, batch) -> (state, metrics); it takes over (donates) the state it is
     given.
@@ -52,6 +55,7 @@ def make_train_step(
       dense_weight, cls_weight, truth_mix: see `token_label_loss`.
       mixtoken: mix tokens within each shard of the batch (with token labels only).
       mixup, cutmix: alphas for runs without token labels, 0 is off.
+      policy: of RandAugment on the device, or None (then the host augments, or nobody).
       erasing: probability of random erasing, with pixel noise.
       ema_decay, ema_warmup: see `update_ema`; unused if the state holds no average.
       accumulate: number of parts that a batch is run in, their gradients averaged.
@@ -76,8 +80,11 @@ def make_train_step(
     here = lambda mask: jax.lax.with_sharding_constraint(mask, replicated(mesh))
 
     def loss_fn(params, stats, batch: Batch, key: Array):
-        key_mix, key_erase, key_net = jax.random.split(key, 3)
-        images = normalize(batch.image, mean, std)
+        key_mix, key_erase, key_net, key_augment = jax.random.split(key, 4)
+        images, geometry = batch.image, batch.geometry
+        if policy is not None:
+            images, geometry = randaugment(key_augment, images, geometry, policy)
+        images = normalize(images, mean, std)
         if erasing:
             images = random_erasing(key_erase, images, probability=erasing)
         run = functools.partial(net.apply, params, stats, train=True, key=key_net)
@@ -95,7 +102,7 @@ def make_train_step(
         targets = make_targets(
             batch.maps,
             batch.label,
-            batch.geometry,
+            geometry,
             grid=token_grid,
             num_classes=num_classes,
             smoothing=smoothing,

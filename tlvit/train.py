@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from tlvit import convert, optim, reporting, sharding, state, steps
+from tlvit.augment_policy import parse_policy
 from tlvit.checkpoints import Checkpoints
 from tlvit.evaluate import evaluate
 from tlvit.losses import TRUTH_MIX
@@ -116,6 +117,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainResult:
     _describe(config, source, eval_source, maps, mesh, train_state, peak, total_steps)
 
     # The two compiled programs.
+    on_device = config.augment.on == "device"
     train_step = steps.make_train_step(
         net,
         tx,
@@ -129,6 +131,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainResult:
         mixtoken=config.loss.mixtoken,
         mixup=config.augment.mixup,
         cutmix=config.augment.cutmix,
+        policy=parse_policy(config.augment.randaugment) if on_device else None,
         erasing=config.augment.erasing,
         ema_decay=config.ema.decay,
         ema_warmup=config.ema.warmup,
@@ -151,7 +154,13 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainResult:
             ratio=tuple(config.augment.crop_ratio),
             hflip=config.augment.flip,
             interpolation=config.augment.interpolation,
+            randaugment="" if on_device else config.augment.randaugment,
+            three_augment=config.augment.three_augment,
+            color_jitter=config.augment.color_jitter,
+            exact_resize=config.augment.exact_resize,
+            repeats=config.augment.repeats,
             label_crop=config.data.label_crop,
+            max_bad=config.data.max_bad,
             allow_missing_maps=config.data.allow_missing_maps,
             shuffle_bytes=int(config.data.shuffle_gib * 2**30),
             num_threads=config.data.threads or None,
@@ -306,6 +315,7 @@ def _check(config: ConfigDict, source) -> None:
     choices = {
         "data.label_crop": ("aligned", "published"),
         "augment.interpolation": ("bilinear", "bicubic", "random"),
+        "augment.on": ("host", "device"),
         "loss.truth_mix": TRUTH_MIX,
         "model.dtype": ("float32", "bfloat16"),
     }
@@ -313,6 +323,17 @@ def _check(config: ConfigDict, source) -> None:
         section, key = name.split(".")
         if config[section][key] not in known:
             raise ValueError(f"config.{name} must be {' or '.join(known)}, not {config[section][key]!r}.")
+    mixing = config.augment.mixup or config.augment.cutmix
+    if config.token_labels and mixing:
+        raise ValueError(
+            "config.token_labels excludes augment.mixup and augment.cutmix: the mixed image's tokens would be "
+            "judged by one image's score map. loss.mixtoken takes their place; set both to 0."
+        )
+    if not (config.token_labels or mixing or config.loss.plain_labels):
+        raise ValueError(
+            "Neither token labels nor mixup nor cutmix: on image labels alone a vision transformer overfits. "
+            "Set config.augment.mixup=0.8 and augment.cutmix=1.0, or config.loss.plain_labels=True."
+        )
     if config.batch_size > source.num_examples:
         raise ValueError(
             f"The {source.num_examples} training images are fewer than a batch of {config.batch_size}."
@@ -356,6 +377,10 @@ def _describe(
         f"crop {augment.crop_scale[0]:g}-{augment.crop_scale[1]:g}",
         f"flip {augment.flip:g}",
         f"{augment.interpolation} resize to {'x'.join(map(str, square(config.image_size)))}",
+        f"{augment.randaugment} on the {augment.on}" if augment.randaugment else "",
+        "3-Augment" if augment.three_augment else "",
+        f"colour jitter {augment.color_jitter:g}" if augment.color_jitter else "",
+        f"{augment.repeats} views of an image" if augment.repeats > 1 else "",
         f"erasing {augment.erasing:g}" if augment.erasing else "",
         f"mixup {augment.mixup:g}" if augment.mixup else "",
         f"cutmix {augment.cutmix:g}" if augment.cutmix else "",
