@@ -62,8 +62,9 @@ def table(results: dict[str, list[dict[str, float]]], annotator: dict[str, float
         lines.append(
             f"| {arm} | {' / '.join(f'{t:.1f}' for t in top)} | {statistics.mean(top):.1f}{spread} |"
         )
-    return "\n".join([*lines, "", f"Averaged weights, {annotator['eval/images']:.0f} test scenes; the annotator has "
-                      f"{annotator['eval/ema_top1']:.1f} %.", ""])  # fmt: skip
+    images, best = annotator["eval/images"], annotator["eval/ema_top1"]
+    note = f"Averaged weights, {images:.0f} test scenes; the annotator has {best:.1f} %."
+    return "\n".join([*lines, "", note, ""])
 
 
 if __name__ == "__main__":

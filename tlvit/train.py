@@ -326,7 +326,7 @@ def _check(config: ConfigDict, source) -> None:
     mixing = config.augment.mixup or config.augment.cutmix
     if config.token_labels and mixing:
         raise ValueError(
-            "config.token_labels excludes augment.mixup and augment.cutmix: the mixed image's tokens would be "
+            "config.token_labels excludes augment.mixup and augment.cutmix: a mixed image's tokens would be "
             "judged by one image's score map. loss.mixtoken takes their place; set both to 0."
         )
     if not (config.token_labels or mixing or config.loss.plain_labels):
