@@ -1,11 +1,18 @@
-"""The demo: token labels on scenes of handwritten digits, minutes on two CPU cores. Data: `python -m
-tlvit.data.digits`.
+"""The demo: token labels on scenes of real handwritten digits, a few minutes a training on two CPU cores.
 
-    python -m tlvit.main --config=configs/digits.py:annotator --workdir=/tmp/demo/annotator
-    python -m tlvit.annotate --model=/tmp/demo/annotator --data=digits --split=train
-    --out=/tmp/demo/score_maps python -m tlvit.main --config=configs/digits.py --workdir=/tmp/demo/student
-    --config.data.score_maps=/tmp/demo/score_maps python -m tlvit.main
-    --config=configs/digits.py:no_token_labels --workdir=/tmp/demo/baseline
+`make demo` does all of it; by hand (the first line makes the data, once):
+
+    python -c "from tlvit.data import digits; digits.prepare('/tmp/demo/data', num_train=2000, num_test=2000)"
+    python -m tlvit.main --config=configs/digits.py:annotator --workdir=/tmp/demo/annotator \\
+        --config.data.dir=/tmp/demo/data
+    python -m tlvit.annotate --model=/tmp/demo/annotator --data=digits --data-dir=/tmp/demo/data \\
+        --top-k=10 --out=/tmp/demo/score_maps
+    python -m tlvit.main --config=configs/digits.py --workdir=/tmp/demo/student \\
+        --config.data.dir=/tmp/demo/data --config.data.score_maps=/tmp/demo/score_maps
+    python -m tlvit.main --config=configs/digits.py:no_token_labels --workdir=/tmp/demo/baseline \\
+        --config.data.dir=/tmp/demo/data
+
+Measured accuracy (python -m scripts.compare_token_labels): see the README's table.
 """
 
 from configs import common

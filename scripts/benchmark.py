@@ -194,10 +194,14 @@ def count_collectives(text: str) -> dict[str, dict[str, int]]:
         "f64": 8,
     }
     for kind in COLLECTIVES:
-        for match in re.finditer(rf"= (.*?) {kind}(?:-start)?\(", text):
+        for match in re.finditer(rf"= (.*?) {kind}(-start)?\(", text):
             entry = found.setdefault(kind, {"count": 0, "bytes": 0})
             entry["count"] += 1
-            for dtype, shape in re.findall(r"(\w+)\[([\d,]*)\]", match.group(1)):
+            shapes = re.findall(r"(\w+)\[([\d,]*)\]", match.group(1))
+            if match.group(2) and kind != "all-reduce":  # a start names its operands, results and contexts
+                shapes = [s for s in shapes if s != ("u32", "")]
+                shapes = shapes[len(shapes) // 2 :]
+            for dtype, shape in shapes:
                 entry["bytes"] += sizes.get(dtype, 4) * int(np.prod([int(d) for d in shape.split(",") if d]))
     return found
 

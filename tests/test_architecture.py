@@ -16,7 +16,8 @@ NAMES = {
 
 # Top-level modules by layer; what is not named here is a program, layer 4.
 LAYERS = {
-    "version": 0, "types": 0, "augment_policy": 0, "ops": 0, "mixing": 0, "token_labels": 0, "losses": 0,
+    "version": 0, "types": 0, "augment_policy": 0, "augment": 0,
+    "ops": 0, "mixing": 0, "token_labels": 0, "losses": 0,
     "metrics": 0,
     "models": 1,
     "sharding": 2, "optim": 2, "state": 2, "steps": 2,

@@ -118,7 +118,6 @@ def test_collectives_are_counted_from_the_programs_text():
     }
 
 
-@pytest.mark.xfail(strict=True, reason="the operands in a -start's tuple are counted as results")
 def test_asynchronous_collectives_count_their_result_once():
     """On TPUs and GPUs an all-gather is started and finished; its start names operand and result."""
     text = """

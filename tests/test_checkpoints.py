@@ -231,9 +231,6 @@ def test_nothing_readable_is_an_error_and_nothing_is_renamed(tmp_path):
     assert folders(tmp_path) == ["1", "2"]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="renaming onto the earlier 3.unreadable fails, and no step is restored"
-)
 def test_a_step_that_breaks_twice(tmp_path):
     """The second unreadable checkpoint of one step must not cost a readable one."""
     save_steps(tmp_path, [1, 2, 3])

@@ -14,6 +14,7 @@ import time
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.slow  # a minute for the first three, most of it imports and compilation
 ROOT = pathlib.Path(__file__).parent.parent
 SETUP = """
 import json, os, pathlib, sys
@@ -201,7 +202,6 @@ def test_an_uneven_split_is_counted_once(one, two):
         assert two[0]["evaluation"][name] == pytest.approx(one["evaluation"][name], rel=1e-3)
 
 
-@pytest.mark.slow
 def test_a_run_of_two_processes(shared):
     """`train` itself: one journal, one log, one config, written by the first process."""
     folder = shared / "run"
@@ -215,10 +215,6 @@ def test_a_run_of_two_processes(shared):
     assert "step 1/4" not in (folder / "out-1.txt").read_text()
 
 
-@pytest.mark.slow
-@pytest.mark.xfail(
-    strict=True, reason="StopRequest takes SIGTERM away from JAX's notifier: nobody stops or saves"
-)
 @pytest.mark.parametrize("victims", [(0, 1), (1,)], ids=["both", "one"])
 def test_a_job_that_is_ended_stops_at_one_step_and_saves(victims, shared):
     """SLURM and TPU pods send SIGTERM some time before they kill."""

@@ -106,7 +106,7 @@ def test_a_loss_that_is_not_finite_is_named_by_its_step(value):
     progress = reporting.Progress(10, 100, steps_per_epoch=10, batch_size=8)
     for step in range(11, 21):
         progress.add(step_metrics(value if step >= 17 else 1.0))
-    with pytest.raises(FloatingPointError, match=rf"The loss of step 17 is {value}: .*last checkpoint"):
+    with pytest.raises(FloatingPointError, match=rf"The loss of step 17 is {value}, .*last checkpoint"):
         progress.flush(20, lr=1.0, wait_s=0.0)
 
 
@@ -121,7 +121,6 @@ def test_a_checked_step_is_not_named_for_a_later_one():
         progress.check(6)
 
 
-@pytest.mark.xfail(strict=True, reason="only the loss is looked at: the weights after such a step are saved")
 def test_a_gradient_that_is_not_finite_stops_the_run_too():
     """The loss of a step is from before its update: a NaN gradient has already spoiled the weights."""
     progress = reporting.Progress(0, 100, steps_per_epoch=10, batch_size=8)
@@ -166,7 +165,6 @@ def test_every_line_is_on_disk_at_once(tmp_path):
     journal.close()
 
 
-@pytest.mark.xfail(strict=True, reason="read_journal does not leave out what Journal would drop")
 def test_a_killed_runs_journal_can_be_drawn(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "train/loss": 1.0}\n{"step": 2, "tra')
     assert reporting.read_journal(tmp_path) == [{"step": 1, "train/loss": 1.0}]

@@ -194,16 +194,12 @@ def test_report_of_a_run(tmp_path, data, monkeypatch):
     assert len(panels(figure)) == 3 * 4
 
 
-@pytest.mark.xfail(strict=True, reason="the student is given images of the annotator's size")
 def test_annotator_of_another_image_size(tmp_path, data):
     run = make_run(tmp_path / "run", data, info_of())
     save_folder(tmp_path / "annotator", info_of(size=(64, 64)).build(), info_of(size=(64, 64)))
     assert report(run, annotator=tmp_path / "annotator", count=2).exists()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the method dense_logits is there, but raises: the curves are lost too"
-)
 def test_run_of_a_model_without_token_head(tmp_path, data):
     info = ModelInfo("vit", 10, (48, 48), {"patch_size": 8, "dim": 32, "depth": 1, "num_heads": 2})
     assert report(make_run(tmp_path / "run", data, info)).exists()

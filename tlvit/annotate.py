@@ -1,7 +1,9 @@
 """Scores every cell of every image of a data set once, with a trained annotator:
 
 python -m tlvit.annotate --model=WORKDIR --data=imagenet2012 --split=train
---out=/data/score_maps/imagenet2012-train python -m tlvit.annotate --check=/data/score_maps/imagenet2012-train
+--out=/data/score_maps/imagenet2012-train python -m tlvit.annotate --import-pt=LABEL_DIR --data=imagenet2012
+--split=train --out=/data/score_maps/imagenet2012-train python -m tlvit.annotate
+--check=/data/score_maps/imagenet2012-train
 """
 
 import argparse
@@ -28,7 +30,8 @@ log = logging.getLogger("tlvit")
 
 def annotate(
     model: nnx.Module, info: ModelInfo, source, out: str | pathlib.Path, *, top_k: int = 5,
-    batch_size: int = 64, image_size: tuple[int, int] | None = None, num_threads: int | None = None,
+    batch_size: int = 64, image_size: tuple[int, int] | None = None, max_bad: float = 0.0,
+    num_threads: int | None = None,
 ):  # fmt: skip
     """Writes the score maps of a source shard by shard; a second call goes on where the first one stopped.
 
@@ -42,6 +45,7 @@ def annotate(
       top_k: K, classes kept for each cell.
       batch_size: images at once; a multiple of this machine's devices.
       image_size: (height, width) given to the annotator; its own by default. Larger gives finer maps.
+      max_bad: share of the images that may be unreadable; they are marked as having no map.
       num_threads: that decode; None: one for each core.
 
     Returns:
@@ -83,9 +87,9 @@ def annotate(
     agreed = images = 0
     start = time.perf_counter()
     for position, shard in enumerate(todo):
-        keys, values, indices = [], [], []
+        keys, values, indices, read = [], [], [], []
         batches = pipeline.annotation_batches(
-            source, shard, batch_size=batch_size, image_size=size, num_threads=num_threads
+            source, shard, batch_size=batch_size, image_size=size, max_bad=max_bad, num_threads=num_threads
         )
         for item in batches:
             count = len(item.keys)
@@ -93,9 +97,12 @@ def annotate(
             keys += item.keys
             values.append(value[:count])
             indices.append(index[:count])
-            agreed += int(np.sum(best[:count] == item.batch.label[:count]))
-            images += count
-        writer.write_shard(shard, keys, np.concatenate(values), np.concatenate(indices))
+            whole = item.batch.mask[:count]
+            read.append(whole)
+            agreed += int(np.sum((best[:count] == item.batch.label[:count]) & whole))
+            images += int(np.sum(whole))
+        missing = ~np.concatenate(read)
+        writer.write_shard(shard, keys, np.concatenate(values), np.concatenate(indices), missing=missing)
         elapsed = time.perf_counter() - start
         log.info(
             "shard %d/%d  %.0f images/s  mean map agrees with the label on %.1f%% of %d images  ETA %s",
@@ -149,9 +156,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 info.annotator,
             )  # fmt: skip
             return 0
-        size = image_size_pair(options.image_size) if options.image_size else None
-        model, info = convert.load(options.model, model=options.model_name, ema=not options.raw)
+        if not options.import_pt:
+            model, info = convert.load(options.model, model=options.model_name, ema=not options.raw)
         source = sources.open_source(options.data, options.split, data_dir=options.data_dir)
+        if options.import_pt:
+            from tlvit.data import import_pt
+
+            found = import_pt.import_pt(
+                options.import_pt,
+                source,
+                options.out,
+                geometry=options.geometry,
+                center_share=options.center_share,
+                max_missing=options.max_missing,
+                threads=options.threads,
+            )
+            log.info(
+                "imported %d maps, %d images have none",
+                found.num_images - found.num_missing,
+                found.num_missing,
+            )
+            return 0
+        size = image_size_pair(options.image_size) if options.image_size else None
         annotate(
             model,
             info,
@@ -160,6 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             top_k=options.top_k,
             batch_size=options.batch_size,
             image_size=size,
+            max_bad=options.max_missing,
             num_threads=options.threads,
         )
     except (ValueError, FileNotFoundError, ImportError) as error:
@@ -185,10 +212,23 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--threads", type=int, help="that decode images; all cores by default")
     parser.add_argument(
+        "--max-missing", type=float, default=0.0, help="share of images that may stay without a map"
+    )
+    parser.add_argument(
+        "--import-pt", metavar="DIR", help="read the published per-image .pt maps instead of a model"
+    )
+    parser.add_argument(
+        "--geometry", choices=["full", "center"], default="full", help="what imported maps cover"
+    )
+    parser.add_argument(
+        "--center-share", type=float, default=1.0, help="with center: the annotator's crop_pct"
+    )
+    parser.add_argument(
         "--check", metavar="DIR", help="verify the maps in DIR instead: counts, checksums, ranges"
     )
     options = parser.parse_args(arguments)
-    missing = [f"--{name}" for name in ("model", "data", "out") if getattr(options, name) is None]
+    needed = ("data", "out") if options.import_pt else ("model", "data", "out")
+    missing = [f"--{name}" for name in needed if getattr(options, name) is None]
     if missing and not options.check:
         parser.error(f"{', '.join(missing)} missing")
     return options

@@ -129,8 +129,10 @@ class Checkpoints:
         """Renames unreadable checkpoints, so that the run can save these steps again."""
         for step in steps:
             folder = self._manager.directory / str(step)
+            names = [f"{step}.unreadable", *(f"{step}.unreadable-{i}" for i in range(2, 100))]
+            free = next(name for name in names if not folder.with_name(name).exists())
             if jax.process_index() == 0:
-                folder.rename(folder.with_name(f"{step}.unreadable"))
+                folder.rename(folder.with_name(free))
         if steps:
             self._manager.reload()
 

@@ -26,7 +26,9 @@ def evaluate(
       batches: global batches whose padding is masked.
 
     Returns:
-      name -> {"top1", "top5"} in percent, {"loss"} the mean cross entropy, {"count"} the number of images.
+      name -> {"top1", "top5"} in percent, {"loss"} the mean cross entropy, {"count"} the number of images;
+      and {"real"} in percent where the images have ReaL's sets of labels (Beyer et al. 2020,
+      arXiv:2006.07159).
 
     Raises:
       ValueError: there is no image.
@@ -42,8 +44,10 @@ def evaluate(
 
 def _means(sums: dict[str, Array]) -> dict[str, float]:
     count = float(sums["count"])
-    percent = {k: 100 * float(sums[k]) / count for k in ("top1", "top5")}
-    return {**percent, "loss": float(sums["loss"]) / count, "count": int(count)}
+    means = {k: 100 * float(sums[k]) / count for k in ("top1", "top5")}
+    if "real" in sums:  # ImageNet ReaL leaves out images without a label
+        means["real"] = 100 * float(sums["real"]) / max(float(sums["real_count"]), 1.0)
+    return {**means, "loss": float(sums["loss"]) / count, "count": int(count)}
 
 
 def evaluate_checkpoint(

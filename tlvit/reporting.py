@@ -72,11 +72,12 @@ class Progress:
         """
         for i, values in enumerate(jax.device_get(self._pending)):
             loss, norm = float(values["loss"]), float(values["grad_norm"])
-            if not math.isfinite(loss):
+            if not (math.isfinite(loss) and math.isfinite(norm)):
                 bad = step - len(self._pending) + 1 + i
                 raise FloatingPointError(
-                    f"The loss of step {bad} is {loss}: stopped without saving; the last checkpoint is from "
-                    "before. Try a lower optim.learning_rate, optim.clip_norm=1.0 or model.dtype=float32."
+                    f"The loss of step {bad} is {loss}, its gradient's norm {norm}: stopped without saving; "
+                    "the last checkpoint is from before. Try a lower learning_rate, optim.clip_norm=1.0 or "
+                    "model.dtype=float32."
                 )
             self._losses.append(loss)
             self._norms.append(norm)
@@ -145,7 +146,8 @@ class Journal:
 def read_journal(workdir: str | pathlib.Path) -> list[dict[str, float]]:
     """The lines of metrics.jsonl."""
     path = pathlib.Path(workdir) / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if _step_of(line) is not None]
 
 
 def print_table(rows: list[tuple[str, str]]) -> None:

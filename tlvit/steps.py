@@ -152,7 +152,7 @@ def make_eval_step(
 
     def step(params: PyTree, stats: PyTree, batch: Batch) -> dict[str, Array]:
         output, _ = net.apply(params, stats, normalize(batch.image, mean, std))
-        return classification_sums(output.logits, batch.label, batch.mask)
+        return classification_sums(output.logits, batch.label, batch.mask, batch.real)
 
     return jax.jit(step, out_shardings=replicated(mesh))
 

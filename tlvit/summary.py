@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tlvit.models import create_model, list_models
-from tlvit.models.functional import count_parameters, functionalize
+from tlvit.models.functional import Net, count_parameters, functionalize
 from tlvit.models.layers import Buffer
 from tlvit.restore import default_image_size, image_size_pair
 from tlvit.types import Array, PyTree
@@ -113,19 +113,25 @@ def summarise(
     model = nnx.eval_shape(lambda: create_model(name, num_classes=num_classes, image_size=size, **overrides))
     net, params, stats = functionalize(model)
     images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
-    infer = lambda p, s, x: net.apply(p, s, x)[0].logits
     top1 = PUBLISHED_TOP1.get((name, size[0])) if size[0] == size[1] and not overrides else None
     papers = [paper for prefix, paper in PAPERS.items() if name.startswith(prefix)]
     return Summary(
         model=name,
         image_size=size,
         parameters=count_parameters(params) + count_parameters(nnx.state(model, Buffer)),
-        macs=count_macs(jax.make_jaxpr(infer)(params, stats, images).jaxpr),
+        macs=model_macs(net, params, stats, size),
         activation_bytes=_kept_bytes(net, params, stats, images),
         tokens=getattr(model, "grid", None),
         top1=top1,
         source=papers[0] if top1 is not None else None,
     )
+
+
+def model_macs(net: Net, params: PyTree, stats: PyTree, image_size: tuple[int, int]) -> int:
+    """Multiply-adds of the inference of one image of (height, width); shapes suffice for the arrays."""
+    images = jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32)
+    infer = lambda p, s, x: net.apply(p, s, x)[0].logits
+    return count_macs(jax.make_jaxpr(infer)(params, stats, images).jaxpr)
 
 
 def count_macs(jaxpr: Any) -> int:

@@ -4,6 +4,7 @@ config."""
 import dataclasses
 import json
 import logging
+import math
 import pathlib
 import signal
 from collections.abc import Callable, Iterable
@@ -19,8 +20,9 @@ from tlvit.augment_policy import parse_policy
 from tlvit.checkpoints import Checkpoints
 from tlvit.evaluate import evaluate
 from tlvit.losses import TRUTH_MIX
-from tlvit.models.functional import count_parameters, functionalize
+from tlvit.models.functional import Net, count_parameters, functionalize
 from tlvit.restore import ModelInfo, Preprocessing
+from tlvit.summary import model_macs
 from tlvit.types import Batch
 
 log = logging.getLogger("tlvit")
@@ -67,7 +69,9 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainResult:
 
     # Mesh and model. The model is built abstractly first; its arrays are born where they belong.
     mesh = sharding.make_mesh()
-    sharding.local_batch_size(config.batch_size, mesh)
+    eval_batch_size = config.eval.batch_size or config.batch_size
+    for size in (config.batch_size, eval_batch_size):
+        sharding.local_batch_size(size, mesh)
     info = model_info(config, source)
     build = lambda: info.build(seed=config.seed)
     grid = getattr(nnx.eval_shape(build), "grid", None)
@@ -114,7 +118,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainResult:
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
         (workdir / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-    _describe(config, source, eval_source, maps, mesh, train_state, peak, total_steps)
+    _describe(config, source, eval_source, maps, mesh, net, train_state, peak, total_steps)
 
     # The two compiled programs.
     on_device = config.augment.on == "device"
@@ -170,7 +174,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainResult:
     eval_batches = lambda: sharding.Prefetch(
         pipeline.eval_batches(
             eval_source,
-            batch_size=config.eval.batch_size or config.batch_size,
+            batch_size=eval_batch_size,
             image_size=image_size,
             crop_pct=config.eval.crop_pct,
             interpolation=config.eval.interpolation,
@@ -187,12 +191,16 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainResult:
     result: dict[str, float] = {}
     with StopRequest() as stop:
         for step in range(first_step + 1, total_steps + 1):
-            train_state, metrics = train_step(train_state, next(batches))
+            batch = next(batches)
+            train_state, metrics = train_step(train_state, batch)
             progress.add(metrics)
             last = step == total_steps
             evaluating = last or _due(step, config.eval.every_epochs, steps_per_epoch)
             saving = last or _due(step, config.checkpoint.every_epochs, steps_per_epoch)
-            stopping = checkpoints.preempted(step) if jax.process_count() > 1 else stop.requested
+            # Asked to stop in its last step, a run may as well end.
+            stopping = not last and (
+                checkpoints.preempted(step) if jax.process_count() > 1 else stop.requested
+            )
             if step % config.log_every == 0 or evaluating or saving or stopping:
                 line = progress.flush(step, lr=float(schedule(step - 1)), wait_s=batches.wait_s)
                 batches.wait_s = 0.0
@@ -202,10 +210,11 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainResult:
                 journal.write(step, result)
                 progress.restart()
             if saving or stopping:
+                _check_weights(eval_step, train_state, batch)
                 score = _score(result) if evaluating and not stopping else None
                 checkpoints.save(train_state, score=score, extra=info.to_json())
                 progress.restart()
-            if stopping and not last:
+            if stopping:
                 break
     if first_step >= total_steps:
         log.info("this run is complete: %d of %d steps", first_step, total_steps)
@@ -228,7 +237,8 @@ class StopRequest:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
-        for number in (signal.SIGINT, signal.SIGTERM):
+        # In a job of several processes JAX's own notifier takes SIGTERM, so that all stop at one step.
+        for number in (signal.SIGINT, signal.SIGTERM) if jax.process_count() == 1 else ():
             self._before[number] = signal.signal(number, self._note)
         return self
 
@@ -273,6 +283,16 @@ def _start_from(path: str, model: nnx.Module, num_classes: int, tx, *, seed: int
     log.info("starting from %s:\n%s", path, report)
     _, params, stats = functionalize(model)
     return state.state_from(params, stats, tx, seed=seed)
+
+
+def _check_weights(eval_step, train_state: state.TrainState, batch: Batch) -> None:
+    """Tries the weights before they are saved: the loss of a step is from before its update."""
+    loss = float(eval_step(train_state.params, train_state.stats, batch)["loss"])
+    if not math.isfinite(loss):
+        raise FloatingPointError(
+            f"The weights after step {int(train_state.step)} give a loss of {loss}: stopped without saving; "
+            "the last checkpoint is from before. Try a lower optim.learning_rate or optim.clip_norm=1.0."
+        )
 
 
 def _due(step: int, every_epochs: int, steps_per_epoch: int) -> bool:
@@ -364,12 +384,12 @@ def _draw_report(workdir: pathlib.Path) -> None:
 
     try:
         log.info("drawn: %s", visualize.report(workdir))
-    except ImportError as error:
-        log.info("no report.png: %s", error)
+    except Exception as error:  # the run is finished and saved: a picture must not make it fail
+        log.warning("no report.png: %s", error)
 
 
 def _describe(
-    config, source, eval_source, maps, mesh: Mesh, train_state, peak: float, total_steps: int
+    config, source, eval_source, maps, mesh: Mesh, net: Net, train_state, peak: float, total_steps: int
 ) -> None:
     """The summary at the start."""
     augment, optimizer = config.augment, config.optim
@@ -396,10 +416,14 @@ def _describe(
         )
     step = int(train_state.step)
     millions = count_parameters(train_state.params) / 1e6
+    macs = model_macs(net, train_state.params, train_state.stats, square(config.image_size)) / 1e9
     reporting.print_table(
         [
             ("devices", reporting.devices_text(mesh)),
-            ("model", f"{config.model.name}, {millions:.2f} M parameters, {config.model.dtype}"),
+            (
+                "model",
+                f"{config.model.name}, {millions:.2f} M parameters, {macs:.2f} G MACs, {config.model.dtype}",
+            ),
             ("train images", f"{source.num_examples} of {source.num_classes} classes, {source.identity}"),
             ("eval images", f"{eval_source.num_examples}, {eval_source.identity}"),
             ("token labels", labels),

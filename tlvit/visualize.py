@@ -66,16 +66,18 @@ def report(
     """
     workdir = pathlib.Path(workdir)
     config = json.loads((workdir / "config.json").read_text())
-    models = {"annotator": annotator} if annotator else {}
-    views, names = [], None
-    images = labels = None
-    for name, path in {**models, "student" if annotator else "model": workdir}.items():
-        model, info = convert.load(path)
-        if images is None:
-            images, labels = _test_images(config, info, count)
-        if hasattr(model, "dense_logits"):
-            views.append(class_map(f"what the {name}\nsees in each cell", model, info, images))
-        names = info.class_names
+    paths = {"annotator": annotator, "student": workdir} if annotator else {"model": workdir}
+    loaded = {name: convert.load(path) for name, path in paths.items()}
+    info = loaded[list(paths)[-1]][1]
+    images, labels = _test_images(config, info, count)
+    views = []
+    for name, (model, own) in loaded.items():
+        if not hasattr(model, "dense_logits") or getattr(model, "aux_head", True) is None:
+            continue  # it has no token head, and so no view of its own on a cell
+        if own.image_size != info.image_size:
+            model, own = convert.load(paths[name], image_size=info.image_size)
+        views.append(class_map(f"what the {name}\nsees in each cell", model, own, images))
+    names = info.class_names
     curves = {"this run": read_journal(workdir)}
     if baseline:
         curves["without token labels"] = read_journal(baseline)
