@@ -1,6 +1,7 @@
 """Test settings: eight CPU devices, rank promotion raises, tlvit's deprecations are errors; and the goldens'
 fill rule."""
 
+import logging
 import os
 import zlib
 
@@ -59,6 +60,16 @@ def golden_target(seed: int, batch: int, classes: int, tokens: int) -> np.ndarra
     noise = np.random.RandomState(seed).standard_normal((batch, classes, 2 + tokens)).astype(np.float32)
     t = np.exp(2 * noise)
     return t / t.sum(1, keepdims=True)
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was():
+    """Programs redirect tlvit's messages; the next test must not notice."""
+    log = logging.getLogger("tlvit")
+    before = (log.handlers[:], log.propagate, log.level)
+    yield
+    log.handlers, log.propagate = before[:2]
+    log.setLevel(before[2])
 
 
 @pytest.fixture(scope="session")
