@@ -18,6 +18,7 @@ from tlvit.state import TrainState
 from tlvit.types import PyTree
 
 log = logging.getLogger("tlvit")
+logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax announces its ordinary doings as warnings
 
 
 class Checkpoints:
