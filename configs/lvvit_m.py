@@ -4,7 +4,7 @@
         --config.data.score_maps=/data/score_maps/imagenet2012-train
 
 Published: 84.0 % top-1 (55.8 M parameters, 12.7 G multiply-adds), 310 epochs on 8 GPUs at batch 1024. Not yet
-  trained here.
+trained here.
 """
 
 from configs import common

@@ -4,7 +4,7 @@
         --config.data.score_maps=/data/score_maps/imagenet2012-train
 
 Published: 83.3 % top-1 (26.2 M parameters, 6.6 G multiply-adds), 310 epochs on 8 GPUs at batch 1024. Not yet
-  trained here.
+trained here.
 """
 
 from configs import common

@@ -4,7 +4,7 @@
         --config.data.score_maps=/data/score_maps/imagenet2012-train
 
 Published: 79.1 % top-1 (8.5 M parameters, 2.9 G multiply-adds), 310 epochs on 8 GPUs at batch 1024. Not yet
-  trained here.
+trained here.
 """
 
 from configs import common

@@ -1,10 +1,9 @@
 """Measures the parts of a run; the last line printed is JSON.
 
-    python -m scripts.benchmark step --model lvvit_s --batch 16           # images/s of the whole training
-    step python -m scripts.benchmark compile --model lvvit_s --batch 128       # FLOPs, bytes, collectives of
-    the program python -m scripts.benchmark compile --topology v5e:2x4 --batch 1024   # the same for TPUs that
-    are not here python -m scripts.benchmark input --help                              # images/s of the data
-    pipeline
+    python -m scripts.benchmark step --model lvvit_s --batch 16         # images/s of the whole training step
+    python -m scripts.benchmark compile --model lvvit_s --batch 128     # FLOPs, bytes, collectives
+    python -m scripts.benchmark compile --topology v5e:2x4 --batch 1024 # the same for TPUs that are not here
+    python -m scripts.benchmark input --help                            # images/s of the data pipeline
 
 `step` and `compile` run token labels as a recipe does: uint8 images and top-5 score maps go in; targets,
 MixToken, forward, backward, AdamW and the moving average are inside. They need no TensorFlow.

@@ -1,5 +1,6 @@
-"""Do token labels help, and does it matter where? python -m scripts.compare_token_labels --out runs/compare
---seeds 0 1 2
+"""Do token labels help, and does it matter where?
+
+    python -m scripts.compare_token_labels --out runs/compare --seeds 0 1 2
 
 Trains the student of configs/digits.py three ways with one budget: on image labels alone, with score maps
 cropped as the published code cropped them (transposed), and with aligned maps. One annotator, trained first,

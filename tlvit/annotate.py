@@ -1,9 +1,8 @@
-"""Scores every cell of every image of a data set once, with a trained annotator:
+"""Scores every cell of every image of a data set once, with a trained annotator; or reads published maps.
 
-python -m tlvit.annotate --model=WORKDIR --data=imagenet2012 --split=train
---out=/data/score_maps/imagenet2012-train python -m tlvit.annotate --import-pt=LABEL_DIR --data=imagenet2012
---split=train --out=/data/score_maps/imagenet2012-train python -m tlvit.annotate
---check=/data/score_maps/imagenet2012-train
+python -m tlvit.annotate --model=WORKDIR --data=imagenet2012 --split=train --out=/data/score_maps
+python -m tlvit.annotate --import-pt=LABEL_DIR --data=imagenet2012 --split=train --out=/data/score_maps
+python -m tlvit.annotate --check=/data/score_maps
 """
 
 import argparse

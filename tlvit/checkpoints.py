@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from tlvit.state import TrainState
@@ -131,9 +132,11 @@ class Checkpoints:
         for step in steps:
             folder = self._manager.directory / str(step)
             names = [f"{step}.unreadable", *(f"{step}.unreadable-{i}" for i in range(2, 100))]
-            free = next(name for name in names if not folder.with_name(name).exists())
             if jax.process_index() == 0:
+                free = next(name for name in names if not folder.with_name(name).exists())
                 folder.rename(folder.with_name(free))
+        if steps and jax.process_count() > 1:
+            multihost_utils.sync_global_devices("unreadable checkpoints renamed")
         if steps:
             self._manager.reload()
 

@@ -1,5 +1,7 @@
-"""Trains or evaluates: python -m tlvit.main --config=configs/lvvit_s.py --workdir=DIR [--mode=train|eval]
-[--config.KEY=VALUE …]"""
+"""Trains (or resumes) a run, or evaluates one.
+
+python -m tlvit.main --config=configs/lvvit_s.py --workdir=DIR [--mode=train|eval] [--config.KEY=VALUE …]
+"""
 
 import json
 import logging
@@ -38,7 +40,7 @@ def main(arguments: list[str]) -> None:
         raise app.UsageError(f"Unknown arguments: {' '.join(arguments[1:])}")
     if FLAGS.multihost:
         jax.distributed.initialize()
-    start_logging(pathlib.Path(FLAGS.workdir))
+    start_logging(pathlib.Path(FLAGS.workdir) if FLAGS.mode == "train" else None)
     try:
         if FLAGS.mode == "eval":
             print_evaluation(FLAGS.checkpoint or FLAGS.workdir)
@@ -53,17 +55,16 @@ def main(arguments: list[str]) -> None:
 
 
 def print_evaluation(path: str) -> None:
-    """Evaluates the averaged and the raw weights; the last line printed is JSON."""
+    """Evaluates a run's averaged and raw weights, or the weights of a file; the last line printed is JSON."""
     found = {}
-    for name, ema in (("ema", True), ("raw", False)):
+    both = (pathlib.Path(path) / "checkpoints").is_dir() and FLAGS.config.ema.decay > 0
+    for name, ema in (("ema", True), ("raw", False)) if both else (("weights", None),):
         found[name] = evaluate_checkpoint(path, FLAGS.config, ema=ema)
         log.info(
             "%s weights: top-1 %.2f%%, top-5 %.2f%% on %d images",
             name,
             *(found[name][k] for k in ("top1", "top5", "count")),
         )
-        if not pathlib.Path(path).is_dir():
-            break  # a file holds what it holds
     print(json.dumps({"checkpoint": str(path), **found}))
 
 

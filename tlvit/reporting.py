@@ -125,7 +125,7 @@ class Journal:
         path = workdir / "metrics.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
         kept = [line for line in lines if _step_of(line) is not None and _step_of(line) <= first_step]
-        path.write_text("".join(line + "\n" for line in kept))
+        write_whole(path, "".join(line + "\n" for line in kept))
         self._file = path.open("a")
         self._events = metric_writers.SummaryWriter(str(workdir))
 
@@ -148,6 +148,13 @@ def read_journal(workdir: str | pathlib.Path) -> list[dict[str, float]]:
     path = pathlib.Path(workdir) / "metrics.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     return [json.loads(line) for line in lines if _step_of(line) is not None]
+
+
+def write_whole(path: pathlib.Path, text: str) -> None:
+    """The file holds the old text or the new one, whenever the process is killed."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
 
 
 def print_table(rows: list[tuple[str, str]]) -> None:

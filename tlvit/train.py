@@ -117,7 +117,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainResult:
     first_step = int(train_state.step)
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+        reporting.write_whole(workdir / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
     _describe(config, source, eval_source, maps, mesh, net, train_state, peak, total_steps)
 
     # The two compiled programs.
@@ -194,6 +194,8 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainResult:
             batch = next(batches)
             train_state, metrics = train_step(train_state, batch)
             progress.add(metrics)
+            if step == first_step + 1:
+                batches.wait_s = 0.0  # the first fill of the shuffle belongs to the start
             last = step == total_steps
             evaluating = last or _due(step, config.eval.every_epochs, steps_per_epoch)
             saving = last or _due(step, config.checkpoint.every_epochs, steps_per_epoch)

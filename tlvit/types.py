@@ -1,8 +1,7 @@
 """The words of the rest: what a batch, a score map, a target and a model output are.
 
 Letters used for shapes everywhere: B batch, H W image, C channels, N tokens, D width, K top-k, L classes, h w
-  token or map
-grid, S shards of the batch. All types are frozen dataclasses that JAX sees as pytrees.
+grid of tokens or of a map, S shards of the batch. All types are frozen dataclasses that JAX sees as pytrees.
 """
 
 import dataclasses
