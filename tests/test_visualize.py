@@ -60,7 +60,7 @@ def test_every_cell_has_its_class_colour_in_its_place():
     strength = {(0, 0): (0, 0.96), (0, 1): (1, 0.96), (0, 2): (2, 0.96), (1, 0): (0, 0.2), (1, 2): (3, 0.96)}
     for (y, x), (k, sure) in strength.items():
         column, row = axis.transData.transform(((x + 0.5) * 8 - 0.5, (y + 0.5) * 8 - 0.5))
-        alpha = 0.75 * sure
+        alpha = 0.75 * np.sqrt(sure)
         found = pixels[len(pixels) - 1 - round(row), round(column)]
         np.testing.assert_allclose(found, alpha * table[k] + (1 - alpha) * grey, atol=4)
     column, row = axis.transData.transform((1.5 * 8 - 0.5, 1.5 * 8 - 0.5))

@@ -158,7 +158,7 @@ def _draw_map(axis, image: np.ndarray, probability: np.ndarray, colours: dict[in
     height, width = image.shape[:2]
     best, sure = probability.argmax(-1), probability.max(-1)
     chance = 1 / probability.shape[-1]
-    strength = np.clip((sure - chance) / (1 - chance), 0, 1)
+    strength = np.sqrt(np.clip((sure - chance) / (1 - chance), 0, 1))  # half sure is seen well already
     axis.imshow(image.mean(-1), cmap="gray", vmin=-60, vmax=320)
     paint = np.zeros((*best.shape, 4))
     for k in np.unique(best):
@@ -166,7 +166,7 @@ def _draw_map(axis, image: np.ndarray, probability: np.ndarray, colours: dict[in
     paint[..., 3] = 0.75 * strength
     axis.imshow(paint, extent=(-0.5, width - 0.5, height - 0.5, -0.5), interpolation="nearest")
     h, w = best.shape
-    for y, x in zip(*np.nonzero(strength > 0.35), strict=True):
+    for y, x in zip(*np.nonzero(strength > 0.5), strict=True):
         place = ((x + 0.5) * width / w - 0.5, (y + 0.5) * height / h - 0.5)
         text = {"fontsize": max(5, 54 / max(h, w)), "color": "white", "fontweight": "bold"}
         axis.text(*place, name(int(best[y, x]))[:6], ha="center", va="center", **text)
