@@ -273,9 +273,9 @@ def test_a_workdir_is_of_one_model_and_one_data_set(key, value, data, tmp_path):
     if key == "image_size":
         new.image_size = value
     path = workdir_of(tmp_path, old)
-    _check_workdir(path, old, None)
+    _check_workdir(path, old)
     with pytest.raises(ValueError, match=r"holds another run; use a new --workdir") as caught:
-        _check_workdir(path, new, None)
+        _check_workdir(path, new)
     told = ".".join(key.split(".")[:2])
     assert str(caught.value).splitlines()[1].startswith(f"  {told}: ")
     assert str(caught.value).count("\n") == 1
@@ -289,8 +289,8 @@ def test_a_workdir_is_of_one_model_and_one_data_set(key, value, data, tmp_path):
     ],
 )
 def test_a_workdir_may_go_on_with_other_habits(changes, data, tmp_path):
-    _check_workdir(workdir_of(tmp_path, config_for(data)), config_for(data, **changes), None)
-    _check_workdir(tmp_path / "new", config_for(data), None)
+    _check_workdir(workdir_of(tmp_path, config_for(data)), config_for(data, **changes))
+    _check_workdir(tmp_path / "new", config_for(data))
 
 
 def test_result_is_a_value():

@@ -106,7 +106,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainResult:
     )
 
     # Resume, or start from other weights, or start.
-    _check_workdir(workdir, config, source)
+    _check_workdir(workdir, config)
     checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
     restored = checkpoints.restore(train_state)
     if restored is not None:
@@ -362,7 +362,7 @@ def _check(config: ConfigDict, source) -> None:
         )
 
 
-def _check_workdir(workdir: pathlib.Path, config: ConfigDict, source) -> None:
+def _check_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
     """A workdir may be continued with another learning rate or batch size, but not as another model or on
     other data."""
     path = workdir / "config.json"
