@@ -45,8 +45,8 @@ def main(argv: list[str]) -> int:
     image_size, augment = read_recipe(options.config) if options.config else ((224, 224), dict(RECIPE))
     threads = options.threads or pipeline.available_cores()
     with tempfile.TemporaryDirectory() as folder:
-        source, maps = make_data(folder, options.images)
-        common = dict(batch_size=BATCH, image_size=image_size, seed=0)
+        source, maps = make_data(folder, options.images, options.broken)
+        common = dict(batch_size=BATCH, image_size=image_size, seed=0, max_bad=1.0)
         batches = pipeline.train_batches(source, maps, **common, **augment, num_threads=threads)
         loops = {"input": lambda: count_images(batches)}
         if options.pillow:
@@ -82,6 +82,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser("benchmark input", description=__doc__.splitlines()[0])
     parser.add_argument("--config", default="", help="a recipe whose augmentation is used")
     parser.add_argument("--images", type=int, default=512, help="how many JPEGs to make")
+    parser.add_argument("--broken", type=int, default=0, help="how many of them end in the middle")
     parser.add_argument("--threads", type=int, default=0, help="that decode; 0: one for each core")
     parser.add_argument("--seconds", type=float, default=20.0, help="how long to measure")
     parser.add_argument("--pillow", action="store_true", help="time a plain Pillow loop in the same run")
@@ -105,9 +106,11 @@ def read_recipe(path: str) -> tuple[tuple[int, int], dict]:
     return (tuple(size) if not isinstance(size, int) else (size, size)), options
 
 
-def make_data(folder: str, count: int) -> tuple[sources.Source, score_maps.ScoreMapReader]:
-    """A TFDS set of `count` JPEGs in `folder` and score maps for it."""
-    builder = Photographs(count, data_dir=folder)
+def make_data(
+    folder: str, count: int, broken: int = 0
+) -> tuple[sources.Source, score_maps.ScoreMapReader]:
+    """A TFDS set of `count` JPEGs in `folder`, some of them `broken`, and score maps for it."""
+    builder = Photographs(count, broken, data_dir=folder)
     builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=4))
     source = sources.open_source("photographs", "train", data_dir=folder)
     path = os.path.join(folder, "maps")
@@ -124,12 +127,12 @@ def make_data(folder: str, count: int) -> tuple[sources.Source, score_maps.Score
 
 
 class Photographs(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """`count` different JPEGs of 375x500 from two photographs."""
+    """`count` different JPEGs of 375x500 from two photographs; the first `broken` of them end in the middle."""
 
     VERSION = tfds.core.Version("1.0.0")
 
-    def __init__(self, count: int, **kwargs):
-        self.count = count
+    def __init__(self, count: int, broken: int, **kwargs):
+        self.count, self.broken = count, broken
         super().__init__(**kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -146,6 +149,7 @@ class Photographs(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _generate_examples(self) -> Iterator[tuple[int, dict]]:
         for i, encoded in enumerate(make_jpegs(self.count)):
+            encoded = encoded[: len(encoded) // 2] if i < self.broken else encoded
             yield i, {"image": io.BytesIO(encoded), "label": i % 1000, "file_name": f"{i}.jpg"}
 
 

@@ -6,6 +6,7 @@ import itertools
 import logging
 import os
 import threading
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -76,8 +77,9 @@ def numbers(batches):
 BROKEN = {4: "truncated", 11: "garbage", 17: "truncated", 23: "empty"}
 
 
-@pytest.mark.parametrize("shuffle_bytes", [SMALL, 2 << 30])
-def test_the_next_image_takes_a_broken_ones_place(make_source, shuffle_bytes, caplog):
+@pytest.mark.parametrize(("shuffle_bytes", "guarded"), [(SMALL, 1), (2 << 30, 1), (2 << 30, 16)])
+def test_the_next_image_takes_a_broken_ones_place(make_source, shuffle_bytes, guarded, caplog, monkeypatch):
+    monkeypatch.setattr(faults, "GUARDED", guarded)
     sound = train(make_source({}), shuffle_bytes=shuffle_bytes)
     with caplog.at_level(logging.WARNING, "tlvit"):
         found = train(make_source(BROKEN), shuffle_bytes=shuffle_bytes)
@@ -100,7 +102,8 @@ def test_the_next_image_takes_a_broken_ones_place(make_source, shuffle_bytes, ca
 
 
 @pytest.mark.parametrize("shuffle_bytes", [SMALL, 2 << 30])
-def test_replacements_do_not_depend_on_restarts_threads_or_processes(make_source, shuffle_bytes):
+def test_replacements_do_not_depend_on_restarts_threads_or_processes(make_source, shuffle_bytes, monkeypatch):
+    monkeypatch.setattr(faults, "GUARDED", 1)
     source = make_source(BROKEN)
     whole = train(source, shuffle_bytes=shuffle_bytes)
     for first in (1, 5, 7):
@@ -114,6 +117,22 @@ def test_replacements_do_not_depend_on_restarts_threads_or_processes(make_source
     ]
     for step, batch in enumerate(whole):
         np.testing.assert_array_equal(np.concatenate([part[step].image for part in parts]), batch.image)
+
+
+def test_the_guard_is_left_again_and_known_images_are_avoided(make_source, caplog, monkeypatch):
+    """Every stretch under guard ends; once all broken images are known none begins."""
+    monkeypatch.setattr(faults, "GUARDED", 1)
+    guarded = []
+    ordered = pipeline.ordered_records
+    monkeypatch.setattr(faults, "replace_broken", spy := mock.Mock(wraps=faults.replace_broken))
+    monkeypatch.setattr(pipeline, "ordered_records", lambda *a, **k: guarded.append(k["spares"]) or ordered(*a, **k))
+    with caplog.at_level(logging.WARNING, "tlvit"):
+        found = numbers(train(make_source(BROKEN), steps=40))
+    assert not set(found) & set(BROKEN)
+    stretches = sum("batches are made under guard" in r.getMessage() for r in caplog.records)
+    assert 1 <= stretches == spy.call_count <= len(BROKEN)
+    assert len(guarded) == 1 + 2 * stretches  # without guard, then with and without in turn
+    assert guarded == [0] + [faults.SPARES] * 2 * stretches
 
 
 def test_a_replacement_has_its_own_map(make_source, tmp_path):

@@ -115,24 +115,30 @@ def train_batches(
             geometry = transforms.compose(map_matrix(encoded, maps.info), geometry)
         return example | {"image": image, "geometry": geometry, "label": tf.cast(example["label"], tf.int32)}
 
+    broken = faults.BrokenImages(source, max_bad=max_bad, replaced=True)
+    key_of = lambda raw: parse(raw)["key"]
+
     def batches(done, guarded):
+        known = frozenset(broken.keys)
         data = ordered_records(
             records,
             order,
             first_step=first_step + done,
             process_index=process_index,
             process_count=process_count,
-            spares=faults.SPARES if guarded else 0,
+            spares=faults.SPARES if guarded or known else 0,
         )
+
+        def whole(raw, counter):
+            raw = faults.avoid_broken(raw, known, key_of) if known else raw
+            return _same_image(prepare(raw, counter))
+
         if guarded:
-            data = faults.replace_broken(data, prepare, lambda raw: parse(raw)["key"], threads=threads)
-            data = data.map(_same_image)
+            data = faults.replace_broken(data, prepare, key_of, threads=threads).map(_same_image)
         else:
-            whole = lambda *element: _same_image(prepare(*element))
             data = data.map(whole, num_parallel_calls=threads, deterministic=True)
         return data.batch(local, drop_remainder=True).prefetch(2)
 
-    broken = faults.BrokenImages(source, max_bad=max_bad, replaced=True)
     blame = lambda done: faults.name_damage(source, maps, order, first_step + done)
     arrays = faults.run(batches, threads=threads, broken=broken, blame=blame)
     return map(_to_batch, _log_restart(arrays, order, first_step) if first_step else arrays)
