@@ -79,6 +79,7 @@ def get_config() -> ConfigDict:
     config.eval = ConfigDict()
     config.eval.every_epochs = 1  # the last step is always evaluated
     config.eval.batch_size = 0  # 0: as in training
+    config.eval.image_size = ()  # with --mode=eval, like image_size; empty: as the checkpoint was trained
     config.eval.crop_pct = 0.9  # the image is resized to size / crop_pct, then centre-cropped
     config.eval.interpolation = "bicubic"
 

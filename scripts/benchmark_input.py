@@ -106,9 +106,7 @@ def read_recipe(path: str) -> tuple[tuple[int, int], dict]:
     return (tuple(size) if not isinstance(size, int) else (size, size)), options
 
 
-def make_data(
-    folder: str, count: int, broken: int = 0
-) -> tuple[sources.Source, score_maps.ScoreMapReader]:
+def make_data(folder: str, count: int, broken: int = 0) -> tuple[sources.Source, score_maps.ScoreMapReader]:
     """A TFDS set of `count` JPEGs in `folder`, some of them `broken`, and score maps for it."""
     builder = Photographs(count, broken, data_dir=folder)
     builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=4))
@@ -127,7 +125,7 @@ def make_data(
 
 
 class Photographs(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """`count` different JPEGs of 375x500 from two photographs; the first `broken` of them end in the middle."""
+    """`count` different JPEGs of 375x500 from two photographs; the first `broken` end in the middle."""
 
     VERSION = tfds.core.Version("1.0.0")
 

@@ -10,8 +10,7 @@ from flax import nnx
 from configs import common
 from tlvit import optim
 from tlvit.models.functional import count_parameters, functionalize
-from tlvit.restore import ModelInfo
-from tlvit.train import square
+from tlvit.restore import ModelInfo, image_size_pair
 
 CONFIGS = sorted(
     p.stem for p in (pathlib.Path(__file__).parent.parent / "configs").glob("*.py") if p.stem != "common"
@@ -46,7 +45,7 @@ def test_config_has_only_known_keys_and_builds_its_model(name, arm):
     info = ModelInfo(
         model=config.model.name,
         num_classes=10 if name == "digits" else 1000,
-        image_size=square(config.image_size),
+        image_size=image_size_pair(config.image_size),
         overrides={"dtype": config.model.dtype, **config.model.options.to_dict()},
     )
     _, params, _ = functionalize(nnx.eval_shape(info.build))
@@ -81,7 +80,7 @@ def test_published_recipe(name, drop_path, learning_rate, crop_pct, size):
     assert (config.optim.warmup_start, config.optim.floor, config.optim.schedule_per) == (1e-6, 1e-5, "epoch")
     assert (config.ema.decay, config.loss.smoothing, config.augment.erasing) == (0.99992, 0.1, 0.25)
     assert (config.loss.dense_weight, config.loss.cls_weight, config.loss.truth_mix) == (1.0, 1.0, "off")
-    assert (config.eval.crop_pct, square(config.image_size)) == (crop_pct, size)
+    assert (config.eval.crop_pct, image_size_pair(config.image_size)) == (crop_pct, size)
     assert config.token_labels
     assert config.data.name == "imagenet2012"
 
@@ -100,10 +99,3 @@ def test_published_schedule_at_known_epochs():
     assert float(schedule(0)) == pytest.approx(1e-6)
     assert float(schedule(150)) == pytest.approx((1.6e-3 + 1e-5) / 2)
     assert float(schedule(300)) == float(schedule(309)) == pytest.approx(1e-5)
-
-
-def test_square_reads_one_number_and_refuses_three():
-    assert square((64,)) == (64, 64)
-    assert square((64, 96)) == (64, 96)
-    with pytest.raises(ValueError, match="3, 4, 5"):
-        square((3, 4, 5))

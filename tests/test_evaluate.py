@@ -1,10 +1,19 @@
 """Evaluation counts every image of a split once, whatever the batches and devices."""
 
+import json
+import pathlib
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
+import tensorflow as tf
+import tiny_imagenet
 
 from tlvit import sharding, steps
+from tlvit.convert import export, load
+from tlvit.data import transforms
 from tlvit.evaluate import evaluate, evaluate_checkpoint
 from tlvit.models.functional import functionalize
 from tlvit.restore import ModelInfo, Preprocessing, save_folder
@@ -137,3 +146,69 @@ def test_a_batch_that_does_not_fit_the_devices_is_refused(tmp_path, data):
     save_folder(tmp_path / "m", INFO.build(), INFO)
     with pytest.raises(ValueError, match=r"20 images cannot be split evenly over 8 devices"):
         evaluate_checkpoint(tmp_path / "m", config_for(data[0], **{"eval.batch_size": 20}))
+
+
+@pytest.fixture(scope="module")
+def knows_class_2(tmp_path_factory):
+    """A safetensors file of a model of 1000 classes that sees class 2 everywhere."""
+    info = ModelInfo("lvvit_t", 1000, (32, 32), {"dim": 32, "depth": 1, "num_heads": 2, "stem_width": 8})
+    model = info.build()
+    model.head.bias[...] = model.head.bias[...].at[2].set(100.0)
+    path = tmp_path_factory.mktemp("model") / "class_2.safetensors"
+    export(model, path, info=info)
+    return path
+
+
+def main(*arguments, status=0):
+    """`python -m tlvit.main --mode=eval …`: (its log, the JSON in its last line)."""
+    command = [sys.executable, "-m", "tlvit.main", "--mode=eval", "--config=configs/lvvit_t.py"]
+    done = subprocess.run(
+        [*command, *map(str, arguments)],
+        cwd=pathlib.Path(__file__).parent.parent, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == status, done.stderr
+    return done.stdout + done.stderr, json.loads(done.stdout.splitlines()[-1]) if not status else None
+
+
+SMALL = ("--config.eval.batch_size=16", "--config.model.dtype=float32")
+
+
+def test_real_labels_by_the_command_line(tmp_path, knows_class_2):
+    """imagenet2012_real by its own builder: an image without labels does not count for ReaL."""
+    tiny_imagenet.prepare_real(tmp_path, [[65, 2], [970], [], [809, 1, 2], [516]])
+    log, found = main(
+        f"--checkpoint={knows_class_2}", *SMALL, f"--config.data.dir={tmp_path}",
+        "--config.data.name=imagenet2012_real",
+    )  # fmt: skip
+    assert found["weights"]["count"] == 5
+    assert (found["weights"]["top1"], found["weights"]["real"]) == (0, 50)
+    assert "top-1 0.00%, top-5 0.00%, ReaL 50.00% on 5 images" in log
+
+
+def test_imagenet_v2_by_the_command_line(tmp_path, knows_class_2):
+    tiny_imagenet.prepare_v2(tmp_path, [2, 5, 2, 999])
+    v2 = (
+        f"--config.data.dir={tmp_path}", "--config.data.name=imagenet_v2/matched-frequency",
+        "--config.data.eval_split=test",
+    )  # fmt: skip
+    for size in ((), ("--config.eval.image_size=48",)):
+        log, found = main(f"--checkpoint={knows_class_2}", *SMALL, *v2, *size)
+        assert (found["weights"]["count"], found["weights"]["top1"]) == (4, 50), log
+        assert "real" not in found["weights"]
+
+
+def test_the_command_line_says_what_is_missing():
+    assert "--workdir is missing, or --checkpoint" in main(status=1)[0]
+
+
+def test_another_image_size_than_the_checkpoints(tmp_path, data):
+    folder, images, labels = data
+    save_folder(tmp_path / "m", model := INFO.build(seed=1), INFO)
+    found = evaluate_checkpoint(tmp_path / "m", config_for(folder, **{"eval.image_size": (64, 64)}))
+    large, _ = load(tmp_path / "m", image_size=64)
+    net, params, stats = functionalize(large)
+    assert large.grid == (8, 8) != model.grid
+    encoded = [tf.io.encode_png(image) for image in images]
+    resized = [transforms.eval_image(e, image_size=(64, 64), crop_pct=1.0)[0] for e in encoded]
+    wanted = expected(net, {"params": params, "stats": stats}, np.stack(resized), labels)
+    assert found == pytest.approx(wanted, rel=1e-5)

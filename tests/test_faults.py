@@ -125,7 +125,9 @@ def test_the_guard_is_left_again_and_known_images_are_avoided(make_source, caplo
     guarded = []
     ordered = pipeline.ordered_records
     monkeypatch.setattr(faults, "replace_broken", spy := mock.Mock(wraps=faults.replace_broken))
-    monkeypatch.setattr(pipeline, "ordered_records", lambda *a, **k: guarded.append(k["spares"]) or ordered(*a, **k))
+    monkeypatch.setattr(
+        pipeline, "ordered_records", lambda *a, **k: guarded.append(k["spares"]) or ordered(*a, **k)
+    )
     with caplog.at_level(logging.WARNING, "tlvit"):
         found = numbers(train(make_source(BROKEN), steps=40))
     assert not set(found) & set(BROKEN)

@@ -115,13 +115,14 @@ def test_published_preprocessing():
 
 
 @pytest.mark.parametrize(
-    ("size", "pair"), [(224, (224, 224)), ("96", (96, 96)), ("64x32", (64, 32)), ([4, 8], (4, 8))]
+    ("size", "pair"),
+    [(224, (224, 224)), ("96", (96, 96)), ("64x32", (64, 32)), ([4, 8], (4, 8)), ((48,), (48, 48))],
 )
 def test_image_sizes(size, pair):
     assert image_size_pair(size) == pair
 
 
-@pytest.mark.parametrize("size", ["", "axb", "1x2x3", 0, [-1, 4]])
+@pytest.mark.parametrize("size", ["", "axb", "1x2x3", 0, [-1, 4], (), (1, 2, 3)])
 def test_image_sizes_that_are_none(size):
     with pytest.raises(ValueError, match="A size is one number or HEIGHTxWIDTH"):
         image_size_pair(size)

@@ -105,12 +105,7 @@ def imagenet(tmp_path_factory):
     """The real builder of imagenet2012 on two tiny archives, offline."""
     pytest.importorskip("importlib_resources")
     path = tmp_path_factory.mktemp("imagenet")
-    tiny_imagenet.write_archives(path / "manual")
-    builder = tfds.builder("imagenet2012", data_dir=str(path), try_gcs=False)
-    config = tfds.download.DownloadConfig(
-        manual_dir=str(path / "manual"), num_shards=2, try_download_gcs=False
-    )
-    builder.download_and_prepare(download_config=config)
+    tiny_imagenet.prepare(path)
     return str(path)
 
 

@@ -13,7 +13,7 @@ from configs import digits as recipe
 from tlvit import reporting
 from tlvit.checkpoints import Checkpoints, restore_for_inference
 from tlvit.restore import ModelInfo
-from tlvit.train import StopRequest, TrainResult, _check, _check_workdir, model_info, square, train
+from tlvit.train import StopRequest, TrainResult, _check, _check_workdir, model_info, train
 
 TINY = {"patch_size": 8, "dim": 32, "depth": 1, "num_heads": 2}
 
@@ -215,20 +215,6 @@ def test_after_a_blow_up_the_last_checkpoint_is_good(data, tmp_path):
 # What the config says
 
 
-@pytest.mark.parametrize(
-    ("size", "pair"), [((48,), (48, 48)), ((48, 64), (48, 64)), ([32], (32, 32)), ((48.0,), (48, 48))]
-)
-def test_square(size, pair):
-    assert square(size) == pair
-    assert all(isinstance(s, int) for s in square(size))
-
-
-@pytest.mark.parametrize("size", [(), (1, 2, 3)])
-def test_square_refuses(size):
-    with pytest.raises(ValueError, match=r"config.image_size must be \(height, width\), not \("):
-        square(size)
-
-
 def test_model_info(data):
     config = config_for(data, **{"image_size": (48, 64), "model.dtype": "bfloat16", "eval.crop_pct": 0.8})
     info = model_info(config, Source())
@@ -265,7 +251,7 @@ def workdir_of(tmp_path, config):
     ("key", "value"),
     [("seed", 1), ("image_size", (64, 64)), ("token_labels", True), ("model.name", "lvvit_m"),
      ("model.dtype", "bfloat16"), ("model.options.depth", 3), ("data.name", "mnist"),
-     ("data.train_split", "train[:50%]")],
+     ("data.train_split", "train[:50%]"), ("batch_size", 8)],
 )  # fmt: skip
 def test_a_workdir_is_of_one_model_and_one_data_set(key, value, data, tmp_path):
     old = config_for(data)
@@ -285,12 +271,27 @@ def test_a_workdir_is_of_one_model_and_one_data_set(key, value, data, tmp_path):
     "changes",
     [
         {},
-        {"optim.learning_rate": 1.0, "batch_size": 8, "epochs": 99, "data.dir": "/elsewhere", "log_every": 9},
+        {"optim.learning_rate": 1.0, "epochs": 99, "data.dir": "/elsewhere", "log_every": 9},
     ],
 )
 def test_a_workdir_may_go_on_with_other_habits(changes, data, tmp_path):
     _check_workdir(workdir_of(tmp_path, config_for(data)), config_for(data, **changes))
     _check_workdir(tmp_path / "new", config_for(data))
+
+
+def test_another_order_of_images_is_told(data, tmp_path, caplog):
+    path = workdir_of(tmp_path, config_for(data))
+    with caplog.at_level("WARNING", "tlvit"):
+        _check_workdir(path, config_for(data, **{"data.shuffle_gib": 0.5}))
+    assert "data.shuffle_gib was 2.0 and is 0.5: from here on images come in another order" in caplog.text
+
+
+def test_a_workdir_without_a_checkpoint_starts_anew_with_other_settings(data, tmp_path):
+    """What is left of a run that failed at once does not stand in the way."""
+    config = config_for(data)
+    workdir_of(tmp_path, config_for(data, **{"model.options.depth": 3, "batch_size": 8}))
+    assert train(config, tmp_path).finished
+    assert json.loads((tmp_path / "config.json").read_text())["batch_size"] == config.batch_size
 
 
 def test_result_is_a_value():

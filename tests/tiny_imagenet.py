@@ -1,9 +1,13 @@
-"""The two archives of ImageNet in small, laid out as the real ones: what its own TFDS builder reads."""
+"""ImageNet, its ReaL labels and ImageNet-V2 in small, laid out as the real ones, and prepared by TFDS's own
+builders."""
 
 import io
+import json
 import tarfile
+from unittest import mock
 
 import numpy as np
+import tensorflow_datasets as tfds
 from PIL import Image
 
 SYNSETS = ("n01440764", "n01443537", "n01484850")  # classes 0, 1, 2 of a thousand
@@ -43,3 +47,35 @@ def write_archives(folder, train=None, val=None):
     val = val or {f"ILSVRC2012_val_{i + 1:08d}.JPEG": jpeg(40 * i) for i in range(5)}
     (folder / "ILSVRC2012_img_train.tar").write_bytes(pack(train or class_archives()))
     (folder / "ILSVRC2012_img_val.tar").write_bytes(pack(val))
+
+
+def prepare(data_dir):
+    """imagenet2012 under data_dir: 12 training and 5 validation images."""
+    write_archives(data_dir / "manual")
+    _prepare("imagenet2012", data_dir, num_shards=2)
+
+
+def prepare_real(data_dir, sets):
+    """imagenet2012_real under data_dir: five validation images with these sets of right labels."""
+    write_archives(data_dir / "manual")
+    (data_dir / "real.json").write_text(json.dumps(sets))
+    with mock.patch.object(tfds.download.DownloadManager, "download", return_value=data_dir / "real.json"):
+        _prepare("imagenet2012_real", data_dir)
+
+
+def prepare_v2(data_dir, classes):
+    """imagenet_v2/matched-frequency under data_dir: an image of each of these classes."""
+    folder = data_dir / "extracted"
+    for i, label in enumerate(classes):
+        path = folder / "imagenetv2-matched-frequency-format-val" / str(label) / f"{i}.jpeg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(jpeg(20 * i))
+    unpacked = mock.patch.object(tfds.download.DownloadManager, "download_and_extract", return_value=folder)
+    with unpacked:
+        _prepare("imagenet_v2/matched-frequency", data_dir)
+
+
+def _prepare(name, data_dir, **options):
+    """Everything but the download itself, which has been replaced."""
+    config = tfds.download.DownloadConfig(manual_dir=data_dir / "manual", try_download_gcs=False, **options)
+    tfds.builder(name, data_dir=data_dir, try_gcs=False).download_and_prepare(download_config=config)

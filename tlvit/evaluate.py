@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from tlvit import convert, sharding
 from tlvit.models.functional import functionalize
+from tlvit.restore import image_size_pair
 from tlvit.steps import make_eval_step
 from tlvit.types import Array, Batch, PyTree
 
@@ -57,7 +58,8 @@ def evaluate_checkpoint(
     split.
 
     Args:
-      path: of the checkpoint; its model and image size are its own, data and crop_pct the config's.
+      path: of the checkpoint. The model is its own, and the image size unless config.eval.image_size says
+        another; data and crop_pct are the config's.
       config: as from `configs/common.py`.
       ema: averaged (True) or raw weights (False), or averaged where there are any.
 
@@ -66,7 +68,8 @@ def evaluate_checkpoint(
     """
     from tlvit.data import pipeline, sources
 
-    model, info = convert.load(path, ema=ema)
+    size = image_size_pair(config.eval.image_size) if config.eval.image_size else None
+    model, info = convert.load(path, ema=ema, image_size=size)
     source = sources.open_source(config.data.name, config.data.eval_split, data_dir=config.data.dir or None)
     if info.num_classes != source.num_classes:
         raise ValueError(

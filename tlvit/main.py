@@ -38,11 +38,18 @@ flags.DEFINE_bool(
 def main(arguments: list[str]) -> None:
     if len(arguments) > 1:
         raise app.UsageError(f"Unknown arguments: {' '.join(arguments[1:])}")
+    evaluating = FLAGS.mode == "eval"
+    if FLAGS.checkpoint and not evaluating:
+        raise app.UsageError(
+            "--checkpoint goes with --mode=eval; to start from weights: --config.model.init_from"
+        )
+    if not (FLAGS.workdir or FLAGS.checkpoint):
+        raise app.UsageError("--workdir is missing" + (", or --checkpoint" if evaluating else ""))
     if FLAGS.multihost:
         jax.distributed.initialize()
-    start_logging(pathlib.Path(FLAGS.workdir) if FLAGS.mode == "train" else None)
+    start_logging(None if evaluating else pathlib.Path(FLAGS.workdir))
     try:
-        if FLAGS.mode == "eval":
+        if evaluating:
             print_evaluation(FLAGS.checkpoint or FLAGS.workdir)
             return
         result = train.train(FLAGS.config, FLAGS.workdir)
@@ -59,15 +66,15 @@ def print_evaluation(path: str) -> None:
     found = {}
     both = (pathlib.Path(path) / "checkpoints").is_dir() and FLAGS.config.ema.decay > 0
     for name, ema in (("ema", True), ("raw", False)) if both else (("weights", None),):
-        found[name] = evaluate_checkpoint(path, FLAGS.config, ema=ema)
+        sums = found[name] = evaluate_checkpoint(path, FLAGS.config, ema=ema)
+        real = f", ReaL {sums['real']:.2f}%" if "real" in sums else ""
         log.info(
-            "%s weights: top-1 %.2f%%, top-5 %.2f%% on %d images",
-            name,
-            *(found[name][k] for k in ("top1", "top5", "count")),
-        )
+            "%s weights: top-1 %.2f%%, top-5 %.2f%%%s on %d images",
+            name, sums["top1"], sums["top5"], real, sums["count"],
+        )  # fmt: skip
     print(json.dumps({"checkpoint": str(path), **found}))
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "workdir"])
+    flags.mark_flag_as_required("config")
     app.run(main)

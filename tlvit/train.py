@@ -21,7 +21,7 @@ from tlvit.checkpoints import Checkpoints
 from tlvit.evaluate import evaluate
 from tlvit.losses import TRUTH_MIX
 from tlvit.models.functional import Net, count_parameters, functionalize
-from tlvit.restore import ModelInfo, Preprocessing
+from tlvit.restore import ModelInfo, Preprocessing, image_size_pair
 from tlvit.summary import model_macs
 from tlvit.types import Batch
 
@@ -56,7 +56,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainResult:
     from tlvit.data import pipeline, score_maps, sources
 
     workdir = pathlib.Path(workdir)
-    image_size = square(config.image_size)
+    image_size = image_size_pair(config.image_size)
     data_dir = config.data.dir or None
     source = sources.open_source(config.data.name, config.data.train_split, data_dir=data_dir)
     eval_source = sources.open_source(config.data.name, config.data.eval_split, data_dir=data_dir)
@@ -106,8 +106,9 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainResult:
     )
 
     # Resume, or start from other weights, or start.
-    _check_workdir(workdir, config)
     checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
+    if checkpoints.steps():
+        _check_workdir(workdir, config)
     restored = checkpoints.restore(train_state)
     if restored is not None:
         train_state, _ = restored
@@ -254,19 +255,12 @@ class StopRequest:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def square(image_size: tuple[int, ...]) -> tuple[int, int]:
-    """(height, width) of `config.image_size`, in which (s,) means s x s."""
-    if not 1 <= len(image_size) <= 2:
-        raise ValueError(f"config.image_size must be (height, width), not {tuple(image_size)}.")
-    return (int(image_size[0]), int(image_size[-1]))
-
-
 def model_info(config: ConfigDict, source) -> ModelInfo:
     """What the run's checkpoints say about their model."""
     return ModelInfo(
         model=config.model.name,
         num_classes=source.num_classes,
-        image_size=square(config.image_size),
+        image_size=image_size_pair(config.image_size),
         overrides={"dtype": config.model.dtype, **config.model.options.to_dict()},
         class_names=source.class_names,
         preprocessing=Preprocessing(crop_pct=config.eval.crop_pct),
@@ -363,22 +357,29 @@ def _check(config: ConfigDict, source) -> None:
 
 
 def _check_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
-    """A workdir may be continued with another learning rate or batch size, but not as another model or on
-    other data."""
+    """A workdir may be continued with another learning rate, but not as another model, on other data or with
+    batches of another size, by which its steps and the order of its images are counted."""
     path = workdir / "config.json"
     if not path.exists():
         return
     old = json.loads(path.read_text())
     new = json.loads(json.dumps(config.to_dict()))
-    keys = ["seed", "image_size", "token_labels"]
+    keys = ["seed", "image_size", "token_labels", "batch_size"]
     pairs = {k: (old.get(k), new[k]) for k in keys}
     pairs |= {f"model.{k}": (old["model"].get(k), new["model"][k]) for k in ("name", "dtype", "options")}
     pairs |= {f"data.{k}": (old["data"].get(k), new["data"][k]) for k in ("name", "train_split")}
-    differing = [f"  {k}: {a!r} there, {b!r} now" for k, (a, b) in pairs.items() if a != b]
+    hints = {"batch_size": " (optim.accumulate=N runs a batch in N parts, for less memory)"}
+    differing = [f"  {k}: {a!r} there, {b!r} now{hints.get(k, '')}" for k, (a, b) in pairs.items() if a != b]
     if differing:
         raise ValueError(
             f"{workdir} holds another run; use a new --workdir, or the old settings:\n" + "\n".join(differing)
         )
+    for section, key in (("data", "shuffle_gib"), ("augment", "repeats")):
+        a, b = old[section].get(key), new[section][key]
+        if a != b:
+            log.warning(
+                "%s.%s was %r and is %r: from here on images come in another order", section, key, a, b
+            )
 
 
 def _draw_report(workdir: pathlib.Path) -> None:
@@ -398,7 +399,7 @@ def _describe(
     order = [
         f"crop {augment.crop_scale[0]:g}-{augment.crop_scale[1]:g}",
         f"flip {augment.flip:g}",
-        f"{augment.interpolation} resize to {'x'.join(map(str, square(config.image_size)))}",
+        f"{augment.interpolation} resize to {'x'.join(map(str, image_size_pair(config.image_size)))}",
         f"{augment.randaugment} on the {augment.on}" if augment.randaugment else "",
         "3-Augment" if augment.three_augment else "",
         f"colour jitter {augment.color_jitter:g}" if augment.color_jitter else "",
@@ -418,7 +419,7 @@ def _describe(
         )
     step = int(train_state.step)
     millions = count_parameters(train_state.params) / 1e6
-    macs = model_macs(net, train_state.params, train_state.stats, square(config.image_size)) / 1e9
+    macs = model_macs(net, train_state.params, train_state.stats, image_size_pair(config.image_size)) / 1e9
     reporting.print_table(
         [
             ("devices", reporting.devices_text(mesh)),
