@@ -18,9 +18,7 @@ def get_config() -> ConfigDict:
 
     config.model = ConfigDict()
     config.model.name = "lvvit_s"  # one of tlvit.list_models()
-    config.model.dtype = (
-        "bfloat16"  # of the computation; parameters, norms' statistics and losses are float32
-    )
+    config.model.dtype = "bfloat16"  # of the computation; parameters, norms' statistics, losses: float32
     config.model.options = ConfigDict()  # any option of the model class: drop_path, depth, rule, …
     config.model.init_from = ""  # checkpoint to start from: a workdir, a model folder or a PyTorch file
 

@@ -36,10 +36,8 @@ def get_config(arm: str = "token_labels"):
     config.data.name = "digits"
     config.data.eval_split = "test"
     config.model.dtype = "float32"
-    config.augment.crop_scale = (
-        0.15,
-        1.0,
-    )  # a strong crop often loses the digit: the map follows, the label not
+    # A strong crop often loses the digit: the map follows, the label does not.
+    config.augment.crop_scale = (0.15, 1.0)
     config.augment.flip = 0.0  # a mirrored 3 is no 3
     config.augment.randaugment = ""
     config.augment.erasing = 0.0

@@ -1,5 +1,4 @@
-"""LV-ViT-S on your own class folders: ROOT/train/CLASS/*.jpg and ROOT/val/CLASS/*.jpg; the classes are found
-there.
+"""LV-ViT-S on your own class folders, ROOT/train/CLASS/*.jpg and ROOT/val/CLASS/*.jpg.
 
 With token labels, by an annotator that knows your classes (any model of tlvit trained on them, or a
 fine-tuned one):
@@ -10,8 +9,8 @@ fine-tuned one):
 
 Without (mixup and cutmix take their place):
 
-    python -m tlvit.main --config=configs/lvvit_folder.py:no_token_labels --workdir=/runs/mine
-    --config.data.name=ROOT
+    python -m tlvit.main --config=configs/lvvit_folder.py:no_token_labels --workdir=/runs/mine \\
+        --config.data.name=ROOT
 
 Start from published weights with --config.model.init_from=lvvit_s.pth.tar: heads for other classes start
 anew. One GPU is enough for tens of thousands of images. No accuracy is claimed: it is your data.

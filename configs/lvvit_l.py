@@ -3,9 +3,8 @@
     python -m tlvit.main --config=configs/lvvit_l.py --workdir=/runs/lvvit_l \\
         --config.data.score_maps=/data/score_maps/imagenet2012-train
 
-Published: 86.2 % top-1 at 448 (150.5 M parameters, 157 G multiply-adds); batch 1024 needs a pod, or on fewer
-  chips
---config.optim.accumulate=N. Blocks are recomputed in the backward pass (remat) to save memory. Not yet
+Published: 86.2 % top-1 at 448 (150.5 M parameters, 157 G multiply-adds). Batch 1024 needs a pod, or on fewer
+chips --config.optim.accumulate=N. Blocks are recomputed in the backward pass (remat) to save memory. Not yet
 trained here.
 """
 

@@ -4,6 +4,7 @@
     python -m scripts.benchmark compile --model lvvit_s --batch 128     # FLOPs, bytes, collectives
     python -m scripts.benchmark compile --topology v5e:2x4 --batch 1024 # the same for TPUs that are not here
     python -m scripts.benchmark input --help                            # images/s of the data pipeline
+    python -m scripts.benchmark resume --help                           # its start in the middle of an epoch
 
 `step` and `compile` run token labels as a recipe does: uint8 images and top-5 score maps go in; targets,
 MixToken, forward, backward, AdamW and the moving average are inside. They need no TensorFlow.
@@ -41,10 +42,12 @@ COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "coll
 
 
 def main(arguments: list[str]) -> int:
-    if arguments[:1] == ["input"]:
-        from scripts import benchmark_input  # needs TensorFlow
+    if arguments[:1] in (["input"], ["resume"]):
+        import tlvit.data  # noqa: F401 (before TensorFlow, which it keeps quiet)
+        from scripts import benchmark_input, benchmark_resume
 
-        return benchmark_input.main(arguments[1:])
+        program = {"input": benchmark_input, "resume": benchmark_resume}[arguments[0]]
+        return program.main(arguments[1:])
     options = parse(arguments)
     devices = topology_devices(options.topology) if options.topology else None
     mesh = sharding.make_mesh(devices)
@@ -213,7 +216,7 @@ def peak_memory(mesh) -> int:
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m scripts.benchmark", description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["step", "compile", "input"])
+    parser.add_argument("what", choices=["step", "compile", "input", "resume"])
     parser.add_argument("--model", default="lvvit_s")
     parser.add_argument("--batch", type=int, default=16, help="images a step, over all devices")
     parser.add_argument("--image-size", type=int, default=224)

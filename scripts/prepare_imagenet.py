@@ -16,9 +16,7 @@ import tarfile
 from collections.abc import Iterator, Sequence
 
 JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG"  # one file of ImageNet is a PNG by another name
-NEEDED_SPACE = (
-    320 << 30
-)  # bytes that TFDS writes: about 155 GB of records, and as much while it shuffles them
+NEEDED_SPACE = 320 << 30  # bytes that TFDS writes: 155 GB of records, and as much while it shuffles them
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The benchmark's last line is the promised JSON, and its figures are those of the program it compiled."""
 
 import functools
+import io
 import json
 import os
 import pathlib
@@ -169,3 +170,31 @@ assert not heavy, heavy
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["device"] == "1 x cpu"
+
+
+def test_resume(capsys, monkeypatch, tmp_path):
+    """Hard links stand for the shards that do not differ; nothing stays behind."""
+    from scripts import benchmark_resume
+
+    monkeypatch.setattr(benchmark_resume, "STARTS", (0.5,))
+    sizes = ("--records=64", "--shards=8", "--files=2", "--bytes=80000", "--batch=8", "--shuffle-gib=0.02")
+    found = run(capsys, "resume", f"--folder={tmp_path}", *sizes)
+    assert (found["records"], found["shards"]) == (64, 8)
+    assert found["record_bytes"] == pytest.approx(80_000, rel=0.01)
+    assert [s["step"] for s in found["starts"]] == [4]
+    assert 0 < found["first_batch_s"] == found["first_batch_s_at_most"] < 60
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("size", [0, 3, 4, 100, 65_537, 65_540, 200_000])
+def test_padded_jpegs_show_the_same_picture(size):
+    import PIL.Image
+
+    from scripts.benchmark_resume import pad_jpeg
+
+    stream = io.BytesIO()
+    PIL.Image.new("RGB", (8, 8), (200, 30, 90)).save(stream, "JPEG")
+    padded = pad_jpeg(stream.getvalue(), len(stream.getvalue()) + size)
+    assert 0 <= len(stream.getvalue()) + size - len(padded) < 4
+    decode = lambda content: np.asarray(PIL.Image.open(io.BytesIO(content)))
+    np.testing.assert_array_equal(decode(padded), decode(stream.getvalue()))

@@ -38,8 +38,7 @@ def token_label_loss(
       dense_weight, cls_weight: of the two terms.
       truth_mix: how the true label refines the class token's target: "off" not at all; "reference" as the
         published `--ground-truth` runs: the annotator's share is 0.5 where it agrees with the label and 0.9
-        where not; "intended" as its
-        documentation says: the other way round; "truth" the label alone.
+        where not; "intended" as its documentation says: the other way round; "truth" the label alone.
 
     Returns:
       Scalar, the mean over the batch.

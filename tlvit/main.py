@@ -17,9 +17,7 @@ from tlvit.evaluate import evaluate_checkpoint
 from tlvit.reporting import start_logging
 
 FLAGS = flags.FLAGS
-EXIT_STOPPED = (
-    75  # asked to stop before the end (EX_TEMPFAIL): a job scheduler may start the same command again
-)
+EXIT_STOPPED = 75  # EX_TEMPFAIL, asked to stop early: a job scheduler may start the same command again
 log = logging.getLogger("tlvit")
 
 config_flags.DEFINE_config_file("config", None, "The recipe, e.g. configs/lvvit_s.py.", lock_config=True)

@@ -21,10 +21,9 @@ def make_targets(
     probabilities.
 
     For every token: RoIAlign over the logits (classes outside of the top K count as 0), softmax over all
-      classes, smoothing
-    p * (1 - s + s / L) + s / L. The class token's target is the same with one token for the whole crop. This
-    is the published arithmetic of token labeling (Jiang et al. 2021, arXiv:2104.10858), sampled through one
-    affine map instead of a box.
+    classes, smoothing p * (1 - s + s / L) + s / L. The class token's target is the same with one token for
+    the whole crop. This is the published arithmetic of token labeling (Jiang et al. 2021, arXiv:2104.10858),
+    sampled through one affine map instead of a box.
 
     Args:
       maps: value [B, K, hm, wm], index [B, K, hm, wm].

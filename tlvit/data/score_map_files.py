@@ -10,9 +10,7 @@ import tensorflow as tf
 
 FORMAT = 1
 INFO_FILE = "score_maps.json"
-STARTED_FILE = (
-    "score_maps.started.json"  # what a writer that is not finished was told; its successor must agree
-)
+STARTED_FILE = "score_maps.started.json"  # what an unfinished writer was told; its successor must agree
 GEOMETRIES = ("full", "center")
 
 

@@ -3,26 +3,16 @@ optionally with a distillation token."""
 
 from flax import nnx
 
-from tlvit.mixing import mix_tokens
 from tlvit.models.layers import (
     Block,
     PatchEmbed,
     drop_path_rates,
-    dropout,
     layer_norm,
     linear,
-    run_blocks,
-    split_key,
     token_grid,
 )
-from tlvit.models.tokens import (
-    attention_maps,
-    check_rule,
-    classify,
-    embed_tokens,
-    token_logits,
-)
-from tlvit.types import Array, MixTokenMask, ModelOutput
+from tlvit.models.tokens import TokenModel, check_rule
+from tlvit.types import Array
 
 # As published: width and heads; all have 12 blocks, MLP ratio 4 and 16-pixel patches.
 SIZES = {
@@ -41,7 +31,7 @@ VARIANTS = {
 }
 
 
-class DeiT(nnx.Module):
+class DeiT(TokenModel):
     """Vision transformer with class token and, if `distilled`, a distillation token with a head of its own.
 
     `logits` of a distilled model are the mean of its two heads. With `token_head` the patch tokens are
@@ -58,12 +48,11 @@ class DeiT(nnx.Module):
         self.grid = token_grid(image_size, patch_size)
         self.num_classes, self.rule, self.token_weight = num_classes, check_rule(rule), token_weight
         self.drop_rate, self.remat, self.dtype = drop_rate, remat, dtype
-        self.num_prefix = 2 if distilled else 1
         self.patch_embed = PatchEmbed(dim, patch_size, dtype=dtype, rngs=rngs)
         init = nnx.initializers.normal(0.02)
         self.cls_token = nnx.Param(init(rngs.params(), (1, 1, dim)))
         self.dist_token = nnx.Param(init(rngs.params(), (1, 1, dim))) if distilled else None
-        count = self.num_prefix + self.grid[0] * self.grid[1]
+        count = 1 + distilled + self.grid[0] * self.grid[1]
         self.pos_embed = nnx.Param(init(rngs.params(), (1, count, dim)))
         self.blocks = nnx.List(
             Block(
@@ -77,41 +66,6 @@ class DeiT(nnx.Module):
         self.head_dist = linear(dim, num_classes, dtype=dtype, rngs=rngs) if distilled else None
         self.aux_head = linear(dim, num_classes, dtype=dtype, rngs=rngs) if token_head else None
 
-    def __call__(
-        self, images: Array, *, mix: MixTokenMask | None = None, key: Array | None = None
-    ) -> ModelOutput:
-        """Normalised float32 [B, H, W, 3] -> ModelOutput; `mix` mixes tokens and un-mixes their logits."""
-        x = self.patch_embed(images)
-        if mix is not None:
-            x = mix_tokens(x, mix)
-        x = self._encode(x, key)
-        return classify(
-            self.head(x[:, 0]), x[:, self.num_prefix :], self.aux_head, grid=self.grid, mix=mix,
-            rule=self.rule, token_weight=self.token_weight,
-            dist=None if self.head_dist is None else self.head_dist(x[:, 1]),
-        )  # fmt: skip
-
-    def features(self, images: Array) -> Array:
-        """The normalised patch tokens, [B, h, w, D]."""
-        x = self._encode(self.patch_embed(images), None)[:, self.num_prefix :]
-        return x.reshape(x.shape[0], *self.grid, -1)
-
-    def dense_logits(self, images: Array) -> Array:
-        """The token head's logits, float32 [B, h, w, L]."""
-        return token_logits(self, images)
-
-    def attention_maps(self, images: Array) -> list[Array]:
-        """The attention of every block, float32 [B, heads, P + N, P + N] each; the first P tokens are the
-        class and the distillation token."""
-        return attention_maps(self.blocks, self._embed(self.patch_embed(images)))
-
-    def _embed(self, x: Array) -> Array:
-        """[B, h, w, D] -> [B, P + N, D]."""
-        prefix = [token[...] for token in (self.cls_token, self.dist_token) if token is not None]
-        return embed_tokens(x, prefix, self.pos_embed[...], grid=self.grid)
-
-    def _encode(self, x: Array, key: Array | None) -> Array:
-        """[B, h, w, D] -> [B, P + N, D], normalised."""
-        keys = split_key(key, 2)
-        x = dropout(self._embed(x), self.drop_rate, keys[0])
-        return self.norm(run_blocks(self.blocks, x, keys[1], remat=self.remat))
+    def embed_patches(self, images: Array, key: Array | None = None) -> Array:
+        """[B, H, W, 3] -> [B, h, w, D]."""
+        return self.patch_embed(images)

@@ -2,8 +2,7 @@
 embeddings.
 
 Attribute names equal those of the published PyTorch modules, which makes conversion a renaming of leaves.
-Nothing here holds
-random state: a call that gets a key drops, a call without a key does not.
+Nothing here holds random state: a call that gets a key drops, a call without a key does not.
 """
 
 import math
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tlvit.ops import resize_bicubic
-from tlvit.types import Array
+from tlvit.types import Array, ModelOutput
 
 
 class Buffer(nnx.BatchStat):
@@ -279,6 +278,29 @@ class PooledClassifier(nnx.Module):
     def dense(self, features: Array) -> Array:
         """[B, h, w, D] -> float32 [B, h, w, L]."""
         return self.fc(features).astype(jnp.float32)
+
+
+class PooledModel(nnx.Module):
+    """A convolutional network: a subclass sets `head`, a PooledClassifier, and says in `encode` what precedes
+    it."""
+
+    def encode(self, images: Array, key: Array | None) -> Array:
+        """[B, H, W, 3] -> the last feature map, [B, h, w, D]."""
+        raise NotImplementedError
+
+    def __call__(self, images: Array, *, key: Array | None = None) -> ModelOutput:
+        """Normalised float32 [B, H, W, 3] -> ModelOutput with logits and cls, which are the same."""
+        keys = split_key(key, 2)
+        logits = self.head(self.encode(images, keys[0]), keys[1])
+        return ModelOutput(logits=logits, cls=logits)
+
+    def features(self, images: Array) -> Array:
+        """The last feature map, [B, h, w, D]."""
+        return self.encode(images, None)
+
+    def dense_logits(self, images: Array) -> Array:
+        """The classifier's logits of every cell of the last feature map, float32 [B, h, w, L]: score maps."""
+        return self.head.dense(self.features(images))
 
 
 class PatchEmbed(nnx.Module):

@@ -4,52 +4,29 @@ token head."""
 import jax
 from flax import nnx
 
-from tlvit.mixing import mix_tokens
 from tlvit.models.layers import (
     BatchNorm,
     Block,
     PatchEmbed,
     conv,
     drop_path_rates,
-    dropout,
     layer_norm,
     linear,
-    run_blocks,
-    split_key,
     token_grid,
 )
-from tlvit.models.tokens import (
-    attention_maps,
-    check_rule,
-    classify,
-    embed_tokens,
-    token_logits,
-)
-from tlvit.types import Array, MixTokenMask, ModelOutput
+from tlvit.models.tokens import TokenModel, check_rule
+from tlvit.types import Array
 
 # As published: width / depth / heads, stem width, residual scale. All have MLP ratio 3 and 16-pixel patches.
+S = {"dim": 384, "depth": 16, "num_heads": 6}
 VARIANTS = {
     "lvvit_t": {"dim": 240, "depth": 12, "num_heads": 4, "stem_width": 64, "skip_lam": 1.0},
-    "lvvit_s": {"dim": 384, "depth": 16, "num_heads": 6, "stem_width": 64, "skip_lam": 2.0},
+    "lvvit_s": {**S, "stem_width": 64, "skip_lam": 2.0},
     "lvvit_m": {"dim": 512, "depth": 20, "num_heads": 8, "stem_width": 64, "skip_lam": 2.0},
     "lvvit_l": {"dim": 768, "depth": 24, "num_heads": 12, "stem_width": 128, "skip_lam": 3.0},
     # The paper's baselines: a plain ViT of the size of S, and S without token head.
-    "vit": {
-        "dim": 384,
-        "depth": 16,
-        "num_heads": 6,
-        "stem_width": None,
-        "skip_lam": 1.0,
-        "token_head": False,
-    },
-    "lvvit": {
-        "dim": 384,
-        "depth": 16,
-        "num_heads": 6,
-        "stem_width": 64,
-        "skip_lam": 2.0,
-        "token_head": False,
-    },
+    "vit": {**S, "stem_width": None, "skip_lam": 1.0, "token_head": False},
+    "lvvit": {**S, "stem_width": 64, "skip_lam": 2.0, "token_head": False},
 }
 
 
@@ -76,7 +53,7 @@ class ConvStem(nnx.Module):
         return self.proj(x)
 
 
-class LVViT(nnx.Module):
+class LVViT(TokenModel):
     """Vision transformer whose patch tokens are classified too.
 
     `logits` of its output follow `rule`: "max" (published) is cls + token_weight * max over tokens of the
@@ -111,38 +88,6 @@ class LVViT(nnx.Module):
         self.head = linear(dim, num_classes, dtype=dtype, rngs=rngs)
         self.aux_head = linear(dim, num_classes, dtype=dtype, rngs=rngs) if token_head else nnx.data(None)
 
-    def __call__(
-        self, images: Array, *, mix: MixTokenMask | None = None, key: Array | None = None
-    ) -> ModelOutput:
-        """Normalised float32 [B, H, W, 3] -> ModelOutput; `mix` mixes tokens and un-mixes their logits."""
-        x = self.patch_embed(images)
-        if mix is not None:
-            x = mix_tokens(x, mix)
-        x = self._encode(x, key)
-        return classify(
-            self.head(x[:, 0]), x[:, 1:], self.aux_head, grid=self.grid, mix=mix, rule=self.rule,
-            token_weight=self.token_weight,
-        )  # fmt: skip
-
-    def features(self, images: Array) -> Array:
-        """The normalised patch tokens, [B, h, w, D]."""
-        x = self._encode(self.patch_embed(images), None)[:, 1:]
-        return x.reshape(x.shape[0], *self.grid, -1)
-
-    def dense_logits(self, images: Array) -> Array:
-        """The token head's logits, float32 [B, h, w, L]: an LV-ViT can annotate too."""
-        return token_logits(self, images)
-
-    def attention_maps(self, images: Array) -> list[Array]:
-        """The attention of every block, float32 [B, heads, 1 + N, 1 + N] each; token 0 is the class token."""
-        return attention_maps(self.blocks, self._embed(self.patch_embed(images)))
-
-    def _embed(self, x: Array) -> Array:
-        """[B, h, w, D] -> [B, 1 + N, D]."""
-        return embed_tokens(x, [self.cls_token[...]], self.pos_embed[...], grid=self.grid)
-
-    def _encode(self, x: Array, key: Array | None) -> Array:
-        """[B, h, w, D] -> [B, 1 + N, D], normalised."""
-        keys = split_key(key, 2)
-        x = dropout(self._embed(x), self.drop_rate, keys[0])
-        return self.norm(run_blocks(self.blocks, x, keys[1], remat=self.remat))
+    def embed_patches(self, images: Array, key: Array | None = None) -> Array:
+        """[B, H, W, 3] -> [B, h, w, D]."""
+        return self.patch_embed(images)

@@ -10,14 +10,14 @@ from flax import nnx
 
 from tlvit.models.layers import (
     PooledClassifier,
+    PooledModel,
     SqueezeExcite,
     drop_path,
     drop_path_rates,
     gelu,
     run_blocks,
-    split_key,
 )
-from tlvit.types import Array, ModelOutput
+from tlvit.types import Array
 
 GELU_GAIN = 1.7015043497085571  # keeps the variance of a unit normal input (published table of gains)
 SQUEEZE_GAIN = 2.0  # of the squeeze-and-excitation, whose gates are about a half
@@ -26,7 +26,7 @@ SQUEEZE_GAIN = 2.0  # of the squeeze-and-excitation, whose gates are about a hal
 VARIANTS = {f"dm_nfnet_f{n}": {"depths": tuple((n + 1) * d for d in (1, 2, 6, 3))} for n in range(7)}
 
 
-class NFNet(nnx.Module):
+class NFNet(PooledModel):
     """Pre-activation bottlenecks without normalisation: the convolutions' weights are standardised instead.
 
     Images of any size go in: `image_size` is taken for the sake of `create_model` and used for nothing. The
@@ -62,21 +62,7 @@ class NFNet(nnx.Module):
         self.final_conv = ScaledConv(width_in, 2 * width_in, 1, dtype=dtype, rngs=rngs)
         self.head = PooledClassifier(2 * width_in, num_classes, drop_rate=drop_rate, dtype=dtype, rngs=rngs)
 
-    def __call__(self, images: Array, *, key: Array | None = None) -> ModelOutput:
-        """Normalised float32 [B, H, W, 3] -> ModelOutput with logits and cls, which are the same."""
-        keys = split_key(key, 2)
-        logits = self.head(self._encode(images, keys[0]), keys[1])
-        return ModelOutput(logits=logits, cls=logits)
-
-    def features(self, images: Array) -> Array:
-        """The last feature map, [B, h, w, D]."""
-        return self._encode(images, None)
-
-    def dense_logits(self, images: Array) -> Array:
-        """The classifier's logits of every cell of the last feature map, float32 [B, h, w, L]: score maps."""
-        return self.head.dense(self.features(images))
-
-    def _encode(self, images: Array, key: Array | None) -> Array:
+    def encode(self, images: Array, key: Array | None) -> Array:
         blocks = [block for stage in self.stages for block in stage]
         x = run_blocks(blocks, self.stem(images), key, remat=self.remat)
         return scaled_gelu(self.final_conv(x))

@@ -10,13 +10,14 @@ from flax import nnx
 from tlvit.models.layers import (
     BatchNorm,
     PooledClassifier,
+    PooledModel,
     SqueezeExcite,
     conv,
     drop_path,
     drop_path_rates,
     split_key,
 )
-from tlvit.types import Array, ModelOutput
+from tlvit.types import Array
 
 
 def _size(widths: tuple[int, ...], depths: tuple[int, ...], group_width: int) -> dict:
@@ -40,7 +41,7 @@ VARIANTS = {
 }
 
 
-class RegNetY(nnx.Module):
+class RegNetY(PooledModel):
     """Four (or any number of) stages of grouped bottlenecks with squeeze-and-excitation.
 
     Images of any size go in: `image_size` is taken for the sake of `create_model` and used for nothing. The
@@ -73,21 +74,7 @@ class RegNetY(nnx.Module):
             width_in = width
         self.head = PooledClassifier(width_in, num_classes, drop_rate=drop_rate, dtype=dtype, rngs=rngs)
 
-    def __call__(self, images: Array, *, key: Array | None = None) -> ModelOutput:
-        """Normalised float32 [B, H, W, 3] -> ModelOutput with logits and cls, which are the same."""
-        keys = split_key(key, 2)
-        logits = self.head(self._encode(images, keys[0]), keys[1])
-        return ModelOutput(logits=logits, cls=logits)
-
-    def features(self, images: Array) -> Array:
-        """The last feature map, [B, h, w, D]."""
-        return self._encode(images, None)
-
-    def dense_logits(self, images: Array) -> Array:
-        """The classifier's logits of every cell of the last feature map, float32 [B, h, w, L]: score maps."""
-        return self.head.dense(self.features(images))
-
-    def _encode(self, images: Array, key: Array | None) -> Array:
+    def encode(self, images: Array, key: Array | None) -> Array:
         x = jax.nn.relu(self.stem(images))
         for i, stage_key in enumerate(split_key(key, self.num_stages)):
             x = getattr(self, f"s{i + 1}")(x, stage_key)

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tlvit.mixing import mix_tokens
 from tlvit.models.layers import (
     Buffer,
     Mlp,
@@ -19,19 +18,12 @@ from tlvit.models.layers import (
     gelu,
     layer_norm,
     linear,
-    run_blocks,
     split_key,
     token_grid,
 )
 from tlvit.models.t2t_blocks import make_blocks
-from tlvit.models.tokens import (
-    attention_maps,
-    check_rule,
-    classify,
-    embed_tokens,
-    token_logits,
-)
-from tlvit.types import Array, MixTokenMask, ModelOutput
+from tlvit.models.tokens import TokenModel, check_rule
+from tlvit.types import Array
 
 
 def _size(dim: int, depth: int | tuple[int, ...], num_heads: int, mlp_ratio: float, **more: Any) -> dict:
@@ -58,7 +50,7 @@ VARIANTS = {
 }
 
 
-class T2TViT(nnx.Module):
+class T2TViT(TokenModel):
     """Tokens-to-token stem, class token, fixed sinusoidal positions, transformer blocks.
 
     `block` is "plain", "se" (squeeze-and-excitation after the attention), "ghost" (half of every projection
@@ -90,42 +82,9 @@ class T2TViT(nnx.Module):
         self.head = linear(dim, num_classes, dtype=dtype, rngs=rngs)
         self.aux_head = linear(dim, num_classes, dtype=dtype, rngs=rngs) if token_head else None
 
-    def __call__(
-        self, images: Array, *, mix: MixTokenMask | None = None, key: Array | None = None
-    ) -> ModelOutput:
-        """Normalised float32 [B, H, W, 3] -> ModelOutput; `mix` mixes tokens and un-mixes their logits."""
-        keys = split_key(key, 2)
-        x = self.tokens_to_token(images, keys[0])
-        if mix is not None:
-            x = mix_tokens(x, mix)
-        x = self._encode(x, keys[1])
-        return classify(
-            self.head(x[:, 0]), x[:, 1:], self.aux_head, grid=self.grid, mix=mix, rule=self.rule,
-            token_weight=self.token_weight,
-        )  # fmt: skip
-
-    def features(self, images: Array) -> Array:
-        """The normalised patch tokens, [B, h, w, D]."""
-        x = self._encode(self.tokens_to_token(images), None)[:, 1:]
-        return x.reshape(x.shape[0], *self.grid, -1)
-
-    def dense_logits(self, images: Array) -> Array:
-        """The token head's logits, float32 [B, h, w, L]."""
-        return token_logits(self, images)
-
-    def attention_maps(self, images: Array) -> list[Array]:
-        """The attention of every block, float32 [B, heads, 1 + N, 1 + N] each; token 0 is the class token."""
-        return attention_maps(self.blocks, self._embed(self.tokens_to_token(images)))
-
-    def _embed(self, x: Array) -> Array:
-        """[B, h, w, D] -> [B, 1 + N, D]."""
-        return embed_tokens(x, [self.cls_token[...]], self.pos_embed[...], grid=self.grid)
-
-    def _encode(self, x: Array, key: Array | None) -> Array:
-        """[B, h, w, D] -> [B, 1 + N, D], normalised."""
-        keys = split_key(key, 2)
-        x = dropout(self._embed(x), self.drop_rate, keys[0])
-        return self.norm(run_blocks(self.blocks, x, keys[1], remat=self.remat))
+    def embed_patches(self, images: Array, key: Array | None = None) -> Array:
+        """[B, H, W, 3] -> [B, h, w, D]."""
+        return self.tokens_to_token(images, key)
 
 
 def sinusoid_table(count: int, dim: int) -> np.ndarray:
