@@ -141,7 +141,7 @@ class Records(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 def pad_jpeg(encoded: bytes, size: int) -> bytes:
-    """The same picture in a file of `size` bytes, or up to three less, by comments behind the first marker."""
+    """The same picture in a file of `size` bytes (at most three fewer): comments follow the first marker."""
     comments = b""
     while (missing := size - len(encoded) - len(comments)) >= 4:
         length = min(missing - 2, 65_535)
