@@ -25,6 +25,7 @@ import numpy as np
 from flax import nnx
 
 from tlvit import create_model, optim, sharding, state, steps
+from tlvit.augment_policy import parse_policy
 from tlvit.types import Batch, ScoreMaps
 
 # Peak matrix rate (bfloat16) and memory bandwidth of a chip, from the vendors' data sheets.
@@ -139,6 +140,7 @@ def build(options: argparse.Namespace, mesh, *, abstract: bool = False):
         num_classes=options.classes,
         token_grid=grid,
         accumulate=options.accumulate,
+        policy=parse_policy(options.randaugment),
         erasing=options.erasing,
     )
     return train_step, train_state, batch
@@ -182,19 +184,7 @@ def topology_devices(name: str):
 def count_collectives(text: str) -> dict[str, dict[str, int]]:
     """{kind: {count, bytes}} of a compiled program's text; bytes are those of the results on one chip."""
     found: dict[str, dict[str, int]] = {}
-    sizes = {
-        "pred": 1,
-        "s8": 1,
-        "u8": 1,
-        "bf16": 2,
-        "f16": 2,
-        "s16": 2,
-        "u16": 2,
-        "f32": 4,
-        "s32": 4,
-        "u32": 4,
-        "f64": 8,
-    }
+    bits = lambda dtype: int((re.search(r"\d+", dtype) or ["8"])[0])  # pred has none: a byte
     for kind in COLLECTIVES:
         for match in re.finditer(rf"= (.*?) {kind}(-start)?\(", text):
             entry = found.setdefault(kind, {"count": 0, "bytes": 0})
@@ -204,7 +194,7 @@ def count_collectives(text: str) -> dict[str, dict[str, int]]:
                 shapes = [s for s in shapes if s != ("u32", "")]
                 shapes = shapes[len(shapes) // 2 :]
             for dtype, shape in shapes:
-                entry["bytes"] += sizes.get(dtype, 4) * int(np.prod([int(d) for d in shape.split(",") if d]))
+                entry["bytes"] += bits(dtype) // 8 * int(np.prod([int(d) for d in shape.split(",") if d]))
     return found
 
 
@@ -224,6 +214,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--map-size", type=int, default=18, help="cells along a side of a score map")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--drop-path", type=float, default=0.1)
+    parser.add_argument(
+        "--randaugment", default="", help="policy of RandAugment on the device; none if empty"
+    )
     parser.add_argument("--erasing", type=float, default=0.0)
     parser.add_argument("--accumulate", type=int, default=1)
     parser.add_argument("--remat", action="store_true")
