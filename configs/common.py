@@ -57,6 +57,12 @@ def get_config() -> ConfigDict:
     config.loss.plain_labels = False  # True: permit labels alone, without token labels, mixup and cutmix
     config.loss.mixtoken = True  # mix tokens within each device's images (with token labels)
 
+    config.distill = ConfigDict()  # of a model with a distillation token, without token labels
+    config.distill.teacher = ""  # a workdir, a model folder or a PyTorch file
+    config.distill.kind = "hard"  # the teacher's best class; "soft": its probabilities at temperature tau
+    config.distill.alpha = 0.5  # share of the teacher in the loss
+    config.distill.tau = 1.0  # temperature of the soft kind
+
     config.optim = ConfigDict()
     config.optim.name = "adamw"  # or "lamb", "sgd"
     config.optim.learning_rate = 1.6e-3  # peak, for a batch of reference_batch; scaled linearly to batch_size

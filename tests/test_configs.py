@@ -18,6 +18,9 @@ CONFIGS = sorted(
 ARMS = {
     "digits": ["token_labels", "no_token_labels", "annotator"],
     "lvvit_folder": ["token_labels", "no_token_labels"],
+    "lvvit_finetune": ["lvvit_s", "lvvit_m", "lvvit_l"],
+    "deit": ["deit_small_patch16_224", "deit_tiny_distilled_patch16_224"],
+    "t2t_vit": ["t2t_vit_7", "t2t_vit_14", "t2t_vit_24", "t2t_vit_t_19"],
 }
 CASES = [(name, arm) for name in CONFIGS for arm in ARMS.get(name, [None])]
 
@@ -83,6 +86,40 @@ def test_published_recipe(name, drop_path, learning_rate, crop_pct, size):
     assert (config.eval.crop_pct, image_size_pair(config.image_size)) == (crop_pct, size)
     assert config.token_labels
     assert config.data.name == "imagenet2012"
+
+
+@pytest.mark.parametrize(
+    ("model", "learning_rate", "weight_decay"),
+    [("7", 1e-3, 0.03), ("12", 1e-3, 0.03), ("14", 5e-4, 0.05), ("t_19", 5e-4, 0.065), ("24", 5e-4, 0.065)],
+)
+def test_published_recipe_of_t2t_vit(model, learning_rate, weight_decay):
+    config = load("t2t_vit", f"t2t_vit_{model}")
+    assert (config.optim.learning_rate, config.optim.weight_decay) == (learning_rate, weight_decay)
+    assert (config.batch_size, config.optim.reference_batch, config.optim.warmup_epochs) == (512, 512, 10)
+    assert (config.augment.mixup, config.augment.cutmix, config.ema.decay) == (0.8, 1.0, 0.99996)
+    assert not config.token_labels
+
+
+def test_published_recipe_of_deit():
+    config = load("deit", "deit_base_distilled_patch16_224")
+    assert (config.optim.learning_rate, config.optim.reference_batch) == (5e-4, 512)
+    assert (config.epochs, config.floor_epochs, config.optim.warmup_epochs) == (300, 0, 5)
+    assert (config.augment.repeats, config.augment.mixup, config.augment.cutmix) == (3, 0.8, 1.0)
+    assert (config.distill.kind, config.distill.alpha, config.distill.tau) == ("hard", 0.5, 1.0)
+    assert config.eval.crop_pct == 0.875
+
+
+def test_published_fine_tuning():
+    config = load("lvvit_finetune", "lvvit_m")
+    optimizer = config.optim
+    assert (optimizer.learning_rate, optimizer.floor, optimizer.weight_decay) == (5e-6, 5e-6, 1e-8)
+    assert (config.model.options.drop_path, config.token_labels) == (0.2, True)
+
+
+@pytest.mark.parametrize("name", ["digits", "lvvit_folder", "lvvit_finetune", "deit", "t2t_vit"])
+def test_an_unknown_arm_is_named(name):
+    with pytest.raises(ValueError, match=f"configs/{name}.py:nonsense is unknown; after the colon comes"):
+        load(name, "nonsense")
 
 
 def test_published_schedule_at_known_epochs():

@@ -13,6 +13,7 @@ import pytest
 
 import tlvit
 from tlvit import losses, optim, sharding, steps
+from tlvit.models.functional import functionalize
 from tlvit.state import abstract_model, state_from
 from tlvit.token_labels import make_targets, smooth_one_hot
 from tlvit.types import Batch, ScoreMaps
@@ -363,3 +364,40 @@ def test_a_step_costs_the_host_little():
             return
         time.sleep(1.0)  # others may share the machine; what is asked is what undisturbed calls take
     pytest.fail(f"a step's call takes {min(rounds):.2f} ms of the host at best")
+
+
+@pytest.mark.parametrize("kind", losses.DISTILLATION)
+def test_a_teacher_teaches_the_distillation_token(kind):
+    """The loss of the first step, by hand; the teacher's arrays are neither constants nor changed."""
+    options = {"dim": 16, "depth": 1, "num_heads": 2, "image_size": SIZE, "num_classes": CLASSES}
+    student = functionalize(tlvit.create_model("deit_tiny_distilled_patch16_224", seed=1, **options))
+    teacher = functionalize(build(seed=2))
+    how = {"kind": kind, "alpha": 0.3, "tau": 2.0}
+    mesh, batch = sharding.make_mesh(), make_batch(maps=False)
+    step = steps.make_train_step(
+        student[0], sgd(None), mesh=mesh, num_classes=CLASSES, smoothing=0.1,
+        teacher=steps.Teacher(*teacher, **how),
+    )  # fmt: skip
+    state = jax.device_put(state_from(*student[1:], sgd(None), ema=False), sharding.replicated(mesh))
+    new, metrics = step(state, sharding.to_global(batch, mesh))
+    images = steps.normalize(batch.image)
+    output, _ = student[0].apply(*student[1:], images)
+    taught = teacher[0].apply(*teacher[1:], images)[0].logits
+    truth = smooth_one_hot(jnp.asarray(batch.label), CLASSES, 0.1)
+    assert float(metrics["loss"]) == pytest.approx(
+        float(losses.distillation_loss(output, truth, taught, **how)), rel=1e-5
+    )
+    moved = {
+        k: float(jnp.abs(new.params[k]["kernel"] - student[1][k]["kernel"]).max())
+        for k in ("head", "head_dist")
+    }
+    assert min(moved.values()) > 0  # both heads learn
+
+
+def test_a_teacher_and_token_labels_are_two_recipes():
+    net, params, stats = functionalize(build())
+    with pytest.raises(ValueError, match="two recipes"):
+        steps.make_train_step(
+            net, sgd(None), mesh=sharding.make_mesh(), num_classes=CLASSES, token_grid=GRID,
+            teacher=steps.Teacher(net, params, stats),
+        )  # fmt: skip

@@ -12,7 +12,7 @@ import pytest
 from configs import digits as recipe
 from tlvit import reporting
 from tlvit.checkpoints import Checkpoints, restore_for_inference
-from tlvit.restore import ModelInfo
+from tlvit.restore import ModelInfo, save_folder
 from tlvit.train import StopRequest, TrainResult, _check, _check_workdir, model_info, train
 
 TINY = {"patch_size": 8, "dim": 32, "depth": 1, "num_heads": 2}
@@ -210,6 +210,38 @@ def test_after_a_blow_up_the_last_checkpoint_is_good(data, tmp_path):
         train(config_for(data, **changes, **{"optim.learning_rate": 1e30}), tmp_path)
     result = train(config_for(data, **changes, **{"optim.learning_rate": 1e-4}), tmp_path)
     assert result.finished
+
+
+def distilled(data, teacher, **changes):
+    """The recipe of a small DeiT that a teacher distils."""
+    config = config_for(data, **{"distill.teacher": str(teacher), **changes})
+    config.model.name = "deit_tiny_distilled_patch16_224"
+    config.model.options = dict(TINY)
+    return config
+
+
+def test_a_run_of_its_own_kind_teaches(plain, data, tmp_path, caplog):
+    with caplog.at_level("INFO", "tlvit"):
+        result = train(distilled(data, plain[0]), tmp_path)
+    assert result.finished
+    assert f"teacher: lvvit_s from {plain[0]}, hard distillation" in caplog.text
+    assert all(np.isfinite(line["train/loss"]) for line in journal(tmp_path) if "train/loss" in line)
+
+
+def test_teachers_that_do_not_fit_are_refused(plain, data, maps, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"deit_tiny_distilled.* has a distillation token, which only a teacher"
+    ):
+        train(distilled(data, ""), tmp_path)
+    with pytest.raises(ValueError, match="lvvit_s has no distillation token"):
+        train(config_for(data, **{"distill.teacher": str(plain[0])}), tmp_path)
+    labelled = distilled(data, plain[0], token_labels=True, **{"data.score_maps": str(maps)})
+    with pytest.raises(ValueError, match=r"teacher and config.token_labels are two recipes"):
+        train(labelled, tmp_path)
+    info = ModelInfo("regnety_002", 7, (48, 48))
+    save_folder(tmp_path / "seven", info.build(), info)
+    with pytest.raises(ValueError, match="seven distinguishes 7 classes, the data have 10"):
+        train(distilled(data, tmp_path / "seven"), tmp_path / "w")
 
 
 # What the config says

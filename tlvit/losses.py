@@ -8,6 +8,7 @@ from tlvit.mixing import mix_by_area
 from tlvit.types import Array, MixTokenMask, ModelOutput, TokenTargets
 
 TRUTH_MIX = ("off", "reference", "intended", "truth")
+DISTILLATION = ("hard", "soft")
 
 
 def soft_cross_entropy(logits: Array, targets: Array) -> Array:

@@ -1,5 +1,6 @@
 """The training step and the evaluation step: pure, jitted, one compiled program each."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -10,7 +11,7 @@ from jax.sharding import Mesh
 
 from tlvit.augment import randaugment
 from tlvit.augment_policy import AugmentPolicy
-from tlvit.losses import soft_cross_entropy, token_label_loss
+from tlvit.losses import distillation_loss, soft_cross_entropy, token_label_loss
 from tlvit.metrics import classification_sums
 from tlvit.mixing import draw_image_mix, draw_mixtoken_mask, mix_by_area, mix_images, random_erasing
 from tlvit.models.functional import Net
@@ -32,12 +33,29 @@ def normalize(
     return (image.astype(jnp.float32) / 255 - mean) / std
 
 
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """A trained model that a distillation token learns from.
+
+    Attributes:
+      net, params, stats: as from `functionalize`, its arrays on every device of the mesh.
+      kind, alpha, tau: see `distillation_loss`.
+    """
+
+    net: Net
+    params: PyTree
+    stats: PyTree
+    kind: str = "hard"
+    alpha: float = 0.5
+    tau: float = 1.0
+
+
 def make_train_step(
     net: Net, tx: optax.GradientTransformation, *, mesh: Mesh, num_classes: int,
     token_grid: tuple[int, int] | None = None, smoothing: float = 0.1, dense_weight: float = 1.0,
     cls_weight: float = 1.0, truth_mix: str = "off", mixtoken: bool = True, mixup: float = 0.0,
     cutmix: float = 0.0, policy: AugmentPolicy | None = None, erasing: float = 0.0,
-    ema_decay: float = 0.99992, ema_warmup: bool = False, accumulate: int = 1,
+    teacher: Teacher | None = None, ema_decay: float = 0.99992, ema_warmup: bool = False, accumulate: int = 1,
     mix_shards: int | None = None, mean: tuple[float, ...] = IMAGENET_MEAN,
     std: tuple[float, ...] = IMAGENET_STD,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:  # fmt: skip
@@ -57,6 +75,8 @@ def make_train_step(
       mixup, cutmix: alphas for runs without token labels, 0 is off.
       policy: of RandAugment on the device, or None (then the host augments, or nobody).
       erasing: probability of random erasing, with pixel noise.
+      teacher: of a model with a distillation token (without token labels); it sees the images that the model
+        sees, mixed and augmented.
       ema_decay, ema_warmup: see `update_ema`; unused if the state holds no average.
       accumulate: number of parts that a batch is run in, their gradients averaged.
       mix_shards: independently mixed parts of a batch; the number of devices by default.
@@ -67,19 +87,22 @@ def make_train_step(
       clipping).
 
     Raises:
-      ValueError: token labels together with mixup or cutmix, whose mixed images have no score maps.
+      ValueError: token labels together with mixup or cutmix, whose mixed images have no score maps, or with a
+        teacher.
     """
     if token_grid is not None and (mixup or cutmix):
         raise ValueError(
             f"Token labels cannot be combined with mixup ({mixup}) or cutmix ({cutmix}): the mixed image's "
             "tokens would be judged by one image's score map. MixToken takes their place; set both to 0."
         )
+    if token_grid is not None and teacher is not None:
+        raise ValueError("A teacher's distillation and token labels are two recipes: choose one of them.")
     shards = mix_shards or mesh.devices.size
     # Every device draws all masks; left to itself, XLA splits the drawing and lets devices wait for each
     # other.
     here = lambda mask: jax.lax.with_sharding_constraint(mask, replicated(mesh))
 
-    def loss_fn(params, stats, batch: Batch, key: Array):
+    def loss_fn(params, stats, batch: Batch, key: Array, teacher_arrays):
         key_mix, key_erase, key_net, key_augment = jax.random.split(key, 4)
         images, geometry = batch.image, batch.geometry
         if policy is not None:
@@ -94,7 +117,11 @@ def make_train_step(
                 mix = here(draw_image_mix(key_mix, images.shape[1:3], shards, mixup=mixup, cutmix=cutmix))
                 images, truth = mix_images(images, mix), mix_by_area(truth, mix)
             output, stats = run(images)
-            return cls_weight * jnp.mean(soft_cross_entropy(output.cls, truth)), stats
+            if teacher is None:
+                return cls_weight * jnp.mean(soft_cross_entropy(output.cls, truth)), stats
+            taught = teacher.net.apply(*teacher_arrays, images)[0].logits
+            how = {"kind": teacher.kind, "alpha": teacher.alpha, "tau": teacher.tau}
+            return distillation_loss(output, truth, taught, **how), stats
         if batch.maps is None:
             raise ValueError(
                 "Training with token labels, but the batch carries no score maps (maps is None)."
@@ -114,14 +141,14 @@ def make_train_step(
         )
         return loss, stats
 
-    def gradients(state: TrainState, batch: Batch, key: Array):
+    def gradients(state: TrainState, batch: Batch, key: Array, teacher_arrays):
         grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
         if accumulate == 1:
-            return grad_fn(state.params, state.stats, batch, key)
+            return grad_fn(state.params, state.stats, batch, key, teacher_arrays)
 
         def part(carry, inputs):
             total, grads, stats = carry
-            (loss, stats), new = grad_fn(state.params, stats, *inputs)
+            (loss, stats), new = grad_fn(state.params, stats, *inputs, teacher_arrays)
             return (total + loss, jax.tree.map(jnp.add, grads, new), stats), None
 
         zeros = jax.tree.map(jnp.zeros_like, state.params)
@@ -130,9 +157,9 @@ def make_train_step(
         (loss, grads, stats), _ = jax.lax.scan(part, (jnp.zeros(()), zeros, state.stats), (parts, keys))
         return (loss / accumulate, stats), jax.tree.map(lambda g: g / accumulate, grads)
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+    def step(state: TrainState, batch: Batch, teacher_arrays=()) -> tuple[TrainState, dict[str, Array]]:
         key = jax.random.fold_in(state.key, state.step)
-        (loss, stats), grads = gradients(state, batch, key)
+        (loss, stats), grads = gradients(state, batch, key, teacher_arrays)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
@@ -142,7 +169,11 @@ def make_train_step(
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
         return TrainState(state.step + 1, params, stats, opt_state, ema, state.key), metrics
 
-    return jax.jit(step, donate_argnums=0, out_shardings=replicated(mesh))
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=replicated(mesh))
+    if teacher is None:
+        return jitted
+    # The teacher's arrays are an argument of the program: as constants they would be compiled into it.
+    return lambda state, batch: jitted(state, batch, (teacher.params, teacher.stats))
 
 
 def make_eval_step(

@@ -19,7 +19,7 @@ from tlvit import convert, optim, reporting, sharding, state, steps
 from tlvit.augment_policy import parse_policy
 from tlvit.checkpoints import Checkpoints
 from tlvit.evaluate import evaluate
-from tlvit.losses import TRUTH_MIX
+from tlvit.losses import DISTILLATION, TRUTH_MIX
 from tlvit.models.functional import Net, count_parameters, functionalize
 from tlvit.restore import ModelInfo, Preprocessing, image_size_pair
 from tlvit.summary import model_macs
@@ -74,11 +74,15 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainResult:
         sharding.local_batch_size(size, mesh)
     info = model_info(config, source)
     build = lambda: info.build(seed=config.seed)
-    grid = getattr(nnx.eval_shape(build), "grid", None)
+    abstract = nnx.eval_shape(build)
+    grid = getattr(abstract, "grid", None)
     if maps is not None and grid is None:
         raise ValueError(
             f"{config.model.name} has no patch tokens to train with token labels; set token_labels=False."
         )
+    teacher = None
+    if _has_teacher(config, distilled=getattr(abstract, "dist_token", None) is not None):
+        teacher = _load_teacher(config, info, mesh)
     steps_per_epoch = pipeline.steps_per_epoch(source, config.batch_size)
     total_steps = (config.epochs + config.floor_epochs) * steps_per_epoch
     peak = optim.scale_learning_rate(
@@ -138,6 +142,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainResult:
         cutmix=config.augment.cutmix,
         policy=parse_policy(config.augment.randaugment) if on_device else None,
         erasing=config.augment.erasing,
+        teacher=teacher,
         ema_decay=config.ema.decay,
         ema_warmup=config.ema.warmup,
         accumulate=config.optim.accumulate,
@@ -281,6 +286,39 @@ def _start_from(path: str, model: nnx.Module, num_classes: int, tx, *, seed: int
     return state.state_from(params, stats, tx, seed=seed)
 
 
+def _has_teacher(config: ConfigDict, *, distilled: bool) -> bool:
+    """Whether the run distils a teacher, which takes a model with a distillation token, and the other way
+    round."""
+    name, teacher = config.model.name, config.distill.teacher
+    if distilled and not teacher:
+        raise ValueError(
+            f"{name} has a distillation token, which only a teacher trains: set config.distill.teacher "
+            "(a workdir, a model folder or a PyTorch file), or choose a model without _distilled."
+        )
+    if teacher and not distilled:
+        raise ValueError(f"config.distill.teacher is {teacher}, but {name} has no distillation token.")
+    if teacher and config.token_labels:
+        raise ValueError(
+            "config.distill.teacher and config.token_labels are two recipes: choose one of them."
+        )
+    return distilled
+
+
+def _load_teacher(config: ConfigDict, info: ModelInfo, mesh: Mesh) -> steps.Teacher:
+    """The teacher for images of this run, its arrays on every device."""
+    path = config.distill.teacher
+    model, found = convert.load(path, image_size=info.image_size, dtype=config.model.dtype)
+    if found.num_classes != info.num_classes:
+        raise ValueError(
+            f"The teacher {path} distinguishes {found.num_classes} classes, the data have {info.num_classes}."
+        )
+    net, params, stats = functionalize(model)
+    params, stats = jax.device_put((params, stats), sharding.replicated(mesh))
+    log.info("teacher: %s from %s, %s distillation", found.model, path, config.distill.kind)
+    kind, alpha, tau = config.distill.kind, config.distill.alpha, config.distill.tau
+    return steps.Teacher(net, params, stats, kind=kind, alpha=alpha, tau=tau)
+
+
 def _check_weights(eval_step, train_state: state.TrainState, batch: Batch) -> None:
     """Tries the weights before they are saved: the loss of a step is from before its update."""
     loss = float(eval_step(train_state.params, train_state.stats, batch)["loss"])
@@ -333,6 +371,7 @@ def _check(config: ConfigDict, source) -> None:
         "augment.interpolation": ("bilinear", "bicubic", "random"),
         "augment.on": ("host", "device"),
         "loss.truth_mix": TRUTH_MIX,
+        "distill.kind": DISTILLATION,
         "model.dtype": ("float32", "bfloat16"),
     }
     for name, known in choices.items():
