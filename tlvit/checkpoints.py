@@ -7,10 +7,11 @@ A model folder (`save_model`) holds only parameters, statistics and what is need
 import dataclasses
 import logging
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
@@ -76,8 +77,8 @@ class Checkpoints:
     def restore(
         self, target: TrainState, step: int | None = None
     ) -> tuple[TrainState, dict[str, Any]] | None:
-        """The state of `step`, or of the last whole checkpoint: an unreadable one is reported, renamed and
-        the one before it taken.
+        """The state of `step`, or of the last whole checkpoint: one that any process cannot read is reported,
+        renamed and the one before it taken.
 
         Args:
           target: a state of the run (or its shapes with shardings), which says where the arrays go.
@@ -92,25 +93,23 @@ class Checkpoints:
         """
         steps = self.steps() if step is None else [step]
         shapes = {k: _shape(v) for k, v in _flatten(target).items()}
-        failure: Exception | None = None
+        arguments = {"state": ocp.args.StandardRestore(shapes), "extra": ocp.args.JsonRestore()}
+        failure = ""
         for candidate in reversed(steps):
-            try:
-                _check_same(shapes, self._metadata(candidate), candidate)
-                arguments = {"state": ocp.args.StandardRestore(shapes), "extra": ocp.args.JsonRestore()}
-                restored = self._manager.restore(candidate, args=ocp.args.Composite(**arguments))
+            found, problem = _attempt(lambda step=candidate: self._metadata(step))
+            if not problem:
+                _check_same(shapes, found, candidate)
+                read = lambda step=candidate: self._manager.restore(
+                    step, args=ocp.args.Composite(**arguments)
+                )
+                restored, problem = _attempt(read)
+            if not problem:
                 self._set_aside([s for s in steps if s > candidate])
                 return _unflatten(target, restored["state"]), dict(restored["extra"])
-            except _OtherModel as error:
-                raise ValueError(str(error)) from None
-            except Exception as error:  # Orbax has no one exception for a folder with parts missing
-                log.warning(
-                    "checkpoint of step %d cannot be read and is passed over: %s", candidate, _brief(error)
-                )
-                failure = error
-        if failure is not None:
-            raise ValueError(
-                f"None of the checkpoints of steps {steps} can be read: {_brief(failure)}"
-            ) from failure
+            failure = problem
+            log.warning("checkpoint of step %d cannot be read and is passed over: %s", candidate, failure)
+        if steps:
+            raise ValueError(f"None of the checkpoints of steps {steps} can be read: {failure}")
         return None
 
     def preempted(self, step: int) -> bool:
@@ -235,8 +234,17 @@ def restore_for_inference(
     return tree["params"], tree.get("stats", {}), {**extra, "step": step, "ema": average}
 
 
-class _OtherModel(Exception):
-    pass
+def _attempt(read: Callable[[], Any]) -> tuple[Any, str]:
+    """(what was read, ""), or (None, what went wrong) if it did in this process or in another: all of them
+    must go on from one checkpoint."""
+    found, problem = None, ""
+    try:
+        found = read()
+    except Exception as error:  # Orbax has no one exception for a folder with parts missing
+        problem = _brief(error)
+    if jax.process_count() > 1 and multihost_utils.process_allgather(np.array(bool(problem))).any():
+        problem = problem or "another process cannot read it"
+    return found, problem
 
 
 def _score(metrics: Mapping[str, float]) -> float:
@@ -284,7 +292,7 @@ def _check_same(target: Mapping[str, Any], found: Mapping[str, tuple[int, ...]],
             f"  {k}: saved {found.get(k, 'nothing')}, this run {shapes.get(k, 'nothing')}"
             for k in differing[:5]
         ]
-        raise _OtherModel(
+        raise ValueError(
             f"The checkpoint of step {step} belongs to another model or optimiser, {len(differing)} arrays "
             "differ:\n" + "\n".join(lines)
         )
