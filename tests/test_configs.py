@@ -17,7 +17,7 @@ CONFIGS = sorted(
 )
 ARMS = {
     "digits": ["token_labels", "no_token_labels", "annotator"],
-    "lvvit_folder": ["token_labels", "no_token_labels"],
+    "lvvit_folder": ["token_labels", "no_token_labels", "annotator"],
     "lvvit_finetune": ["lvvit_s", "lvvit_m", "lvvit_l"],
     "deit": ["deit_small_patch16_224", "deit_tiny_distilled_patch16_224"],
     "t2t_vit": ["t2t_vit_7", "t2t_vit_14", "t2t_vit_24", "t2t_vit_t_19"],

@@ -212,3 +212,20 @@ def test_another_image_size_than_the_checkpoints(tmp_path, data):
     resized = [transforms.eval_image(e, image_size=(64, 64), crop_pct=1.0)[0] for e in encoded]
     wanted = expected(net, {"params": params, "stats": stats}, np.stack(resized), labels)
     assert found == pytest.approx(wanted, rel=1e-5)
+
+
+def test_a_pytorch_file_of_the_configs_model(tmp_path, data):
+    """Its tensors are those of no model in the table: the config says which one, with which options."""
+    folder, images, labels = data
+    model = INFO.build(seed=1)
+    export(model, tmp_path / "m.safetensors")
+    options = {**OPTIONS, "skip_lam": 2.0, "rule": "max"}  # the recipe has other ones
+    changes = {f"model.options.{k}": v for k, v in options.items()}
+    found = evaluate_checkpoint(tmp_path / "m.safetensors", config_for(folder, **changes))
+    net, params, stats = functionalize(model)
+    wanted = expected(net, {"params": params, "stats": stats}, images, labels)
+    assert found == pytest.approx(wanted, rel=1e-5)
+    with pytest.raises(ValueError, match=r"tensors do not fit this LVViT"):
+        evaluate_checkpoint(
+            tmp_path / "m.safetensors", config_for(folder, **{**changes, "model.options.dim": 64})
+        )

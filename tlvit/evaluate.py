@@ -5,11 +5,12 @@ import pathlib
 from collections.abc import Callable, Iterable
 
 import jax
+from flax import nnx
 from ml_collections import ConfigDict
 
 from tlvit import convert, sharding
 from tlvit.models.functional import functionalize
-from tlvit.restore import image_size_pair
+from tlvit.restore import ModelInfo, image_size_pair
 from tlvit.steps import make_eval_step
 from tlvit.types import Array, Batch, PyTree
 
@@ -58,8 +59,9 @@ def evaluate_checkpoint(
     split.
 
     Args:
-      path: of the checkpoint. The model is its own, and the image size unless config.eval.image_size says
-        another; data and crop_pct are the config's.
+      path: of the checkpoint. The model is its own (of a PyTorch file whose tensors do not tell: the
+        config's), and the image size unless config.eval.image_size says another; data and crop_pct are the
+        config's.
       config: as from `configs/common.py`.
       ema: averaged (True) or raw weights (False), or averaged where there are any.
 
@@ -68,8 +70,7 @@ def evaluate_checkpoint(
     """
     from tlvit.data import pipeline, sources
 
-    size = image_size_pair(config.eval.image_size) if config.eval.image_size else None
-    model, info = convert.load(path, ema=ema, image_size=size)
+    model, info = _open(pathlib.Path(path), config, ema=ema)
     source = sources.open_source(config.data.name, config.data.eval_split, data_dir=config.data.dir or None)
     if info.num_classes != source.num_classes:
         raise ValueError(
@@ -92,3 +93,14 @@ def evaluate_checkpoint(
     )
     step = make_eval_step(net, mesh=mesh, mean=info.preprocessing.mean, std=info.preprocessing.std)
     return evaluate(step, {"": weights}, sharding.Prefetch(batches, mesh))[""]
+
+
+def _open(path: pathlib.Path, config: ConfigDict, *, ema: bool | None) -> tuple[nnx.Module, ModelInfo]:
+    size = image_size_pair(config.eval.image_size) if config.eval.image_size else None
+    try:
+        return convert.load(path, ema=ema, image_size=size)
+    except ValueError:
+        if path.is_dir():
+            raise
+        options = {"model": config.model.name, **config.model.options.to_dict()}
+        return convert.load(path, ema=ema, image_size=size, **options)

@@ -1,12 +1,18 @@
 """Trains (or resumes) a run, or evaluates one.
 
 python -m tlvit.main --config=configs/lvvit_s.py --workdir=DIR [--mode=train|eval] [--config.KEY=VALUE …]
+
+KEY is one of configs/common.py, or model.options.NAME with any option of the model class, such as
+--config.model.options.depth=12.
 """
 
+import ast
 import json
 import logging
 import pathlib
+import re
 import sys
+from typing import Any
 
 import jax
 from absl import app, flags
@@ -59,6 +65,35 @@ def main(arguments: list[str]) -> None:
         sys.exit(EXIT_STOPPED)
 
 
+def parse_flags(arguments: list[str]) -> list[str]:
+    """Reads the flags, options of the model that its recipe does not name among them; ends the program with a
+    sentence where one is wrong."""
+    # ml_collections takes only keys that a config has, and looks for them in sys.argv, too.
+    pattern = re.compile(r"--?config\.model\.options\.(\w+)=(.*)", re.DOTALL)
+    options = [match.groups() for a in arguments if (match := pattern.fullmatch(a))]
+    sys.argv[:] = [a for a in arguments if not pattern.fullmatch(a)]
+    try:
+        rest = FLAGS(sys.argv)
+        with FLAGS.config.model.options.unlocked():
+            for name, text in options:
+                FLAGS.config.model.options[name] = _literal(text)
+    except (flags.Error, OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+        while error.args and isinstance(error.args[0], Exception):  # ml_collections wraps one in another
+            error = error.args[0]
+        said = str(error.args[0] if isinstance(error, KeyError) else error).strip()
+        said = re.sub(r"\n*Traceback \(most recent call last\):\n( .*\n)+", " ", said)
+        sys.exit(f"{type(error).__name__}: {said}\n(--help lists the flags, configs/common.py the keys)")
+    return rest
+
+
+def _literal(text: str) -> Any:
+    """Python's value of "12", "0.1", "(2, 1)" or "None"; other text is itself."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
 def print_evaluation(path: str) -> None:
     """Evaluates a run's averaged and raw weights, or the weights of a file; the last line printed is JSON."""
     found = {}
@@ -67,12 +102,12 @@ def print_evaluation(path: str) -> None:
         sums = found[name] = evaluate_checkpoint(path, FLAGS.config, ema=ema)
         real = f", ReaL {sums['real']:.2f}%" if "real" in sums else ""
         log.info(
-            "%s weights: top-1 %.2f%%, top-5 %.2f%%%s on %d images",
-            name, sums["top1"], sums["top5"], real, sums["count"],
+            "%s: top-1 %.2f%%, top-5 %.2f%%%s on %d images",
+            f"{name} weights" if both else path, sums["top1"], sums["top5"], real, sums["count"],
         )  # fmt: skip
     print(json.dumps({"checkpoint": str(path), **found}))
 
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

@@ -35,13 +35,14 @@ class BrokenImages:
     Args:
       source: the images.
       max_bad: largest share of them that may be broken.
+      limit: what to call this share in messages: how the caller sets it.
       replaced: whether another image takes a broken one's place, or it is left out.
     """
 
-    def __init__(self, source: Source, *, max_bad: float, replaced: bool):
+    def __init__(self, source: Source, *, max_bad: float, limit: str, replaced: bool):
         if not 0 <= max_bad <= 1:
-            raise ValueError(f"max_bad is a share of the images between 0 and 1, not {max_bad}")
-        self.source, self.max_bad, self.replaced = source, max_bad, replaced
+            raise ValueError(f"{limit} is a share of the images between 0 and 1, not {max_bad}")
+        self.source, self.max_bad, self.limit, self.replaced = source, max_bad, limit, replaced
         self.keys: set[str] = set()
 
     def note(self, keys: np.ndarray) -> None:
@@ -58,7 +59,7 @@ class BrokenImages:
             if count > self.max_bad * total:
                 raise ValueError(
                     f"{count} of {total} images of {self.source.identity} cannot be read, more than "
-                    f"max_bad = {self.max_bad:g} allows; the last one is {where}"
+                    f"{self.limit} = {self.max_bad:g} allows; the last one is {where}"
                 )
             allowed = int(self.max_bad * total)
             log.warning("image %s cannot be read; %s (%d so far, %d allowed)", where, remedy, count, allowed)

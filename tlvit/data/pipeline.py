@@ -115,7 +115,7 @@ def train_batches(
             geometry = transforms.compose(map_matrix(encoded, maps.info), geometry)
         return example | {"image": image, "geometry": geometry, "label": tf.cast(example["label"], tf.int32)}
 
-    broken = faults.BrokenImages(source, max_bad=max_bad, replaced=True)
+    broken = faults.BrokenImages(source, max_bad=max_bad, limit="data.max_bad", replaced=True)
     key_of = lambda raw: parse(raw)["key"]
 
     def batches(done, guarded):
@@ -189,6 +189,7 @@ def eval_batches(
         batch_size=local,
         image_size=image_size,
         max_bad=max_bad,
+        limit="the share that evaluation may leave out",
         num_threads=num_threads,
     )
     missing = -(-share // local) - -(-(last - first) // local)
@@ -219,6 +220,7 @@ def annotation_batches(
         batch_size=batch_size,
         image_size=image_size,
         max_bad=max_bad,
+        limit="--max-missing",
         num_threads=num_threads,
     )
 
@@ -254,7 +256,7 @@ def _with_maps(source: Source, maps: ScoreMapReader, allow_missing: float):
     if info.num_missing > allow_missing * info.num_images:
         raise ValueError(
             f"{info.num_missing} of {info.num_images} images have no score map in {maps.path}; "
-            f"at most a share of {allow_missing} is allowed (allow_missing_maps)"
+            f"at most a share of {allow_missing} is allowed (data.allow_missing_maps)"
         )
 
     def records(shard, offset):
@@ -295,6 +297,7 @@ def _in_order(
     batch_size: int,
     image_size: tuple[int, int],
     max_bad: float,
+    limit: str,
     num_threads: int | None,
 ) -> Iterator[KeyedBatch]:
     """Transformed records as they come, the last batch padded; raw: batches to leave out -> raw records."""
@@ -330,7 +333,7 @@ def _in_order(
             data = raw(done).map(prepare, num_parallel_calls=threads, deterministic=True)
         return data.batch(batch_size).prefetch(2)
 
-    broken = faults.BrokenImages(source, max_bad=max_bad, replaced=False)
+    broken = faults.BrokenImages(source, max_bad=max_bad, limit=limit, replaced=False)
     blame = lambda done: faults.name_damage(source, None, None, done)
     for arrays in faults.run(batches, threads=threads, broken=broken, blame=blame):
         keys = tuple(key.decode() for key in arrays.pop("key"))
