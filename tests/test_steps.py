@@ -359,7 +359,7 @@ def test_a_step_costs_the_host_little():
             begin = time.perf_counter()
             state, _ = run.step(state, batch)
             seconds.append(time.perf_counter() - begin)
-        rounds.append(1e3 * np.percentile(seconds, 20))
+        rounds.append(1e3 * np.median(seconds))
         if rounds[-1] < 2.0:
             return
         time.sleep(1.0)  # others may share the machine; what is asked is what undisturbed calls take

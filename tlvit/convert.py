@@ -197,10 +197,10 @@ def open_weights(
         overrides={**known.overrides, **overrides},
         class_names=None if drop_heads else known.class_names,
     )
-    net = info.build()
     heads = HEADS if drop_heads else ()
     kept = {k: v for k, v in tensors.items() if not k.startswith(heads or "\0")}
     allow = (*heads, *allow, *(() if image_size is None else ("pos_embed",)))
+    net = info.build() if allow else nnx.eval_shape(info.build)  # fresh weights only where some may stay
     return net, info, from_torch(net, kept, allow=allow, pos_grid=pos_grid)
 
 

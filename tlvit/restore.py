@@ -145,7 +145,7 @@ def restore(path: str | pathlib.Path, *, ema: bool | None = None) -> tuple[nnx.M
     else:
         params, stats, record = checkpoints.load_model(path)
     info = ModelInfo.from_json(record)
-    model = info.build()
+    model = nnx.eval_shape(info.build)  # fresh weights would only cost time
     problems = _differences(functionalize(model)[1:], (params, stats))
     if problems:
         raise ValueError(f"{path} does not hold a {info.model} as it says:\n  " + "\n  ".join(problems[:20]))

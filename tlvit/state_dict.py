@@ -71,7 +71,7 @@ def from_torch(
     """Fills a model from an official state dict (name -> numpy array or torch tensor, of any float type).
 
     Args:
-      model: changed in place, and only if everything fits.
+      model: changed in place, and only if everything fits; one of `nnx.eval_shape` will do without `allow`.
       state_dict: the tensors.
       allow: beginnings of names (such as "head") that may be missing, of another shape, or without a place in
         the model: these keep their initial values. With "pos_embed" among them, position embeddings of
