@@ -9,6 +9,7 @@ import pytest
 
 from tlvit import annotate as program
 from tlvit.annotate import annotate
+from tlvit.convert import export
 from tlvit.restore import ModelInfo, Preprocessing, save_folder
 from tlvit.steps import normalize
 
@@ -172,11 +173,16 @@ def said(caplog, monkeypatch):
     return caplog
 
 
-def test_the_command_from_a_model_folder(model, source, tmp_path, said):
-    save_folder(tmp_path / "model", model, INFO)
+@pytest.mark.parametrize("name", ["model", "model.safetensors"])
+@pytest.mark.parametrize("raw", [[], ["--raw"]])
+def test_the_command_from_a_model_folder_or_file(name, raw, model, source, tmp_path, said):
+    if name == "model":
+        save_folder(tmp_path / name, model, INFO)
+    else:
+        export(model, tmp_path / name, info=INFO)
     data_dir = pathlib.Path(source.files[0]).parents[2]
     command = [
-        f"--model={tmp_path / 'model'}", "--data=tiny_images", f"--data-dir={data_dir}",
+        *raw, f"--model={tmp_path / name}", "--data=tiny_images", f"--data-dir={data_dir}",
         f"--out={tmp_path / 'maps'}", "--top-k=2", "--batch-size=8", "--image-size=32x64", "--threads=1",
     ]  # fmt: skip
     assert program.main(command) == 0

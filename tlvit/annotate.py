@@ -156,7 +156,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )  # fmt: skip
             return 0
         if not options.import_pt:
-            model, info = convert.load(options.model, model=options.model_name, ema=not options.raw)
+            model, info = convert.load(
+                options.model, model=options.model_name, ema=False if options.raw else None
+            )
         source = sources.open_source(options.data, options.split, data_dir=options.data_dir)
         if options.import_pt:
             from tlvit.data import import_pt
@@ -201,8 +203,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--model", help="the annotator: a workdir, a model folder or a PyTorch file")
     parser.add_argument("--model-name", help="of a PyTorch file, where its tensors do not tell")
-    parser.add_argument("--raw", action="store_true", help="a workdir's raw weights, not their average")
-    parser.add_argument("--data", help='TFDS name, or "digits"')
+    parser.add_argument("--raw", action="store_true", help="the raw weights where there is an average, too")
+    parser.add_argument("--data", help='TFDS name, "digits", or a folder of ROOT/SPLIT/CLASS/IMAGE')
     parser.add_argument("--split", default="train")
     parser.add_argument("--data-dir", help="folder of the TFDS data sets")
     parser.add_argument("--out", help="folder of the score maps")

@@ -97,9 +97,10 @@ class Progress:
             "data_wait": min(wait_s / elapsed, 1.0) if self._timed else float("nan"),
         }
         eta = (self._total - step) * self._batch_size / rate if self._timed else float("nan")
+        speed = f"  {rate:.0f} images/s  waiting for data {100 * line['data_wait']:.0f}%  ETA {duration(eta)}"
         log.info(
-            "step %d/%d  epoch %.2f  loss %.4f  lr %.2e  %.0f images/s  waiting for data %.0f%%  ETA %s",
-            step, self._total, line["epoch"], line["loss"], lr, rate, 100 * line["data_wait"], duration(eta),
+            "step %d/%d  epoch %.2f  loss %.4f  lr %.2e%s",
+            step, self._total, line["epoch"], line["loss"], lr, speed if self._timed else "",
         )  # fmt: skip
         self._losses, self._norms = [], []
         self.restart()

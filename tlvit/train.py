@@ -449,7 +449,9 @@ def _describe(
         "MixToken" if maps is not None and config.loss.mixtoken else "",
     ]
     count = f"{config.epochs} + {config.floor_epochs} epochs = {total_steps} steps of {config.batch_size}"
-    labels = "OFF: the class token learns the labels alone"
+    labels = "OFF: the class token learns the labels"
+    if config.distill.teacher:
+        labels += ", the distillation token a teacher"
     if maps is not None:
         found, size = maps.info, "x".join(map(str, maps.info.grid))
         labels = (
@@ -457,6 +459,9 @@ def _describe(
             f"{source.num_examples} images, by {found.annotator}, crop {config.data.label_crop}"
         )
     step = int(train_state.step)
+    start = (
+        f"with the weights of {config.model.init_from}" if config.model.init_from else "from the beginning"
+    )
     millions = count_parameters(train_state.params) / 1e6
     macs = model_macs(net, train_state.params, train_state.stats, image_size_pair(config.image_size)) / 1e9
     reporting.print_table(
@@ -475,6 +480,6 @@ def _describe(
                 f"{count} images; peak lr {peak:.2e} ({optimizer.learning_rate:g} for "
                 f"{optimizer.reference_batch}), per {optimizer.schedule_per}",
             ),
-            ("start", f"resumed at step {step}" if step else "from the beginning"),
+            ("start", f"resumed at step {step}" if step else start),
         ]
     )
