@@ -21,7 +21,7 @@ import runpy
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import numpy as np
@@ -108,7 +108,8 @@ def read_recipe(path: str) -> tuple[tuple[int, int], dict]:
 
 def make_data(folder: str, count: int, broken: int = 0) -> tuple[sources.Source, score_maps.ScoreMapReader]:
     """A TFDS set of `count` JPEGs in `folder`, some of them `broken`, and score maps for it."""
-    builder = Photographs(count, broken, data_dir=folder)
+    encoded = (e[: len(e) // 2] if i < broken else e for i, e in enumerate(make_jpegs(count)))
+    builder = Photographs(encoded, data_dir=folder)
     builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=4))
     source = sources.open_source("photographs", "train", data_dir=folder)
     path = os.path.join(folder, "maps")
@@ -125,12 +126,13 @@ def make_data(folder: str, count: int, broken: int = 0) -> tuple[sources.Source,
 
 
 class Photographs(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """`count` different JPEGs of 375x500 from two photographs; the first `broken` end in the middle."""
+    """Encoded images, as from `make_jpegs`."""
 
+    name = "photographs"
     VERSION = tfds.core.Version("1.0.0")
 
-    def __init__(self, count: int, broken: int, **kwargs):
-        self.count, self.broken = count, broken
+    def __init__(self, encoded: Iterable[bytes], **kwargs):
+        self.encoded = encoded
         super().__init__(**kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -146,8 +148,7 @@ class Photographs(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return {"train": self._generate_examples()}
 
     def _generate_examples(self) -> Iterator[tuple[int, dict]]:
-        for i, encoded in enumerate(make_jpegs(self.count)):
-            encoded = encoded[: len(encoded) // 2] if i < self.broken else encoded
+        for i, encoded in enumerate(self.encoded):
             yield i, {"image": io.BytesIO(encoded), "label": i % 1000, "file_name": f"{i}.jpg"}
 
 

@@ -9,7 +9,6 @@ that the disk is measured. `bytes_read` is what this process asked the disk for 
 """
 
 import argparse
-import io
 import json
 import os
 import pathlib
@@ -17,14 +16,12 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
 
 import tensorflow_datasets as tfds
 
-from scripts.benchmark_input import RECIPE, make_jpegs
+from scripts.benchmark_input import RECIPE, Photographs, make_jpegs
 from tlvit.data import pipeline, sources
 
-NAME = "records"  # of the TFDS data set
 STARTS = (0.0, 0.1, 0.5, 0.9, 0.99, 1.5, 2.01)  # in epochs
 
 
@@ -33,7 +30,7 @@ def main(argv: list[str]) -> int:
     options = parse(argv)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         make_records(pathlib.Path(folder), options)
-        source = sources.open_source(NAME, "train", data_dir=folder)
+        source = sources.open_source(Photographs.name, "train", data_dir=folder)
         steps = pipeline.steps_per_epoch(source, options.batch)
         starts = [start(source, options, int(share * steps)) for share in STARTS]
     seconds = [s["seconds"] for s in starts]
@@ -93,13 +90,17 @@ def disk_bytes() -> int:
 
 def make_records(folder: pathlib.Path, options: argparse.Namespace) -> None:
     """One shard by TFDS, copied and linked until there are as many as wanted."""
-    builder = Records(options.records // options.shards, options.bytes, data_dir=folder)
+    encoded = (pad_jpeg(jpeg, options.bytes) for jpeg in make_jpegs(options.records // options.shards))
+    builder = Photographs(encoded, data_dir=folder)
     builder.download_and_prepare(
         download_config=tfds.download.DownloadConfig(num_shards=1, try_download_gcs=False)
     )
     data = pathlib.Path(builder.data_dir)
-    first = data / f"{NAME}-train.tfrecord-00000-of-00001"
-    names = [data / f"{NAME}-train.tfrecord-{i:05d}-of-{options.shards:05d}" for i in range(options.shards)]
+    first = data / f"{Photographs.name}-train.tfrecord-00000-of-00001"
+    names = [
+        data / f"{Photographs.name}-train.tfrecord-{i:05d}-of-{options.shards:05d}"
+        for i in range(options.shards)
+    ]
     for i, name in enumerate(names):
         if i < options.files:
             shutil.copyfile(first, name)
@@ -112,32 +113,6 @@ def make_records(folder: pathlib.Path, options: argparse.Namespace) -> None:
     split["shardLengths"] *= options.shards
     split["numBytes"] = str(int(split["numBytes"]) * options.shards)
     (data / "dataset_info.json").write_text(json.dumps(info))
-
-
-class Records(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """JPEGs of one size in bytes."""
-
-    name = NAME
-    VERSION = tfds.core.Version("1.0.0")
-
-    def __init__(self, count: int, size: int, **kwargs):
-        self.count, self.size = count, size
-        super().__init__(**kwargs)
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        features = {
-            "image": tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg"),
-            "label": tfds.features.ClassLabel(num_classes=1000),
-        }
-        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
-
-    def _split_generators(self, dl_manager):
-        del dl_manager  # nothing to download
-        return {"train": self._generate_examples()}
-
-    def _generate_examples(self) -> Iterator[tuple[int, dict]]:
-        for i, encoded in enumerate(make_jpegs(self.count)):
-            yield i, {"image": io.BytesIO(pad_jpeg(encoded, self.size)), "label": i % 1000}
 
 
 def pad_jpeg(encoded: bytes, size: int) -> bytes:
