@@ -208,7 +208,7 @@ def decode_and_crop(encoded: tf.Tensor, choose) -> tuple[tf.Tensor, tf.Tensor, t
 
 
 def decode(encoded: tf.Tensor) -> tf.Tensor:
-    """JPEG, PNG, BMP or GIF (its first frame) to uint8 [h, w, 3]."""
+    """JPEG, PNG, BMP, WebP or GIF (its first frame) to uint8 [h, w, 3]."""
     as_jpeg = lambda: tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE")
     return tf.cond(tf.io.is_jpeg(encoded), as_jpeg, lambda: _decode_any(encoded))
 
