@@ -86,6 +86,7 @@ def get_config() -> ConfigDict:
     config.eval.image_size = ()  # with --mode=eval, like image_size; empty: as the checkpoint was trained
     config.eval.crop_pct = 0.9  # the image is resized to size / crop_pct, then centre-cropped
     config.eval.interpolation = "bicubic"
+    config.eval.max_bad = 0.0  # share of the evaluation images that may be unreadable; they are left out
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every_epochs = 1  # the last step is always saved

@@ -178,7 +178,7 @@ def test_evaluation_names_a_broken_image_or_leaves_it_out(make_source, count, ca
     evaluate = lambda p, **more: list(pipeline.eval_batches(source, process_index=p, **options | more))
     with pytest.raises(
         ValueError,
-        match=r"1 of 30 images .* than the share that evaluation may leave out = 0 allows; the last .*img_",
+        match=r"1 of 30 images .* more than eval.max_bad = 0 allows; the last .*img_",
     ):
         within(lambda: [evaluate(p) for p in range(count)])
     runs = [within(lambda p=p: evaluate(p, max_bad=0.2)) for p in range(count)]

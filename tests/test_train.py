@@ -244,6 +244,24 @@ def test_teachers_that_do_not_fit_are_refused(plain, data, maps, tmp_path):
         train(distilled(data, tmp_path / "seven"), tmp_path / "w")
 
 
+def test_evaluation_that_fails_does_not_lose_the_epoch(data, maps, tmp_path, monkeypatch):
+    """An unreadable evaluation image shows only after the first epoch."""
+
+    def fail(*args, **options):
+        assert options["max_bad"] == 0.25
+        raise ValueError("1 of 20 images cannot be read")
+        yield
+
+    config = config_for(data, maps, **{"eval.max_bad": 0.25})
+    with monkeypatch.context() as broken:
+        broken.setattr("tlvit.data.pipeline.eval_batches", fail)
+        with pytest.raises(ValueError, match="1 of 20 images"):
+            train(config, tmp_path)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["2"]
+    result = train(config_for(data, maps), tmp_path)
+    assert (result.finished, result.step) == (True, 4)
+
+
 # What the config says
 
 

@@ -87,6 +87,7 @@ def evaluate_checkpoint(
         image_size=info.image_size,
         crop_pct=config.eval.crop_pct,
         interpolation=config.eval.interpolation,
+        max_bad=config.eval.max_bad,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         num_threads=config.data.threads or None,

@@ -184,6 +184,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainResult:
             image_size=image_size,
             crop_pct=config.eval.crop_pct,
             interpolation=config.eval.interpolation,
+            max_bad=config.eval.max_bad,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             num_threads=config.data.threads or None,
@@ -214,7 +215,12 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainResult:
                 batches.wait_s = 0.0
                 journal.write(step, line)
             if evaluating and not stopping:
-                result = _evaluate_both(eval_step, train_state, eval_batches)
+                try:
+                    result = _evaluate_both(eval_step, train_state, eval_batches)
+                except ValueError:  # an image or a shard cannot be read: the epoch shall not be lost
+                    checkpoints.save(train_state, extra=info.to_json())
+                    checkpoints.close()
+                    raise
                 journal.write(step, result)
                 progress.restart()
             if saving or stopping:

@@ -189,7 +189,7 @@ def eval_batches(
         batch_size=local,
         image_size=image_size,
         max_bad=max_bad,
-        limit="the share that evaluation may leave out",
+        limit="eval.max_bad",
         num_threads=num_threads,
     )
     missing = -(-share // local) - -(-(last - first) // local)
