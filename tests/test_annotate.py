@@ -191,6 +191,11 @@ def test_the_command_from_a_model_folder_or_file(name, raw, model, source, tmp_p
     assert (described["grid"], described["top_k"], described["num_images"]) == ([4, 8], 2, 19)
     assert program.main([f"--check={tmp_path / 'maps'}"]) == 0
     assert "is whole: 19 images (0 without a map) in 3 shards, 2 x 4 x 8, by regnety_002" in said.text
+    check = [f"--check={tmp_path / 'maps'}", "--data=tiny_images", f"--data-dir={data_dir}"]
+    assert program.main(check) == 0
+    assert program.main([*check, "--split=train[:50%]"]) == 0  # a part of what the maps are for
+    assert program.main([*check, "--split=test"]) == 1
+    assert "tiny_images has no split 'test'" in said.records[-1].getMessage()
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "lost"])

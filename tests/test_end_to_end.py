@@ -150,6 +150,7 @@ def test_workdir_holds_config_metrics_events_checkpoints_and_picture(student):
     assert [line["step"] for line in lines if "eval/raw_top1" in line] == [8, 16]
     assert lines[-1]["eval/images"] == 40
     assert json.loads((workdir / "config.json").read_text())["epochs"] == 4
+    assert (workdir / "classes.txt").read_text().split() == list("0123456789")
     assert list(workdir.glob("events.out.tfevents*"))
     assert {p.name for p in (workdir / "checkpoints").iterdir()} >= {"8", "12", "16"}
     assert (workdir / "report.png").stat().st_size > 20_000

@@ -263,3 +263,15 @@ def test_the_matrix_of_centred_maps(maps):
     png = tf.io.encode_png(np.zeros((20, 40, 3), np.uint8))
     np.testing.assert_array_equal(score_maps.map_matrix(png, info), matrix)
     np.testing.assert_array_equal(score_maps.map_matrix(image, maps.info), np.eye(3)[:2])
+
+
+def test_verify_compares_the_keys_with_the_images(source, tmp_path):
+    swap = lambda shard, keys: [keys[1], keys[0], *keys[2:]] if shard == 1 else keys
+    tiny_images.write_maps(tmp_path / "m", source, change=swap)
+    score_maps.verify(str(tmp_path / "m"))  # sound in itself
+    with pytest.raises(
+        ValueError, match=r"the image is img_\d+.png but its map in .* belongs to img_\d+.png"
+    ):
+        score_maps.verify(str(tmp_path / "m"), source)
+    tiny_images.write_maps(tmp_path / "right", source)
+    assert score_maps.verify(str(tmp_path / "right"), source).num_images == source.num_examples

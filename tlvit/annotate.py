@@ -2,7 +2,7 @@
 
 python -m tlvit.annotate --model=WORKDIR --data=imagenet2012 --split=train --out=/data/score_maps
 python -m tlvit.annotate --import-pt=LABEL_DIR --data=imagenet2012 --split=train --out=/data/score_maps
-python -m tlvit.annotate --check=/data/score_maps
+python -m tlvit.annotate --check=/data/score_maps [--data=imagenet2012 --split=train]
 """
 
 import argparse
@@ -147,8 +147,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         from tlvit.data import score_maps, sources
 
+        open_data = lambda: sources.open_source(options.data, options.split, data_dir=options.data_dir)
         if options.check:
-            info = score_maps.verify(options.check)
+            info = score_maps.verify(options.check, open_data() if options.data else None)
             log.info(
                 "%s is whole: %d images (%d without a map) in %d shards, %d x %d x %d, by %s",
                 options.check, info.num_images, info.num_missing, len(info.shards), info.top_k, *info.grid,
@@ -159,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             model, info = convert.load(
                 options.model, model=options.model_name, ema=False if options.raw else None
             )
-        source = sources.open_source(options.data, options.split, data_dir=options.data_dir)
+        source = open_data()
         if options.import_pt:
             from tlvit.data import import_pt
 
@@ -225,7 +226,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--center-share", type=float, default=1.0, help="with center: the annotator's crop_pct"
     )
     parser.add_argument(
-        "--check", metavar="DIR", help="verify the maps in DIR instead: counts, checksums, ranges"
+        "--check",
+        metavar="DIR",
+        help="verify the maps in DIR instead: counts, checksums, ranges; with --data the images' keys, too",
     )
     options = parser.parse_args(arguments)
     needed = ("data", "out") if options.import_pt else ("model", "data", "out")

@@ -46,14 +46,15 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainResult:
 
     Args:
       config: as from `configs/common.py`.
-      workdir: holds config.json, checkpoints/, metrics.jsonl, TensorBoard events.
+      workdir: holds config.json, classes.txt (one a line, by label), checkpoints/, metrics.jsonl, TensorBoard
+        events.
 
     Raises:
       ValueError: a config that contradicts itself, the data or the workdir, in a sentence with the numbers.
       FloatingPointError: the loss is not finite; the last good checkpoint stays.
     """
     # Data. TensorFlow is imported here and not above, so that layers below run without it.
-    from tlvit.data import pipeline, score_maps, sources
+    from tlvit.data import folders, pipeline, score_maps, sources
 
     workdir = pathlib.Path(workdir)
     image_size = image_size_pair(config.image_size)
@@ -123,6 +124,8 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainResult:
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
         reporting.write_whole(workdir / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
+        if source.class_names:
+            folders.write_class_names(str(workdir / "classes.txt"), source.class_names)
     _describe(config, source, eval_source, maps, mesh, net, train_state, peak, total_steps)
 
     # The two compiled programs.

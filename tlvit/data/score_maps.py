@@ -128,13 +128,19 @@ def open_score_maps(path: str) -> ScoreMapReader:
     return reader
 
 
-def verify(path: str) -> ScoreMapInfo:
+def verify(path: str, source: Source | None = None) -> ScoreMapInfo:
     """Read everything in a folder of score maps; return its description if all of it is sound.
+
+    Args:
+      path: the folder.
+      source: the images that it should be for: with them, every key is compared with the image's.
 
     Raises:
       ValueError: as `open_score_maps`, or a checksum, count, key, logit or index is wrong.
     """
     reader = open_score_maps(path)
+    if source is not None:
+        verify_keys(reader, source)
     seen = set()
     for number, file in enumerate(reader.files):
         verify_shard(reader, number)
@@ -153,6 +159,20 @@ def verify(path: str) -> ScoreMapInfo:
     if len(seen) != reader.info.num_images:
         raise ValueError(f"{path} has {len(seen)} maps instead of {reader.info.num_images}")
     return reader.info
+
+
+def verify_keys(reader: ScoreMapReader, source: Source) -> None:
+    """Raise a ValueError that names both unless every image's map has its key."""
+    records = reader.records_of(source)
+    for shard, length in enumerate(source.shard_lengths):
+        keys = source.records(shard, 0).map(lambda raw: source.parse(raw)["key"])
+        owners = records(shard, 0).take(length).map(lambda record: reader.parse(record)["key"])
+        for key, owner in tf.data.Dataset.zip(keys, owners).as_numpy_iterator():
+            if key != owner:
+                raise ValueError(
+                    f"score map of another image: the image is {key.decode()} but its map in {reader.path} "
+                    f"belongs to {owner.decode()}"
+                )
 
 
 def verify_shard(reader: ScoreMapReader, number: int) -> None:
