@@ -351,19 +351,13 @@ def test_a_step_costs_the_host_little():
     assert len(jax.tree.leaves(run.state)) > 750
     batch = sharding.to_global(make_batch(1), run.mesh)
     state, _ = run.step(run.state, batch)
-    rounds = []
-    for _ in range(8):
-        seconds = []
-        for _ in range(50):
-            jax.block_until_ready(state)
-            begin = time.perf_counter()
-            state, _ = run.step(state, batch)
-            seconds.append(time.perf_counter() - begin)
-        rounds.append(1e3 * np.median(seconds))
-        if rounds[-1] < 2.0:
-            return
-        time.sleep(1.0)  # others may share the machine; what is asked is what undisturbed calls take
-    pytest.fail(f"a step's call takes {min(rounds):.2f} ms of the host at best")
+    seconds = []
+    for _ in range(50):
+        jax.block_until_ready(state)
+        begin = time.thread_time()  # of this thread's own work: others may share the machine
+        state, _ = run.step(state, batch)
+        seconds.append(time.thread_time() - begin)
+    assert 1e3 * np.median(seconds) < 2.0
 
 
 @pytest.mark.parametrize("kind", losses.DISTILLATION)
