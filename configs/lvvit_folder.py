@@ -13,6 +13,9 @@ Without (mixup and cutmix take their place, as they do for the annotator):
     python -m tlvit.main --config=configs/lvvit_folder.py:no_token_labels --workdir=/runs/mine \\
         --config.data.name=ROOT
 
+Without a folder val: --config.data.train_split='train[:90%]' --config.data.eval_split='train[90%:]'. Maps of
+the whole of train serve its parts, too.
+
 Start from published weights with --config.model.init_from=FILE.pth: heads for other classes start anew. That
 matters most for the annotator, a RegNetY-1.6GF: the better it is, the better are the labels. One GPU is
 enough for tens of thousands of images. No accuracy is claimed: it is your data.
