@@ -116,6 +116,21 @@ print("RESULT", result.finished, result.step, flush=True)
 """
 
 
+ANNOTATE = """
+import time
+from tlvit import annotate
+from tlvit.data import sources
+from tlvit.restore import ModelInfo
+
+options = {"widths": (8, 16), "depths": (1, 1), "group_width": 8, "stem_width": 8}
+info = ModelInfo("regnety_002", 10, (48, 48), options)
+source = sources.open_source("digits", "train", data_dir=str(folder.parent / "data"))
+time.sleep(8.0 * index)  # the other process has finished shards by then
+made = annotate.annotate(info.build(), info, source, folder / "maps", batch_size=8, top_k=3)
+assert (made is None) == (index > 0)
+"""
+
+
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
     """A folder with 32 + 37 scenes in data/; 37 images are no whole number for two processes."""
@@ -226,6 +241,17 @@ def test_a_run_of_two_processes(shared):
     assert lines[-1]["eval/images"] == 37
     assert "8 x cpu (cpu) in 2 processes" in (folder / "out-0.txt").read_text()
     assert "step 1/4" not in (folder / "out-1.txt").read_text()
+
+
+def test_two_processes_share_the_annotation(shared):
+    """Each scores its shards, wherever the other one is; the first describes them all."""
+    from tlvit.data import score_maps, sources
+
+    folder = shared / "annotation"
+    finish(start(ANNOTATE, 2, folder), folder)
+    source = sources.open_source("digits", "train", data_dir=str(shared / "data"))
+    info = score_maps.verify(str(folder / "maps"), source)
+    assert (info.num_images, info.num_missing, len(info.shards)) == (32, 0, 3)
 
 
 @pytest.mark.parametrize("victims", [(0, 1), (1,)], ids=["both", "one"])

@@ -75,9 +75,9 @@ def annotate(
         num_classes=info.num_classes,
     )
     done = writer.done_shards()
-    todo = [i for i in range(len(source.shard_lengths)) if i not in done][
-        jax.process_index() :: jax.process_count()
-    ]
+    # By the shards' numbers, not by what is left: another process may have finished one meanwhile.
+    mine = range(jax.process_index(), len(source.shard_lengths), jax.process_count())
+    todo = [shard for shard in mine if shard not in done]
     log.info(
         "%s scores %d images of %s at %dx%d: maps of %d x %d x %d; %d of %d shards are there already",
         info.model, source.num_examples, source.identity, *size, writer.info.top_k, *grid, len(done),
@@ -143,6 +143,8 @@ def _fingerprint(model: nnx.Module) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
     options = _parse(arguments)
+    if options.multihost:
+        jax.distributed.initialize()
     start_logging()
     try:
         from tlvit.data import score_maps, sources
@@ -212,6 +214,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--top-k", type=int, default=5, help="classes kept for each cell (5)")
     parser.add_argument("--image-size", help="NUMBER or HEIGHTxWIDTH; the annotator's own by default")
     parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument(
+        "--multihost", action="store_true", help="one of several processes, each of which scores some shards"
+    )
     parser.add_argument("--threads", type=int, help="that decode images; all cores by default")
     parser.add_argument(
         "--max-missing", type=float, default=0.0, help="share of images that may stay without a map"

@@ -81,7 +81,7 @@ def run(
     """The batches of a data set in numpy, whatever happens to its files on the way, or a ValueError.
 
     Reading goes at full speed until an image cannot be decoded. Then a stretch of batches is made under
-    guard, see `first_good`, which finds out which images are broken and costs a fifth of the speed; after it
+    guard, see `first_good`, which finds out which images are broken and costs a third of the speed; after it
     reading goes on at full speed. What comes out is the same.
 
     Args:
