@@ -9,6 +9,7 @@ from flax import nnx
 
 from configs import common
 from tlvit import optim
+from tlvit.check_config import check_numbers
 from tlvit.models.functional import count_parameters, functionalize
 from tlvit.restore import ModelInfo, image_size_pair
 
@@ -45,6 +46,7 @@ def keys(config, prefix=""):
 def test_config_has_only_known_keys_and_builds_its_model(name, arm):
     config = load(name, arm)
     assert set(keys(config)) == set(keys(common.get_config()))
+    check_numbers(config)
     info = ModelInfo(
         model=config.model.name,
         num_classes=10 if name == "digits" else 1000,

@@ -13,7 +13,7 @@ from configs import digits as recipe
 from tlvit import reporting
 from tlvit.checkpoints import Checkpoints, restore_for_inference
 from tlvit.restore import ModelInfo, save_folder
-from tlvit.train import StopRequest, TrainResult, _check, _check_workdir, model_info, train
+from tlvit.train import StopRequest, TrainResult, model_info, train
 
 TINY = {"patch_size": 8, "dim": 32, "depth": 1, "num_heads": 2}
 
@@ -119,7 +119,7 @@ def test_checkpoints_say_how_to_build_the_model(plain, data):
 
 
 class Source:
-    """As much of a source as `model_info` looks at, and `_check`."""
+    """As much of a source as `model_info` looks at."""
 
     num_classes, num_examples, class_names = 10, 32, tuple("0123456789")
 
@@ -276,70 +276,11 @@ def test_model_info(data):
     )
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "said"),
-    [
-        ("model.dtype", "float16", "config.model.dtype must be float32 or bfloat16, not 'float16'"),
-        ("data.label_crop", "left", "config.data.label_crop must be aligned or published, not 'left'"),
-        ("loss.truth_mix", "no", "config.loss.truth_mix must be off or .*truth, not 'no'"),
-        ("augment.interpolation", "cubic", "must be bilinear or bicubic or random, not 'cubic'"),
-        ("batch_size", 33, "The 32 training images are fewer than a batch of 33"),
-    ],
-)
-def test_settings_are_checked_at_the_door(key, value, said, data):
-    _check(config_for(data), Source())
-    with pytest.raises(ValueError, match=said):
-        _check(config_for(data, **{key: value}), Source())
-
-
-def workdir_of(tmp_path, config):
-    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
-    return tmp_path
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [("seed", 1), ("image_size", (64, 64)), ("token_labels", True), ("model.name", "lvvit_m"),
-     ("model.dtype", "bfloat16"), ("model.options.depth", 3), ("data.name", "mnist"),
-     ("data.train_split", "train[:50%]"), ("batch_size", 8)],
-)  # fmt: skip
-def test_a_workdir_is_of_one_model_and_one_data_set(key, value, data, tmp_path):
-    old = config_for(data)
-    new = config_for(data, **{key: value})
-    if key == "image_size":
-        new.image_size = value
-    path = workdir_of(tmp_path, old)
-    _check_workdir(path, old)
-    with pytest.raises(ValueError, match=r"holds another run; use a new --workdir") as caught:
-        _check_workdir(path, new)
-    told = ".".join(key.split(".")[:2])
-    assert str(caught.value).splitlines()[1].startswith(f"  {told}: ")
-    assert str(caught.value).count("\n") == 1
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"optim.learning_rate": 1.0, "epochs": 99, "data.dir": "/elsewhere", "log_every": 9},
-    ],
-)
-def test_a_workdir_may_go_on_with_other_habits(changes, data, tmp_path):
-    _check_workdir(workdir_of(tmp_path, config_for(data)), config_for(data, **changes))
-    _check_workdir(tmp_path / "new", config_for(data))
-
-
-def test_another_order_of_images_is_told(data, tmp_path, caplog):
-    path = workdir_of(tmp_path, config_for(data))
-    with caplog.at_level("WARNING", "tlvit"):
-        _check_workdir(path, config_for(data, **{"data.shuffle_gib": 0.5}))
-    assert "data.shuffle_gib was 2.0 and is 0.5: from here on images come in another order" in caplog.text
-
-
 def test_a_workdir_without_a_checkpoint_starts_anew_with_other_settings(data, tmp_path):
     """What is left of a run that failed at once does not stand in the way."""
     config = config_for(data)
-    workdir_of(tmp_path, config_for(data, **{"model.options.depth": 3, "batch_size": 8}))
+    other = config_for(data, **{"model.options.depth": 3, "batch_size": 8})
+    (tmp_path / "config.json").write_text(json.dumps(other.to_dict()))
     assert train(config, tmp_path).finished
     assert json.loads((tmp_path / "config.json").read_text())["batch_size"] == config.batch_size
 

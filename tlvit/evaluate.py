@@ -9,6 +9,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from tlvit import convert, sharding
+from tlvit.check_config import check_numbers
 from tlvit.models.functional import functionalize
 from tlvit.restore import ModelInfo, image_size_pair
 from tlvit.steps import make_eval_step
@@ -70,6 +71,7 @@ def evaluate_checkpoint(
     """
     from tlvit.data import pipeline, sources
 
+    check_numbers(config)
     model, info = _open(pathlib.Path(path), config, ema=ema)
     source = sources.open_source(config.data.name, config.data.eval_split, data_dir=config.data.dir or None)
     if info.num_classes != source.num_classes:

@@ -17,9 +17,9 @@ from ml_collections import ConfigDict
 
 from tlvit import convert, optim, reporting, sharding, state, steps
 from tlvit.augment_policy import parse_policy
+from tlvit.check_config import check_config, check_workdir, has_teacher, score_map_folder
 from tlvit.checkpoints import Checkpoints
 from tlvit.evaluate import evaluate
-from tlvit.losses import DISTILLATION, TRUTH_MIX
 from tlvit.models.functional import Net, count_parameters, functionalize
 from tlvit.restore import ModelInfo, Preprocessing, image_size_pair
 from tlvit.summary import model_macs
@@ -63,10 +63,10 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainResult:
     eval_source = sources.open_source(config.data.name, config.data.eval_split, data_dir=data_dir)
     maps = None
     if config.token_labels:
-        maps = score_maps.open_score_maps(_score_map_folder(config, source))
+        maps = score_maps.open_score_maps(score_map_folder(config, source))
         maps.check_against(source)
 
-    _check(config, source)
+    check_config(config, source)
 
     # Mesh and model. The model is built abstractly first; its arrays are born where they belong.
     mesh = sharding.make_mesh()
@@ -82,7 +82,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainResult:
             f"{config.model.name} has no patch tokens to train with token labels; set token_labels=False."
         )
     teacher = None
-    if _has_teacher(config, distilled=getattr(abstract, "dist_token", None) is not None):
+    if has_teacher(config, distilled=getattr(abstract, "dist_token", None) is not None):
         teacher = _load_teacher(config, info, mesh)
     steps_per_epoch = pipeline.steps_per_epoch(source, config.batch_size)
     total_steps = (config.epochs + config.floor_epochs) * steps_per_epoch
@@ -113,7 +113,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainResult:
     # Resume, or start from other weights, or start.
     checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
     if checkpoints.steps():
-        _check_workdir(workdir, config)
+        check_workdir(workdir, config)
     restored = checkpoints.restore(train_state)
     if restored is not None:
         train_state, _ = restored
@@ -295,24 +295,6 @@ def _start_from(path: str, model: nnx.Module, num_classes: int, tx, *, seed: int
     return state.state_from(params, stats, tx, seed=seed)
 
 
-def _has_teacher(config: ConfigDict, *, distilled: bool) -> bool:
-    """Whether the run distils a teacher, which takes a model with a distillation token, and the other way
-    round."""
-    name, teacher = config.model.name, config.distill.teacher
-    if distilled and not teacher:
-        raise ValueError(
-            f"{name} has a distillation token, which only a teacher trains: set config.distill.teacher "
-            "(a workdir, a model folder or a PyTorch file), or choose a model without _distilled."
-        )
-    if teacher and not distilled:
-        raise ValueError(f"config.distill.teacher is {teacher}, but {name} has no distillation token.")
-    if teacher and config.token_labels:
-        raise ValueError(
-            "config.distill.teacher and config.token_labels are two recipes: choose one of them."
-        )
-    return distilled
-
-
 def _load_teacher(config: ConfigDict, info: ModelInfo, mesh: Mesh) -> steps.Teacher:
     """The teacher for images of this run, its arrays on every device."""
     path = config.distill.teacher
@@ -361,73 +343,6 @@ def _evaluate_both(eval_step, train_state, batches: Callable[[], Iterable[Batch]
 def _score(result: dict[str, float]) -> float:
     """What "best" means: the better of the raw weights and their average."""
     return max(result.get("eval/ema_top1", 0.0), result["eval/raw_top1"])
-
-
-def _score_map_folder(config: ConfigDict, source) -> str:
-    if config.data.score_maps:
-        return config.data.score_maps
-    raise ValueError(
-        "config.token_labels is on but config.data.score_maps is empty. Make maps of the "
-        f"{source.num_examples} images once (python -m tlvit.annotate --help), or train without them: "
-        "--config.token_labels=False, with mixup and cutmix."
-    )
-
-
-def _check(config: ConfigDict, source) -> None:
-    """Settings that would otherwise fail late, or be taken for something else."""
-    choices = {
-        "data.label_crop": ("aligned", "published"),
-        "augment.interpolation": ("bilinear", "bicubic", "random"),
-        "augment.on": ("host", "device"),
-        "loss.truth_mix": TRUTH_MIX,
-        "distill.kind": DISTILLATION,
-        "model.dtype": ("float32", "bfloat16"),
-    }
-    for name, known in choices.items():
-        section, key = name.split(".")
-        if config[section][key] not in known:
-            raise ValueError(f"config.{name} must be {' or '.join(known)}, not {config[section][key]!r}.")
-    mixing = config.augment.mixup or config.augment.cutmix
-    if config.token_labels and mixing:
-        raise ValueError(
-            "config.token_labels excludes augment.mixup and augment.cutmix: a mixed image's tokens would be "
-            "judged by one image's score map. loss.mixtoken takes their place; set both to 0."
-        )
-    if not (config.token_labels or mixing or config.loss.plain_labels):
-        raise ValueError(
-            "Neither token labels nor mixup nor cutmix: on image labels alone a vision transformer overfits. "
-            "Set config.augment.mixup=0.8 and augment.cutmix=1.0, or config.loss.plain_labels=True."
-        )
-    if config.batch_size > source.num_examples:
-        raise ValueError(
-            f"The {source.num_examples} training images are fewer than a batch of {config.batch_size}."
-        )
-
-
-def _check_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
-    """A workdir may be continued with another learning rate, but not as another model, on other data or with
-    batches of another size, by which its steps and the order of its images are counted."""
-    path = workdir / "config.json"
-    if not path.exists():
-        return
-    old = json.loads(path.read_text())
-    new = json.loads(json.dumps(config.to_dict()))
-    keys = ["seed", "image_size", "token_labels", "batch_size"]
-    pairs = {k: (old.get(k), new[k]) for k in keys}
-    pairs |= {f"model.{k}": (old["model"].get(k), new["model"][k]) for k in ("name", "dtype", "options")}
-    pairs |= {f"data.{k}": (old["data"].get(k), new["data"][k]) for k in ("name", "train_split")}
-    hints = {"batch_size": " (optim.accumulate=N runs a batch in N parts, for less memory)"}
-    differing = [f"  {k}: {a!r} there, {b!r} now{hints.get(k, '')}" for k, (a, b) in pairs.items() if a != b]
-    if differing:
-        raise ValueError(
-            f"{workdir} holds another run; use a new --workdir, or the old settings:\n" + "\n".join(differing)
-        )
-    for section, key in (("data", "shuffle_gib"), ("augment", "repeats")):
-        a, b = old[section].get(key), new[section][key]
-        if a != b:
-            log.warning(
-                "%s.%s was %r and is %r: from here on images come in another order", section, key, a, b
-            )
 
 
 def _draw_report(workdir: pathlib.Path) -> None:
