@@ -5,8 +5,8 @@
 
 After the colon comes lvvit_s, lvvit_m or lvvit_l; the size is 384 (L: 512), --config.image_size=448,448
 another. Position embeddings are resized, and the token labels are sampled on the larger grid from the same
-maps. Published top-1: 84.4 % (S at 384), 85.4 and 85.5 % (M at 384 and 448), 86.4 % (L at 512, from 448);
-30 epochs at batch 512. Not yet trained here.
+maps. Published top-1: 84.4 % (S at 384), 85.4 and 85.5 % (M at 384 and 448), 86.4 % (L at 512, from 448) at
+batch 512; the published command names no number of epochs, here it is 30. Not yet trained here.
 """
 
 from configs import common
