@@ -2,7 +2,8 @@
 
 `make demo` does all of it; by hand (the first line makes the data, once):
 
-    python -c "from tlvit.data import digits; digits.prepare('/tmp/demo/data', num_train=2000, num_test=2000)"
+    python -c "from tlvit.data.sources import digit_scenes; \\\\
+        digit_scenes.prepare('/tmp/demo/data', num_train=2000, num_test=2000)"
     python -m tlvit.main --config=configs/digits.py:annotator --workdir=/tmp/demo/annotator \\
         --config.data.dir=/tmp/demo/data
     python -m tlvit.annotate --model=/tmp/demo/annotator --data=digits --data-dir=/tmp/demo/data \\
@@ -18,7 +19,7 @@ Measured accuracy (python -m scripts.compare_token_labels): see the README's tab
 from configs import common
 
 ARMS = ("token_labels", "no_token_labels", "annotator")
-SCENES = {"num_train": 2000, "num_test": 2000}  # of tlvit.data.digits.prepare
+SCENES = {"num_train": 2000, "num_test": 2000}  # of tlvit.data.sources.digit_scenes.prepare
 TOP_K = 10  # all classes: a cell's full distribution
 
 

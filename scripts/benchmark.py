@@ -24,8 +24,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tlvit import create_model, optim, sharding, state, steps
-from tlvit.augment_policy import parse_policy
+from tlvit import create_model
+from tlvit.ops.randaugment_policy import parse_policy
+from tlvit.training import mesh as sharding
+from tlvit.training import optimizer as optim
+from tlvit.training import state
+from tlvit.training import step as steps
+from tlvit.training.prefetch import to_global
 from tlvit.types import Batch, ScoreMaps
 
 # Peak matrix rate (bfloat16) and memory bandwidth of a chip, from the vendors' data sheets.
@@ -61,7 +66,7 @@ def main(arguments: list[str]) -> int:
 def measure_step(options: argparse.Namespace, mesh) -> dict[str, float]:
     """Runs the step and times it: the median over the steps after the first three."""
     train_step, train_state, batch = build(options, mesh)
-    batch = sharding.to_global(batch, mesh)
+    batch = to_global(batch, mesh)
     start = time.perf_counter()
     compiled = train_step.lower(train_state, batch).compile()
     compile_s = time.perf_counter() - start

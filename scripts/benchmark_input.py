@@ -29,8 +29,14 @@ import PIL.Image
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from tlvit.augment_policy import parse_policy
-from tlvit.data import order, pipeline, score_maps, sources, transforms
+from tlvit.data import pipeline
+from tlvit.data import shuffle as order
+from tlvit.data.score_maps import reader as score_maps
+from tlvit.data.score_maps.writer import ScoreMapWriter
+from tlvit.data.sources import tfds as sources
+from tlvit.data.sources.source import Source
+from tlvit.data.transforms import crop as transforms
+from tlvit.ops.randaugment_policy import parse_policy
 
 RECIPE = {"interpolation": "random", "randaugment": "rand-m9-n2-mstd0.5-inc1"}
 ROUNDS = 5  # of the pipeline and the Pillow loop in turn; the best round of each counts
@@ -106,7 +112,7 @@ def read_recipe(path: str) -> tuple[tuple[int, int], dict]:
     return (tuple(size) if not isinstance(size, int) else (size, size)), options
 
 
-def make_data(folder: str, count: int, broken: int = 0) -> tuple[sources.Source, score_maps.ScoreMapReader]:
+def make_data(folder: str, count: int, broken: int = 0) -> tuple[Source, score_maps.ScoreMapReader]:
     """A TFDS set of `count` JPEGs in `folder`, some of them `broken`, and score maps for it."""
     encoded = (e[: len(e) // 2] if i < broken else e for i, e in enumerate(make_jpegs(count)))
     builder = Photographs(encoded, data_dir=folder)
@@ -114,7 +120,7 @@ def make_data(folder: str, count: int, broken: int = 0) -> tuple[sources.Source,
     source = sources.open_source("photographs", "train", data_dir=folder)
     path = os.path.join(folder, "maps")
     kinds = dict(top_k=5, grid=(18, 18), num_classes=1000)
-    writer = score_maps.ScoreMapWriter(path, source=source, annotator="none", annotator_hash="0", **kinds)
+    writer = ScoreMapWriter(path, source=source, annotator="none", annotator_hash="0", **kinds)
     rng = np.random.default_rng(0)
     for shard, length in enumerate(source.shard_lengths):
         keys = [example["key"].decode() for example in source.read(shard).as_numpy_iterator()]

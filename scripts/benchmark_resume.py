@@ -20,7 +20,9 @@ import time
 import tensorflow_datasets as tfds
 
 from scripts.benchmark_input import RECIPE, Photographs, make_jpegs
-from tlvit.data import pipeline, sources
+from tlvit.data import pipeline
+from tlvit.data.sources import tfds as sources
+from tlvit.data.sources.source import Source
 
 STARTS = (0.0, 0.1, 0.5, 0.9, 0.99, 1.5, 2.01)  # in epochs
 
@@ -64,7 +66,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return options
 
 
-def start(source: sources.Source, options: argparse.Namespace, first_step: int) -> dict[str, float]:
+def start(source: Source, options: argparse.Namespace, first_step: int) -> dict[str, float]:
     """The first batch of a run that goes on at `first_step`: seconds, and bytes read from the disk."""
     for file in set(source.files):
         with open(file, "rb") as opened:

@@ -16,8 +16,8 @@ import sys
 
 from configs import digits as recipe
 from scripts.demo import annotate_training_scenes, run
-from tlvit import reporting
-from tlvit.data import digits
+from tlvit.data.sources import digit_scenes as digits
+from tlvit.training import run_log as reporting
 
 ARMS = {
     "no token labels": ("no_token_labels", {}),

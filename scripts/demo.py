@@ -15,11 +15,15 @@ import jax
 import numpy as np
 
 from configs import digits as recipe
-from tlvit import annotate, convert, reporting, visualize
-from tlvit.data import digits, sources
+from tlvit import annotate, visualize
+from tlvit.checkpoints import torch_files as convert
+from tlvit.checkpoints.load import load
+from tlvit.data.sources import digit_scenes as digits
+from tlvit.data.sources import tfds as sources
 from tlvit.models.functional import functionalize
-from tlvit.steps import normalize
-from tlvit.train import train
+from tlvit.ops.normalize import normalize
+from tlvit.training import run_log as reporting
+from tlvit.training.loop import train
 
 
 def main() -> int:
@@ -98,7 +102,7 @@ def run(
 
 def annotate_training_scenes(out: pathlib.Path) -> None:
     """The score maps of the training scenes, by the annotator in `out`."""
-    model, info = convert.load(out / "annotator")
+    model, info = load(out / "annotator")
     source = sources.open_source("digits", "train", data_dir=str(out / "data"))
     annotate.annotate(model, info, source, out / "score_maps", top_k=recipe.TOP_K)
 
@@ -114,9 +118,9 @@ def run_command(arm: str, workdir: pathlib.Path) -> str:
 def export(workdir: pathlib.Path, path: pathlib.Path, builder) -> float:
     """Writes the student under PyTorch's names and reads it back; the largest difference of any logit on test
     images."""
-    model, info = convert.load(workdir)
+    model, info = load(workdir)
     convert.export(model, path, info=info)
-    again, _ = convert.load(path)
+    again, _ = load(path)
     images = np.stack(
         [example["image"] for example in builder.as_dataset("test").take(32).as_numpy_iterator()]
     )

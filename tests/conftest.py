@@ -17,7 +17,8 @@ import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-GOLDEN = pathlib.Path(__file__).parent / "golden"
+ROOT = pathlib.Path(__file__).parent.parent
+GOLDEN = ROOT / "tests" / "golden"
 
 
 def fill(name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -42,11 +43,11 @@ def fill(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 def fill_model(model) -> None:
     """Fills a model by the rule, through the conversion that users rely on."""
-    from tlvit import convert
+    from tlvit.checkpoints.torch_names import from_torch, to_torch
 
-    names = convert.to_torch(model)
+    names = to_torch(model)
     tensors = {k: v if k.endswith("num_batches_tracked") else fill(k, v.shape) for k, v in names.items()}
-    convert.from_torch(model, tensors)
+    from_torch(model, tensors)
 
 
 def golden_images(seed: int, batch: int, size: int) -> np.ndarray:

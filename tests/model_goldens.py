@@ -6,10 +6,10 @@ from conftest import fill
 from flax import nnx
 
 from tlvit import create_model
+from tlvit.checkpoints.torch_names import from_torch, official_shapes
 from tlvit.models.functional import functionalize
 from tlvit.models.layers import Buffer
 from tlvit.models.t2t_vit import sinusoid_table
-from tlvit.state_dict import from_torch, official_shapes
 from tlvit.types import ModelOutput
 
 LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}

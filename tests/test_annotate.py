@@ -9,9 +9,10 @@ import pytest
 
 from tlvit import annotate as program
 from tlvit.annotate import annotate
-from tlvit.convert import export
-from tlvit.restore import ModelInfo, Preprocessing, save_folder
-from tlvit.steps import normalize
+from tlvit.checkpoints.load import save_folder
+from tlvit.checkpoints.model_info import ModelInfo, Preprocessing
+from tlvit.checkpoints.torch_files import export
+from tlvit.ops.normalize import normalize
 
 CLASSES, SIZE = 5, (32, 32)
 OPTIONS = {"widths": (8, 16), "depths": (1, 1), "strides": (2, 2), "group_width": 8, "stem_width": 8}
@@ -29,7 +30,7 @@ def source(tmp_path_factory):
     """19 images in 3 shards, half of them twice as wide as high; position and number are in their colours."""
     import tiny_images
 
-    from tlvit.data import sources
+    from tlvit.data.sources import tfds as sources
 
     folder = tmp_path_factory.mktemp("data")
     images = [tiny_images.position_image(10 * i, 32, 64 if i % 2 else 32) for i in range(19)]
@@ -39,7 +40,7 @@ def source(tmp_path_factory):
 
 def read_maps(path):
     """Key -> (value [K, h, w], index [K, h, w])."""
-    from tlvit.data import score_maps
+    from tlvit.data.score_maps import reader as score_maps
 
     reader = score_maps.open_score_maps(str(path))
     records = [r for i in range(len(reader.files)) for r in reader.read(i).as_numpy_iterator()]

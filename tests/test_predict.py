@@ -8,8 +8,9 @@ from conftest import fill_model
 from PIL import Image
 
 from tlvit import create_model
+from tlvit.checkpoints.load import save_folder
+from tlvit.checkpoints.model_info import ModelInfo, Preprocessing
 from tlvit.predict import crop, draw_tokens, list_images, main, normalise, predict, read_image
-from tlvit.restore import ModelInfo, Preprocessing, save_folder
 
 TINY = {"dim": 24, "depth": 2, "num_heads": 2, "stem_width": 8}
 INFO = ModelInfo("lvvit_s", 6, (64, 64), TINY, class_names=("ant", "bee", "cat", "dog", "eel", "fox"))
@@ -193,7 +194,7 @@ def test_convolutional_models_predict_too(photos):
 
 def test_the_evaluation_sees_the_same_pixels(photos):
     tf = pytest.importorskip("tensorflow")
-    from tlvit.data.transforms import eval_image
+    from tlvit.data.transforms.crop import eval_image
 
     ramp = np.linspace(0, 255, 120)[:, None, None] * np.ones((1, 90, 3))
     image = Image.fromarray((ramp * np.linspace(1, 0.3, 90)[None, :, None]).astype(np.uint8))

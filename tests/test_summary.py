@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import pytest
 
 from tlvit import list_models, summary
-from tlvit.summary import PUBLISHED_TOP1, _sizes, count_macs, main, summarise, table
+from tlvit.models.macs import count_macs
+from tlvit.summary import PUBLISHED_TOP1, _sizes, main, summarise, table
 
 # Millions of parameters and billions of multiply-adds as the published implementations give them, rounded so.
 PUBLISHED = {

@@ -10,11 +10,12 @@ from flax import nnx
 pytest.importorskip("matplotlib")
 
 from tlvit import visualize
-from tlvit.checkpoints import Checkpoints
+from tlvit.checkpoints.load import save_folder
+from tlvit.checkpoints.model_info import ModelInfo, Preprocessing
+from tlvit.checkpoints.native import Checkpoints
 from tlvit.models.functional import functionalize
-from tlvit.restore import ModelInfo, Preprocessing, save_folder
-from tlvit.state import state_from
-from tlvit.steps import normalize
+from tlvit.ops.normalize import normalize
+from tlvit.training.state import state_from
 from tlvit.visualize import ClassMap, class_map, draw, report
 
 OPTIONS = {"patch_size": 8, "dim": 32, "depth": 2, "num_heads": 2, "stem_width": 8}
@@ -137,7 +138,7 @@ def test_class_map_is_the_models_own():
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    from tlvit.data import digits
+    from tlvit.data.sources import digit_scenes as digits
 
     folder = tmp_path_factory.mktemp("data")
     digits.prepare(folder, num_train=2, num_test=24, num_shards=1)

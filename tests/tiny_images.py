@@ -3,7 +3,8 @@
 import numpy as np
 import tensorflow_datasets as tfds
 
-from tlvit.data import score_maps
+from tlvit.data.score_maps import reader as score_maps
+from tlvit.data.score_maps.writer import ScoreMapWriter
 
 
 class TinyImages(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -53,7 +54,7 @@ def position_image(number, height, width):
 def write_maps(path, source, *, top_k=3, grid=(6, 6), num_classes=None, missing=(), change=None, **options):
     """Score maps: logit 0 is the cell's column, 1 its row, 2 the image's number; classes label + k."""
     num_classes = num_classes or source.num_classes
-    writer = score_maps.ScoreMapWriter(
+    writer = ScoreMapWriter(
         str(path),
         source=source,
         annotator="test",

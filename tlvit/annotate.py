@@ -18,11 +18,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tlvit import convert, sharding
+from tlvit.checkpoints.load import load
+from tlvit.checkpoints.model_info import ModelInfo, Preprocessing, image_size_pair
+from tlvit.checkpoints.torch_names import to_torch
+from tlvit.data.score_maps.writer import ScoreMapWriter
 from tlvit.models.functional import functionalize
-from tlvit.reporting import duration, start_logging
-from tlvit.restore import ModelInfo, Preprocessing, image_size_pair
-from tlvit.steps import normalize
+from tlvit.ops.normalize import normalize
+from tlvit.training import mesh as sharding
+from tlvit.training.prefetch import to_global
+from tlvit.training.run_log import duration, start_logging
 
 log = logging.getLogger("tlvit")
 
@@ -53,7 +57,7 @@ def annotate(
     Raises:
       ValueError: the model is no annotator, its classes are not the source's, or the folder holds other maps.
     """
-    from tlvit.data import pipeline, score_maps
+    from tlvit.data import pipeline
 
     if not hasattr(model, "dense_logits"):
         raise ValueError(f"{info.model} has no dense_logits, so it cannot score the cells of an image.")
@@ -65,7 +69,7 @@ def annotate(
     grid = jax.eval_shape(score, weights, jax.ShapeDtypeStruct((batch_size, *size, 3), jnp.uint8))[0].shape[
         2:
     ]
-    writer = score_maps.ScoreMapWriter(
+    writer = ScoreMapWriter(
         str(out),
         source=source,
         annotator=info.model,
@@ -92,7 +96,7 @@ def annotate(
         )
         for item in batches:
             count = len(item.keys)
-            value, index, best = jax.device_get(score(weights, sharding.to_global(item.batch.image, mesh)))
+            value, index, best = jax.device_get(score(weights, to_global(item.batch.image, mesh)))
             keys += item.keys
             values.append(value[:count])
             indices.append(index[:count])
@@ -134,7 +138,7 @@ def _scorer(model: nnx.Module, preprocessing: Preprocessing, mesh, *, top_k: int
 def _fingerprint(model: nnx.Module) -> str:
     """A hash of the weights, which tells two checkpoints of one annotator apart."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(convert.to_torch(model).items()):
+    for name, tensor in sorted(to_torch(model).items()):
         digest.update(name.encode())
         digest.update(tensor.tobytes())
     return digest.hexdigest()
@@ -147,7 +151,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         jax.distributed.initialize()
     start_logging()
     try:
-        from tlvit.data import score_maps, sources
+        from tlvit.data.score_maps import reader as score_maps
+        from tlvit.data.sources import tfds as sources
 
         open_data = lambda: sources.open_source(options.data, options.split, data_dir=options.data_dir)
         if options.check:
@@ -159,12 +164,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )  # fmt: skip
             return 0
         if not options.import_pt:
-            model, info = convert.load(
-                options.model, model=options.model_name, ema=False if options.raw else None
-            )
+            model, info = load(options.model, model=options.model_name, ema=False if options.raw else None)
         source = open_data()
         if options.import_pt:
-            from tlvit.data import import_pt
+            from tlvit.data.score_maps import published as import_pt
 
             found = import_pt.import_pt(
                 options.import_pt,

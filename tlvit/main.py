@@ -18,9 +18,9 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from tlvit import train
-from tlvit.evaluate import evaluate_checkpoint
-from tlvit.reporting import start_logging
+from tlvit.training import loop as train
+from tlvit.training.evaluation import evaluate_checkpoint
+from tlvit.training.run_log import start_logging
 
 FLAGS = flags.FLAGS
 EXIT_STOPPED = 75  # EX_TEMPFAIL, asked to stop early: a job scheduler may start the same command again
@@ -63,6 +63,17 @@ def main(arguments: list[str]) -> None:
         sys.exit(1)
     if not result.finished:
         sys.exit(EXIT_STOPPED)
+    if jax.process_count() == 1:
+        draw_report(pathlib.Path(FLAGS.workdir))
+
+
+def draw_report(workdir: pathlib.Path) -> None:
+    from tlvit import visualize
+
+    try:
+        log.info("drawn: %s", visualize.report(workdir))
+    except Exception as error:  # the run is finished and saved: a picture must not make it fail
+        log.warning("no report.png: %s", error)
 
 
 def parse_flags(arguments: list[str]) -> list[str]:

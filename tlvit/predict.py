@@ -20,9 +20,9 @@ import numpy as np
 from flax import nnx
 from PIL import Image, ImageDraw
 
-from tlvit.convert import load
+from tlvit.checkpoints.load import load
+from tlvit.checkpoints.model_info import ModelInfo, Preprocessing, image_size_pair
 from tlvit.models.functional import functionalize
-from tlvit.restore import ModelInfo, Preprocessing, image_size_pair
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm")
 

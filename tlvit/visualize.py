@@ -17,11 +17,11 @@ import jax
 import numpy as np
 from flax import nnx
 
-from tlvit import convert
+from tlvit.checkpoints.load import load
+from tlvit.checkpoints.model_info import ModelInfo
 from tlvit.models.functional import functionalize
-from tlvit.reporting import read_journal, start_logging
-from tlvit.restore import ModelInfo
-from tlvit.steps import normalize
+from tlvit.ops.normalize import normalize
+from tlvit.training.run_log import read_journal, start_logging
 from tlvit.types import Array
 
 log = logging.getLogger("tlvit")
@@ -67,7 +67,7 @@ def report(
     workdir = pathlib.Path(workdir)
     config = json.loads((workdir / "config.json").read_text())
     paths = {"annotator": annotator, "student": workdir} if annotator else {"model": workdir}
-    loaded = {name: convert.load(path) for name, path in paths.items()}
+    loaded = {name: load(path) for name, path in paths.items()}
     info = loaded[list(paths)[-1]][1]
     images, labels = _test_images(config, info, count)
     views = []
@@ -75,7 +75,7 @@ def report(
         if not hasattr(model, "dense_logits") or getattr(model, "aux_head", True) is None:
             continue  # it has no token head, and so no view of its own on a cell
         if own.image_size != info.image_size:
-            model, own = convert.load(paths[name], image_size=info.image_size)
+            model, own = load(paths[name], image_size=info.image_size)
         views.append(class_map(f"what the {name}\nsees in each cell", model, own, images))
     names = info.class_names
     curves = {"this run": read_journal(workdir)}
@@ -203,7 +203,8 @@ def _colours(classes: Sequence[int]) -> dict[int, Array]:
 
 def _test_images(config: dict, info: ModelInfo, count: int) -> tuple[np.ndarray, np.ndarray]:
     """The first images of the evaluation split, one a class as far as they go."""
-    from tlvit.data import pipeline, sources
+    from tlvit.data import pipeline
+    from tlvit.data.sources import tfds as sources
 
     data = config["data"]
     source = sources.open_source(data["name"], data["eval_split"], data_dir=data["dir"] or None)

@@ -15,11 +15,12 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import tensorflow as tf
 
-from tlvit.augment_policy import parse_policy
-from tlvit.data import faults, transforms
-from tlvit.data.order import Order, make_order, ordered_records, read_segments, segments
-from tlvit.data.score_maps import ScoreMapReader, label_maps, map_matrix
-from tlvit.data.source import Source
+from tlvit.data import corruption as faults
+from tlvit.data.score_maps.reader import ScoreMapReader, label_maps, map_matrix
+from tlvit.data.shuffle import Order, make_order, ordered_records, read_segments, segments
+from tlvit.data.sources.source import Source
+from tlvit.data.transforms import crop as transforms
+from tlvit.ops.randaugment_policy import parse_policy
 from tlvit.types import Batch, ScoreMaps
 
 SHUFFLE_BYTES = 2 << 30

@@ -3,15 +3,8 @@ optionally with a distillation token."""
 
 from flax import nnx
 
-from tlvit.models.layers import (
-    Block,
-    PatchEmbed,
-    drop_path_rates,
-    layer_norm,
-    linear,
-    token_grid,
-)
-from tlvit.models.tokens import TokenModel, check_rule
+from tlvit.models.layers import Block, PatchEmbed, drop_path_rates, layer_norm, linear, token_grid
+from tlvit.models.vit import TokenModel, check_rule
 from tlvit.types import Array
 
 # As published: width and heads; all have 12 blocks, MLP ratio 4 and 16-pixel patches.

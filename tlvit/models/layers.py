@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tlvit.ops import resize_bicubic
-from tlvit.types import Array, ModelOutput
+from tlvit.types import Array
 
 
 class Buffer(nnx.BatchStat):
@@ -247,62 +246,6 @@ def run_blocks(blocks: Sequence[nnx.Module], x: Array, key: Array | None, *, rem
     return x
 
 
-class SqueezeExcite(nnx.Module):
-    """Channel gates from the mean over the image (Hu et al. 2018, arXiv:1709.01507)."""
-
-    def __init__(self, width: int, squeezed: int, *, dtype=None, rngs: nnx.Rngs):
-        self.fc1 = conv(width, squeezed, 1, dtype=dtype, rngs=rngs)
-        self.fc2 = conv(squeezed, width, 1, dtype=dtype, rngs=rngs)
-
-    def __call__(self, x: Array) -> Array:
-        """[B, H, W, C] -> [B, H, W, C]."""
-        gate = jnp.mean(x, axis=(1, 2), keepdims=True, dtype=jnp.float32)
-        return x * jax.nn.sigmoid(self.fc2(jax.nn.relu(self.fc1(gate)))).astype(x.dtype)
-
-
-class PooledClassifier(nnx.Module):
-    """The head of the convolutional families: one linear classifier for the pooled map or for every cell."""
-
-    def __init__(
-        self, width: int, num_classes: int, *, drop_rate: float = 0.0, dtype=None, rngs: nnx.Rngs
-    ):  # fmt: skip
-        self.drop_rate = drop_rate
-        init = nnx.initializers.normal(0.01)
-        self.fc = nnx.Linear(width, num_classes, kernel_init=init, dtype=dtype, rngs=rngs)
-
-    def __call__(self, features: Array, key: Array | None = None) -> Array:
-        """[B, h, w, D] -> float32 [B, L]."""
-        pooled = jnp.mean(features, axis=(1, 2), dtype=jnp.float32)
-        return self.fc(dropout(pooled, self.drop_rate, key)).astype(jnp.float32)
-
-    def dense(self, features: Array) -> Array:
-        """[B, h, w, D] -> float32 [B, h, w, L]."""
-        return self.fc(features).astype(jnp.float32)
-
-
-class PooledModel(nnx.Module):
-    """A convolutional network: a subclass sets `head`, a PooledClassifier, and says in `encode` what precedes
-    it."""
-
-    def encode(self, images: Array, key: Array | None) -> Array:
-        """[B, H, W, 3] -> the last feature map, [B, h, w, D]."""
-        raise NotImplementedError
-
-    def __call__(self, images: Array, *, key: Array | None = None) -> ModelOutput:
-        """Normalised float32 [B, H, W, 3] -> ModelOutput with logits and cls, which are the same."""
-        keys = split_key(key, 2)
-        logits = self.head(self.encode(images, keys[0]), keys[1])
-        return ModelOutput(logits=logits, cls=logits)
-
-    def features(self, images: Array) -> Array:
-        """The last feature map, [B, h, w, D]."""
-        return self.encode(images, None)
-
-    def dense_logits(self, images: Array) -> Array:
-        """The classifier's logits of every cell of the last feature map, float32 [B, h, w, L]: score maps."""
-        return self.head.dense(self.features(images))
-
-
 class PatchEmbed(nnx.Module):
     """Non-overlapping patches, one linear map each: [B, H, W, 3] -> [B, h, w, D]."""
 
@@ -323,37 +266,3 @@ def token_grid(image_size: int | tuple[int, int], patch_size: int) -> tuple[int,
     if height % patch_size or width % patch_size or min(height, width) < patch_size:
         raise ValueError(f"Image size {height}x{width} is no multiple of the patch size {patch_size}.")
     return height // patch_size, width // patch_size
-
-
-def resize_pos_embed(
-    pos_embed: Array, grid: tuple[int, int], *, num_prefix: int, old_grid: tuple[int, int] | None = None
-) -> Array:
-    """Position embeddings for another grid: bicubic as torch's `interpolate(align_corners=False)`, prefix
-    tokens kept.
-
-    Args:
-      pos_embed: [1, P + N, D].
-      grid: (h, w) wanted.
-      num_prefix: P, the class (and distillation) tokens in front.
-      old_grid: of the N tokens; a square if not given.
-
-    Returns:
-      [1, P + h * w, D]; the same array where the grid already fits.
-
-    Raises:
-      ValueError: N is not a square (or not old_grid).
-    """
-    count = pos_embed.shape[1] - num_prefix
-    if old_grid is None:
-        side = math.isqrt(max(count, 0))
-        old_grid = (side, side)
-    if count != old_grid[0] * old_grid[1] or count <= 0:
-        raise ValueError(
-            f"Position embedding of {pos_embed.shape[1]} tokens, {num_prefix} of them in front: {count} are "
-            f"no {old_grid[0]}x{old_grid[1]} grid; give old_grid."
-        )
-    if tuple(grid) == tuple(old_grid):
-        return pos_embed
-    prefix, rest = pos_embed[:, :num_prefix], pos_embed[:, num_prefix:]
-    table = resize_bicubic(rest.reshape(1, *old_grid, -1), grid)
-    return jnp.concatenate([prefix, table.reshape(1, grid[0] * grid[1], -1).astype(prefix.dtype)], axis=1)

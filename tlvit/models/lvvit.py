@@ -14,7 +14,7 @@ from tlvit.models.layers import (
     linear,
     token_grid,
 )
-from tlvit.models.tokens import TokenModel, check_rule
+from tlvit.models.vit import TokenModel, check_rule
 from tlvit.types import Array
 
 # As published: width / depth / heads, stem width, residual scale. All have MLP ratio 3 and 16-pixel patches.

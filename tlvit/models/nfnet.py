@@ -8,15 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tlvit.models.layers import (
-    PooledClassifier,
-    PooledModel,
-    SqueezeExcite,
-    drop_path,
-    drop_path_rates,
-    gelu,
-    run_blocks,
-)
+from tlvit.models.convnet import PooledClassifier, PooledModel, SqueezeExcite
+from tlvit.models.layers import drop_path, drop_path_rates, gelu, run_blocks
 from tlvit.types import Array
 
 GELU_GAIN = 1.7015043497085571  # keeps the variance of a unit normal input (published table of gains)

@@ -7,16 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tlvit.models.layers import (
-    BatchNorm,
-    PooledClassifier,
-    PooledModel,
-    SqueezeExcite,
-    conv,
-    drop_path,
-    drop_path_rates,
-    split_key,
-)
+from tlvit.models.convnet import PooledClassifier, PooledModel, SqueezeExcite
+from tlvit.models.layers import BatchNorm, conv, drop_path, drop_path_rates, split_key
 from tlvit.types import Array
 
 

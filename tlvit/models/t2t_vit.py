@@ -10,19 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tlvit.models.layers import (
-    Buffer,
-    Mlp,
-    attend,
-    dropout,
-    gelu,
-    layer_norm,
-    linear,
-    split_key,
-    token_grid,
-)
+from tlvit.models.layers import Buffer, Mlp, attend, dropout, gelu, layer_norm, linear, split_key, token_grid
 from tlvit.models.t2t_blocks import make_blocks
-from tlvit.models.tokens import TokenModel, check_rule
+from tlvit.models.vit import TokenModel, check_rule
 from tlvit.types import Array
 
 

@@ -1,0 +1,394 @@
+"""Checkpoints: bit-equal, kept as promised, onto other meshes, past what a crash or a full disk leaves."""
+
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import ROOT
+
+from tlvit.checkpoints.native import Checkpoints, load_model, restore_for_inference, save_model
+from tlvit.training import mesh as sharding
+from tlvit.training.state import TrainState, state_from
+
+
+def make_state(step=0, *, seed=0, width=4, ema=True, devices=8):
+    """A small but whole TrainState at a step, on the first devices; its numbers depend on (seed, step)."""
+    rng = np.random.RandomState(1000 * seed + step)
+    draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
+    params = {"blocks": {str(i): {"kernel": draw(3, width), "bias": draw(width)} for i in range(2)}}
+    stats = {"bn": {"mean": draw(5), "var": draw(5)}}
+    tx = optax.adam(1e-3)
+    state = state_from(params, stats, tx, seed=seed, ema=ema)
+    grads = jax.tree.map(jnp.ones_like, params)
+    state = TrainState(
+        step=jnp.asarray(step, jnp.int32),
+        params=params,
+        stats=stats,
+        opt_state=tx.update(grads, state.opt_state, params)[1],
+        ema=jax.tree.map(lambda x: 2 * x, {"params": params, "stats": stats}) if ema else None,
+        key=jax.random.fold_in(jax.random.key(seed), 3),
+    )
+    return jax.device_put(state, sharding.replicated(sharding.make_mesh(jax.devices()[:devices])))
+
+
+def numbers(state):
+    """Every leaf as numpy, the key as its data."""
+    plain = lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+    return [np.asarray(plain(x)) for x in jax.tree.leaves(state)]
+
+
+def assert_equal(state, expected):
+    assert jax.tree.structure(state) == jax.tree.structure(expected)
+    for ours, theirs in zip(numbers(state), numbers(expected), strict=True):
+        assert ours.dtype == theirs.dtype
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def save_steps(folder, steps, *, keep=3, scores=None):
+    with_close = Checkpoints(folder, keep=keep)
+    for i, step in enumerate(steps):
+        with_close.save(make_state(step), score=scores[i] if scores else None, extra={"at": step})
+    with_close.close()
+
+
+def folders(path):
+    return sorted(p.name for p in path.iterdir())
+
+
+def test_there_and_back_bit_for_bit(tmp_path):
+    """Parameters, statistics, optimiser, average, key and step; the restored key draws the same numbers."""
+    state = make_state(7, seed=3)
+    ours = Checkpoints(tmp_path)
+    ours.save(state, score=61.5, extra={"model": "lvvit_s", "image_size": [48, 48], "class_names": None})
+    ours.close()
+    again = Checkpoints(tmp_path)
+    restored, extra = again.restore(make_state(0, seed=9))
+    assert_equal(restored, state)
+    assert restored.key == state.key
+    np.testing.assert_array_equal(jax.random.normal(restored.key, (3,)), jax.random.normal(state.key, (3,)))
+    assert extra == {"model": "lvvit_s", "image_size": [48, 48], "class_names": None}
+    assert (again.steps(), again.best_step()) == ([7], 7)
+    again.close()
+
+
+def test_restoring_into_shapes_and_a_state_without_average(tmp_path):
+    """A target of shapes is enough; a run without a moving average has none to save."""
+    state = make_state(2, ema=False)
+    ours = Checkpoints(tmp_path)
+    assert ours.restore(state) is None
+    assert (ours.steps(), ours.best_step()) == ([], None)
+    ours.save(state)
+    ours.wait()
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+    shapes = TrainState(**{**vars(shapes), "key": state.key})
+    assert_equal(ours.restore(shapes)[0], state)
+    assert ours.best_step() is None
+    ours.close()
+
+
+def test_the_state_may_be_donated_at_once(tmp_path):
+    """What is written is the state as of `save`, though the next step reuses its memory while it is
+    written."""
+    state = make_state(1)
+    expected = numbers(state)
+    spoil = jax.jit(
+        lambda s: jax.tree.map(lambda x: x + 1 if x.dtype == jnp.float32 else x, s), donate_argnums=0
+    )
+    spoil(make_state(1))  # compiled: nothing delays the donation below
+    ours = Checkpoints(tmp_path)
+    ours.save(state)
+    for _ in range(3):
+        state = spoil(state)
+    ours.close()
+    again = Checkpoints(tmp_path)
+    restored, _ = again.restore(state)
+    again.close()
+    for a, b in zip(numbers(restored), expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("scores", "left", "best"),
+    [
+        ([10.0, 50.0, 20.0, 30.0, 40.0, 45.0], ["2", "5", "6"], 2),
+        ([10.0, 50.0, 20.0, 30.0, 40.0, 60.0], ["5", "6"], 6),
+        ([10.0, 50.0, 50.0, 30.0, 40.0, 45.0], ["3", "5", "6"], 3),  # a tie: the later one
+        ([None, 0.0, None, None, None, None], ["2", "5", "6"], 2),  # 0 % is a score, None is none
+        ([50.0, None, None, None, None, None], ["1", "5", "6"], 1),
+    ],
+)
+def test_the_last_ones_and_the_best_one_stay(tmp_path, scores, left, best):
+    save_steps(tmp_path, range(1, 7), keep=2, scores=scores)
+    assert folders(tmp_path) == left
+    again = Checkpoints(tmp_path, keep=2)
+    assert (again.best_step(), again.steps()) == (best, [int(s) for s in left])
+    assert_equal(again.restore(make_state(), step=best)[0], make_state(best))
+    again.close()
+
+
+def test_a_step_that_is_there_is_not_saved_twice(tmp_path):
+    save_steps(tmp_path, [4])
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
+    ours = Checkpoints(tmp_path)
+    ours.save(make_state(4, seed=1), score=99.0)
+    ours.close()
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_onto_other_meshes(tmp_path):
+    """Eight devices -> one -> four, bit for bit, and where the target says."""
+    state = make_state(1)
+    for count in (8, 1, 4):
+        target = make_state(0, devices=count)
+        ours = Checkpoints(tmp_path)
+        ours.save(state)
+        ours.wait()
+        state, _ = ours.restore(target)
+        ours.close()
+        assert_equal(state, make_state(1))
+        for leaf, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(target), strict=True):
+            assert leaf.sharding.is_equivalent_to(wanted.sharding, leaf.ndim)
+            assert len(leaf.sharding.device_set) == count
+        shutil.rmtree(tmp_path / "1")
+
+
+def lose(*names):
+    def damage(step):
+        for name in names:
+            path = step / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    return damage
+
+
+def truncate(step):
+    """Half of every file with arrays, as a full disk leaves it."""
+    files = [p for p in (step / "state").rglob("*") if p.is_file() and p.parent.name == "d"]
+    assert files
+    for path in files:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty(step):
+    for path in [p for p in step.rglob("*") if p.is_file()]:
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lose("state"), lose("extra"), lose("state/_METADATA"), lose("state/manifest.ocdbt"), lose("state/d"),
+     lose("_CHECKPOINT_METADATA", "state"), truncate, empty],
+    ids=["state", "extra", "tree", "manifest", "data", "metadata", "truncated", "empty"],
+)  # fmt: skip
+def test_a_damaged_checkpoint_is_passed_over_and_its_step_can_be_saved_again(tmp_path, caplog, damage):
+    save_steps(tmp_path, [1, 2, 3])
+    damage(tmp_path / "3")
+    ours = Checkpoints(tmp_path)
+    with caplog.at_level(logging.WARNING, logger="tlvit"):
+        restored, extra = ours.restore(make_state())
+    assert_equal(restored, make_state(2))
+    assert extra == {"at": 2}
+    assert "checkpoint of step 3 cannot be read and is passed over" in caplog.text
+    assert folders(tmp_path) == ["1", "2", "3.unreadable"]
+    assert ours.steps() == [1, 2]
+    ours.save(make_state(3, seed=5))
+    ours.wait()
+    assert_equal(ours.restore(make_state())[0], make_state(3, seed=5))
+    ours.close()
+
+
+def test_a_damaged_one_in_the_middle_does_not_matter(tmp_path):
+    save_steps(tmp_path, [1, 2, 3])
+    truncate(tmp_path / "2")
+    ours = Checkpoints(tmp_path)
+    assert_equal(ours.restore(make_state())[0], make_state(3))
+    assert folders(tmp_path) == ["1", "2", "3"]
+    with pytest.raises(ValueError, match=r"None of the checkpoints of steps \[2\] can be read"):
+        ours.restore(make_state(), step=2)
+    ours.close()
+
+
+def test_nothing_readable_is_an_error_and_nothing_is_renamed(tmp_path):
+    """A run must not start over silently, nor hide what a person may still rescue."""
+    save_steps(tmp_path, [1, 2])
+    for step in ("1", "2"):
+        truncate(tmp_path / step)
+    ours = Checkpoints(tmp_path)
+    with pytest.raises(ValueError, match=r"None of the checkpoints of steps \[1, 2\] can be read: \w+"):
+        ours.restore(make_state())
+    ours.close()
+    assert folders(tmp_path) == ["1", "2"]
+
+
+def test_a_step_that_breaks_twice(tmp_path):
+    """The second unreadable checkpoint of one step must not cost a readable one."""
+    save_steps(tmp_path, [1, 2, 3])
+    truncate(tmp_path / "3")
+    ours = Checkpoints(tmp_path)
+    ours.restore(make_state())
+    ours.save(make_state(3))
+    ours.close()
+    truncate(tmp_path / "3")
+    ours = Checkpoints(tmp_path)
+    restored, _ = ours.restore(make_state())
+    ours.close()
+    assert int(restored.step) == 2
+
+
+def test_another_model_is_refused_by_name(tmp_path):
+    save_steps(tmp_path, [1, 2])
+    ours = Checkpoints(tmp_path)
+    with pytest.raises(
+        ValueError,
+        match=r"step 2 belongs to another model or optimiser, 16 arrays differ:\n"
+        r"  ema/params/blocks/0/bias: saved \(4,\), this run \(6,\)",
+    ) as caught:
+        ours.restore(make_state(width=6))
+    assert str(caught.value).count("\n") == 5  # the first five arrays
+    with pytest.raises(ValueError, match=r"6 arrays differ:\n  ema/params.*: saved \(4,\), this run nothing"):
+        ours.restore(make_state(ema=False))
+    ours.close()
+    assert folders(tmp_path) == ["1", "2"]
+
+
+KILLED = """
+import dataclasses, sys
+import jax.numpy as jnp, optax
+from tlvit.checkpoints import Checkpoints
+from tlvit.state import state_from
+ours = Checkpoints(sys.argv[1])
+for n, said in ((1, "first"), (2, "second")):
+    state = state_from({"a": jnp.full((4 << 20,), float(n))}, {}, optax.sgd(0.1), ema=False)
+    ours.save(dataclasses.replace(state, step=jnp.asarray(n, jnp.int32)))
+    ours.wait()
+    print(said, flush=True)
+"""
+
+
+def test_killed_in_the_middle_of_a_save(tmp_path):
+    """kill -9 as soon as the second save's folder appears: what is left of it never counts as a
+    checkpoint."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    assert process.stdout.readline() == "first\n"
+    deadline = time.monotonic() + 60
+    while not any(p.name.startswith("2.") for p in tmp_path.iterdir()) and time.monotonic() < deadline:
+        pass
+    os.kill(process.pid, signal.SIGKILL)
+    rest = process.stdout.read()
+    assert process.wait() == -signal.SIGKILL
+    assert rest == ""
+    assert [n for n in folders(tmp_path) if n.startswith("2.")], "killed too late to prove anything"
+    state = state_from({"a": jnp.zeros(4 << 20)}, {}, optax.sgd(0.1), ema=False)
+    ours = Checkpoints(tmp_path)
+    restored, _ = ours.restore(state)
+    assert int(restored.step) == 1
+    assert float(restored.params["a"].min()) == float(restored.params["a"].max()) == 1.0
+    assert ours.steps() == [1]
+    ours.save(make_state(2))  # the step that was cut off can be saved
+    ours.close()
+    assert "2" in folders(tmp_path)
+
+
+# Model folders
+
+
+def model_arrays():
+    rng = np.random.RandomState(0)
+    params = {"blocks": {"0": {"kernel": rng.standard_normal((3, 4)).astype(np.float32)}}}
+    return params, {"bn": {"mean": np.arange(5, dtype=np.float32)}}
+
+
+def test_model_folder_there_and_back(tmp_path):
+    """Arrays of eight devices open on one; the JSON comes back as it was."""
+    params, stats = model_arrays()
+    everywhere = jax.device_put((params, stats), sharding.replicated(sharding.make_mesh()))
+    info = {"model": "lvvit_s", "image_size": [48, 48], "overrides": {"dim": 32}, "class_names": None}
+    save_model(tmp_path / "m", *everywhere, info)
+    found_params, found_stats, found = load_model(tmp_path / "m")
+    jax.tree.map(np.testing.assert_array_equal, (found_params, found_stats), (params, stats))
+    assert found == info
+    assert all(len(x.sharding.device_set) == 1 for x in jax.tree.leaves(found_params))
+
+
+def test_model_without_statistics(tmp_path):
+    params, _ = model_arrays()
+    save_model(tmp_path / "m", params, {}, {"model": "vit"})
+    found, stats, _ = load_model(tmp_path / "m")
+    jax.tree.map(np.testing.assert_array_equal, found, params)
+    assert stats == {}
+
+
+def test_model_folders_are_not_overwritten(tmp_path):
+    save_model(tmp_path / "m", *model_arrays(), {"model": "a"})
+    with pytest.raises(ValueError, match=r"m exists already; choose another folder"):
+        save_model(tmp_path / "m", *model_arrays(), {"model": "b"})
+    assert load_model(tmp_path / "m")[2] == {"model": "a"}
+
+
+def test_what_is_no_model_folder(tmp_path):
+    with pytest.raises(ValueError, match=r"nothing is no tlvit model folder"):
+        load_model(tmp_path / "nothing")
+    with pytest.raises(ValueError, match=r"is no tlvit model folder \(model/ and info/ expected\)"):
+        load_model(tmp_path)
+    save_model(tmp_path / "m", *model_arrays(), {"model": "a"})
+    lose("model/d")(tmp_path / "m")
+    with pytest.raises(ValueError, match=r"m cannot be read as a tlvit model folder: \w+"):
+        load_model(tmp_path / "m")
+
+
+# Weights of a run
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """Steps 1, 2, 3 with scores 10, 30, 20; the average is twice the raw weights."""
+    path = tmp_path_factory.mktemp("run")
+    save_steps(path / "checkpoints", [1, 2, 3], scores=[10.0, 30.0, 20.0])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("options", "step", "factor"),
+    [({}, 2, 2), ({"ema": False}, 2, 1), ({"step": 3}, 3, 2), ({"step": 1, "ema": False}, 1, 1)],
+)
+def test_weights_of_a_run(workdir, options, step, factor):
+    """The best step by default, averaged by default; on one device, without the optimiser."""
+    params, stats, extra = restore_for_inference(workdir, **options)
+    expected = make_state(step)
+    same = lambda a, b: np.testing.assert_array_equal(a, factor * np.asarray(b))
+    jax.tree.map(same, (params, stats), (expected.params, expected.stats))
+    assert extra == {"at": step, "step": step, "ema": factor == 2}
+    assert all(len(x.sharding.device_set) == 1 for x in jax.tree.leaves((params, stats)))
+
+
+def test_weights_of_a_run_without_average_or_scores(tmp_path):
+    ours = Checkpoints(tmp_path / "checkpoints")
+    for step in (1, 2):
+        ours.save(make_state(step, ema=False))
+    ours.close()
+    params, _, extra = restore_for_inference(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, params, make_state(2, ema=False).params)
+    assert (extra["step"], extra["ema"]) == (2, False)
+
+
+def test_weights_of_a_run_that_are_not_there(workdir, tmp_path):
+    with pytest.raises(ValueError, match="has no checkpoint"):
+        restore_for_inference(tmp_path)
+    with pytest.raises(ValueError, match=r"has no checkpoint of step 9 \(found: \[1, 2, 3\]\)"):
+        restore_for_inference(workdir, step=9)
+    shutil.copytree(workdir, tmp_path / "w")
+    truncate(tmp_path / "w" / "checkpoints" / "2")
+    with pytest.raises(ValueError, match=r"The checkpoint of step 2 in .* cannot be read: \w+"):
+        restore_for_inference(tmp_path / "w")

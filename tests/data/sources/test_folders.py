@@ -1,0 +1,216 @@
+"""Class folders as a source: what is found, order, labels, keys, parts of splits, and what is refused."""
+
+import itertools
+import logging
+import os
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tiny_images
+from PIL import Image
+
+from tlvit.data import pipeline
+from tlvit.data.score_maps import reader as score_maps
+from tlvit.data.score_maps.writer import ScoreMapWriter
+from tlvit.data.sources.folders import list_images, natural_key, write_class_names
+from tlvit.data.sources.tfds import open_source
+
+FILES = (
+    "train/n2/img_1.JPEG",
+    "train/n2/img_2.jpg",
+    "train/n10/img_3.png",
+    "train/n10/img_10.bmp",
+    "train/n10/deep/er/img_4.webp",
+    "train/b.v1.5/img_5.gif",
+    "train/b.v1.5/img_6.tar.JPG",
+    "val/n10/img_7.jpeg",
+)
+FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".bmp": "BMP", ".webp": "WEBP", ".gif": "GIF"}
+
+
+def write_image(path, number):
+    """A plain image whose red is its number."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    colour = np.full((10, 12, 3), 20 * number, np.uint8)
+    Image.fromarray(colour).save(path, FORMATS[path.suffix.lower()])
+
+
+@pytest.fixture
+def root(tmp_path):
+    for name in FILES:
+        write_image(tmp_path / name, int(name.split("img_")[1].split(".")[0]))
+    return tmp_path
+
+
+def read_all(source):
+    return [r for shard in range(len(source.shard_lengths)) for r in source.read(shard).as_numpy_iterator()]
+
+
+def test_images_labels_and_keys(root):
+    source = open_source(str(root), "train")
+    assert source.class_names == ("b.v1.5", "n2", "n10")
+    assert (source.num_examples, source.num_classes, source.key_kind) == (7, 3, "path")
+    found = {r["key"].decode(): (int(r["label"]), r["image"]) for r in read_all(source)}
+    labels = {key: label for key, (label, _) in found.items()}
+    assert labels == {
+        "n2/img_1": 1,
+        "n2/img_2": 1,
+        "n10/img_3": 2,
+        "n10/img_10": 2,
+        "n10/deep/er/img_4": 2,
+        "b.v1.5/img_5": 0,
+        "b.v1.5/img_6.tar": 0,
+    }
+    for key, (_, encoded) in found.items():
+        pixels = tf.io.decode_image(encoded, channels=3, expand_animations=False).numpy()
+        assert abs(pixels.mean() - 20 * int(key.split("img_")[1].split(".")[0])) < 2, key
+
+
+def test_files_are_listed_in_their_natural_order(root):
+    assert list_images(str(root), "train").paths == (
+        "b.v1.5/img_5.gif",
+        "b.v1.5/img_6.tar.JPG",
+        "n2/img_1.JPEG",
+        "n2/img_2.jpg",
+        "n10/deep/er/img_4.webp",
+        "n10/img_3.png",
+        "n10/img_10.bmp",
+    )
+    assert sorted(["a10", "a2", "B1", "a"], key=natural_key) == ["a", "a2", "a10", "B1"]
+
+
+def test_labels_of_a_split_are_those_of_training(root):
+    """val lacks two of the classes; its n10 is class 2 all the same."""
+    source = open_source(str(root), "val")
+    assert (source.num_classes, [int(r["label"]) for r in read_all(source)]) == (3, [2])
+    write_image(root / "val/other/img_8.jpg", 8)
+    with pytest.raises(
+        ValueError, match=r"1 classes that training has not: other; the 3 classes are those of"
+    ):
+        open_source(str(root), "val")
+
+
+def test_a_class_list_gives_the_order(root):
+    write_class_names(str(root / "classes.txt"), ("n10", "n2", "unseen", "b.v1.5"))
+    source = open_source(str(root), "train")
+    assert source.class_names == ("n10", "n2", "unseen", "b.v1.5")
+    assert {r["key"].split(b"/")[0].decode(): int(r["label"]) for r in read_all(source)} == {
+        "n10": 0,
+        "n2": 1,
+        "b.v1.5": 3,
+    }
+    (root / "classes.txt").write_text("n10\nn2\n")
+    with pytest.raises(
+        ValueError, match=r"training has not: b.v1.5; the 2 classes are those of .*classes.txt"
+    ):
+        open_source(str(root), "train")
+
+
+def test_what_is_no_image_is_left_out_and_named(root, caplog):
+    for name in ("n2/notes.txt", "n2/._img_1.JPEG", ".hidden/x.jpg", "stray.jpg", "n2/.git/y.jpg"):
+        (root / "train" / name).parent.mkdir(exist_ok=True)
+        (root / "train" / name).write_bytes(b"no image")
+    (root / "train/empty").mkdir()
+    with caplog.at_level(logging.WARNING, "tlvit"):
+        source = open_source(str(root), "train")
+    assert (source.num_examples, source.num_classes) == (7, 3)
+    assert "2 files are no images of a class: 1 .jpg, 1 .txt" in caplog.text
+    assert "1 class folders without an image: empty" in caplog.text
+
+
+def test_files_that_differ_in_their_suffix_only_have_different_keys(root):
+    write_image(root / "train/n2/img_1.png", 9)
+    keys = {r["key"].decode() for r in read_all(open_source(str(root), "train"))}
+    assert {"n2/img_1.JPEG", "n2/img_1.png", "n2/img_2"} <= keys
+    assert len(keys) == 8
+
+
+def test_shards_are_equal_blocks_that_mix_the_classes(tmp_path, monkeypatch):
+    monkeypatch.setattr("tlvit.data.sources.folders.SHARD", 20)
+    for i in range(90):
+        (tmp_path / f"train/c{i // 30}").mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"train/c{i // 30}/{i}.jpg").write_bytes(b"%d" % i)
+    source = open_source(str(tmp_path), "train")
+    assert source.shard_lengths == (18,) * 5
+    shards = [[int(r["label"]) for r in source.read(s).as_numpy_iterator()] for s in range(5)]
+    assert all(np.bincount(labels, minlength=3).min() >= 2 for labels in shards)
+    keys = [r["key"] for r in read_all(source)]
+    assert len(set(keys)) == 90
+    assert [r["key"] for r in source.read(2, 5).as_numpy_iterator()] == keys[36 + 5 : 54]
+    assert [r["key"] for r in read_all(open_source(str(tmp_path), "train"))] == keys
+    part = open_source(str(tmp_path), "train[25:70]")
+    assert [r["key"] for r in read_all(part)] == keys[25:70]
+    assert (part.shard_lengths, part.origin.shards, part.origin.offsets) == (
+        (11, 18, 16),
+        (1, 2, 3),
+        (7, 0, 0),
+    )
+    assert part.origin.identity == source.identity != part.identity
+    rest = [
+        r["key"]
+        for name in ("train[:20%]", "train[20%:]")
+        for r in read_all(open_source(str(tmp_path), name))
+    ]
+    assert rest == keys
+    assert open_source(str(tmp_path), "train[-9:]").num_examples == 9
+
+
+def test_the_identity_follows_the_files_not_their_place(root, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("moved") / "data"
+    before = open_source(str(root), "train").identity
+    os.rename(root / "train", root / "x")
+    elsewhere.mkdir()
+    os.rename(root / "x", elsewhere / "train")
+    assert open_source(str(elsewhere), "train").identity == before
+    write_image(elsewhere / "train/n2/img_11.jpg", 11)
+    assert open_source(str(elsewhere), "train").identity != before
+
+
+def test_batches_and_maps_of_class_folders(root, tmp_path_factory):
+    source = open_source(str(root), "train")
+    out = tmp_path_factory.mktemp("maps")
+    writer = ScoreMapWriter(
+        str(out), source=source, annotator="t", annotator_hash="0", top_k=1, grid=(2, 2), num_classes=3
+    )
+    keys = [r["key"].decode() for r in read_all(source)]
+    numbers = [int(key.split("img_")[1].split(".")[0]) for key in keys]
+    values = np.broadcast_to(np.reshape(numbers, (7, 1, 1, 1)), (7, 1, 2, 2)).astype(np.float32)
+    writer.write_shard(0, keys, values, np.zeros(values.shape, int))
+    writer.finalise()
+    maps = score_maps.open_score_maps(str(out))
+    options = dict(batch_size=7, image_size=(8, 8), seed=1, num_threads=2)
+    for batch in itertools.islice(pipeline.train_batches(source, maps, **options), 2):
+        red = batch.image[:, :, :, 0].mean((1, 2)) / 20
+        np.testing.assert_allclose(red, batch.maps.value[:, 0, 0, 0], atol=0.15)
+        assert sorted(batch.maps.value[:, 0, 0, 0]) == [1, 2, 3, 4, 5, 6, 10]
+    (evaluated,) = pipeline.eval_batches(source, batch_size=8, image_size=(8, 8), num_threads=2)
+    assert evaluated.mask.tolist() == [True] * 7 + [False]
+
+
+def test_what_cannot_be_opened_is_named(root, tmp_path_factory):
+    with pytest.raises(ValueError, match=r"has no folder 'test'; it has \['train', 'val'\]"):
+        open_source(str(root), "test")
+    with pytest.raises(ValueError, match="there is no folder /no/where"):
+        open_source("/no/where", "train")
+    with pytest.raises(ValueError, match="is empty: train has 7 images"):
+        open_source(str(root), "train[5:5]")
+    with pytest.raises(ValueError, match="is no split of class folders"):
+        open_source(str(root), "train[5]")
+    bare = tmp_path_factory.mktemp("bare")
+    (bare / "train/c").mkdir(parents=True)
+    (bare / "train/c/a.txt").write_text("x")
+    with pytest.raises(
+        ValueError, match=r"no images in class folders .* but 1 other files and 1 folders without"
+    ):
+        open_source(str(bare), "train")
+
+
+def test_a_relative_folder_is_found_and_tfds_folders_are_not_mistaken(root, monkeypatch, tmp_path_factory):
+    monkeypatch.chdir(root.parent)
+    assert open_source(root.name, "val").num_examples == 1
+    assert open_source(f"./{root.name}", "val").num_examples == 1
+    data_dir = tmp_path_factory.mktemp("tfds")
+    tiny_images.prepare(data_dir, [tiny_images.position_image(i, 4, 4) for i in range(6)])
+    monkeypatch.chdir(data_dir)
+    assert open_source("tiny_images", "train", data_dir=str(data_dir)).key_kind == "file_name"

@@ -1,0 +1,334 @@
+"""The whole way from files to batches: alignment, order, restarts, processes, padding and faults."""
+
+import itertools
+import logging
+import os
+import re
+
+import numpy as np
+import pytest
+import tiny_images
+
+from tlvit.data import corruption as faults
+from tlvit.data import pipeline
+from tlvit.data import shuffle as order
+from tlvit.data.score_maps import reader as score_maps
+from tlvit.data.sources.tfds import open_source
+
+HEIGHT, WIDTH, GRID, COUNT = 72, 96, (6, 8), 30
+SMALL = 600_000  # bytes of shuffle: several windows and lanes for so few images
+
+
+@pytest.fixture(autouse=True)
+def _small_lanes(monkeypatch):
+    """So small a budget has room for lanes only if they cost nothing beside their windows."""
+    monkeypatch.setattr(order, "LANE_BYTES", 0)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data")
+    tiny_images.prepare(path, [tiny_images.position_image(i, HEIGHT, WIDTH) for i in range(COUNT)])
+    return open_source("tiny_images", "train", data_dir=str(path))
+
+
+@pytest.fixture(scope="module")
+def maps(source, tmp_path_factory):
+    return tiny_images.write_maps(tmp_path_factory.mktemp("maps"), source, grid=GRID)
+
+
+def train(source, maps=None, steps=4, **changes):
+    options = dict(batch_size=6, image_size=(32, 40), seed=5, num_threads=2, shuffle_bytes=SMALL)
+    return list(itertools.islice(pipeline.train_batches(source, maps, **options | changes), steps))
+
+
+def numbers(batch):
+    """Each image's number, from its blue channel."""
+    return batch.image[:, :, :, 2].mean((1, 2)).round().astype(int)
+
+
+def arrays(batch):
+    maps = () if batch.maps is None else (batch.maps.value, batch.maps.index)
+    return (batch.image, batch.label, batch.mask, batch.geometry, *maps)
+
+
+def assert_same(ours, theirs):
+    assert len(ours) == len(theirs)
+    for a, b in zip(ours, theirs, strict=True):
+        for x, y in zip(arrays(a), arrays(b), strict=True):
+            assert x.dtype == y.dtype
+            np.testing.assert_array_equal(x, y)
+
+
+def sample(field, x, y):
+    """Bilinear value of a map [h, w] at relative points, its cells' centres at (i + 0.5) / n."""
+    h, w = field.shape
+    x, y = np.clip(x * w - 0.5, 0, w - 1), np.clip(y * h - 0.5, 0, h - 1)
+    x0, y0 = np.minimum(x.astype(int), w - 2), np.minimum(y.astype(int), h - 2)
+    fx, fy = x - x0, y - y0
+    top = field[y0, x0] * (1 - fx) + field[y0, x0 + 1] * fx
+    return top * (1 - fy) + (field[y0 + 1, x0] * (1 - fx) + field[y0 + 1, x0 + 1] * fx) * fy
+
+
+def final_points(batch):
+    """Source position (x, y) of every pixel centre of the final images, by their geometry: [B, 2, H, W]."""
+    h, w = batch.image.shape[1:3]
+    y, x = np.meshgrid((np.arange(h) + 0.5) / h, (np.arange(w) + 0.5) / w, indexing="ij")
+    return np.einsum("bij,jhw->bihw", batch.geometry, np.stack([x, y, np.ones_like(x)]))
+
+
+def test_from_file_to_batch_maps_and_pixels_agree(source, maps):
+    """Colours say where pixels were, logits say where cells are: the geometry joins the two."""
+    flips = 0
+    for batch in train(source, maps, steps=15, scale=(0.1, 1.0)):
+        assert (batch.image.shape, batch.image.dtype) == ((6, 32, 40, 3), np.uint8)
+        assert (batch.maps.value.shape, batch.maps.value.dtype) == ((6, 3, *GRID), np.float16)
+        assert (batch.maps.index.dtype, batch.geometry.dtype) == (np.uint16, np.float32)
+        assert batch.mask.all()
+        assert batch.label.dtype == np.int32
+        found = numbers(batch)
+        np.testing.assert_array_equal(batch.label, found % 5)
+        np.testing.assert_array_equal(batch.maps.value[:, 2, 0, 0], found)
+        np.testing.assert_array_equal(batch.maps.index[:, :, 3, 4], (found[:, None] + np.arange(3)) % 5)
+        points = final_points(batch)
+        for image, value, (x, y) in zip(
+            batch.image, batch.maps.value.astype(np.float64), points, strict=True
+        ):
+            seen_x, seen_y = image[1:-1, 1:-1, 0] / 255, image[1:-1, 1:-1, 1] / 255
+            x, y = x[1:-1, 1:-1], y[1:-1, 1:-1]
+            assert np.abs(seen_x - x).max() < 1 / WIDTH
+            assert np.abs(seen_y - y).max() < 1 / HEIGHT
+            column, row = sample(value[0], x, y), sample(value[1], x, y)
+            expected_column = np.clip(seen_x * GRID[1] - 0.5, 0, GRID[1] - 1)
+            expected_row = np.clip(seen_y * GRID[0] - 0.5, 0, GRID[0] - 1)
+            assert np.abs(column - expected_column).max() < GRID[1] / WIDTH
+            assert np.abs(row - expected_row).max() < GRID[0] / HEIGHT
+        flips += (batch.geometry[:, 0, 0] < 0).sum()
+    assert 25 < flips < 65
+
+
+def test_the_published_label_crop_is_the_transposed_one(source, maps):
+    aligned = train(source, maps)
+    published = train(source, maps, label_crop="published")
+    for ours, theirs in zip(aligned, published, strict=True):
+        np.testing.assert_array_equal(ours.image, theirs.image)
+        for (x, y), (tx, ty) in zip(ours.geometry, theirs.geometry, strict=True):
+            flip = x[0] < 0
+            left, top = (1 - x[2] if flip else x[2]), y[2]
+            width, height = abs(x[0]), y[1]
+            swapped = [-height, 0, 1 - top] if flip else [height, 0, top]
+            np.testing.assert_allclose(tx, swapped, atol=1e-6)
+            np.testing.assert_allclose(ty, [0, width, left], atol=1e-6)
+    assert any(np.abs(a.geometry - b.geometry).max() > 0.1 for a, b in zip(aligned, published, strict=True))
+
+
+@pytest.mark.parametrize("share", [1.0, 0.875])
+def test_maps_of_the_middle_square_are_read_as_such(source, tmp_path, share):
+    centred = tiny_images.write_maps(tmp_path, source, grid=GRID, geometry="center", center_share=share)
+    assert (centred.info.geometry, centred.info.center_share) == ("center", share)
+    for plain, batch in zip(train(source), train(source, centred), strict=True):
+        np.testing.assert_array_equal(plain.image, batch.image)
+        side = share * min(HEIGHT, WIDTH)
+        points, expected = (
+            final_points(batch),
+            final_points(plain) * np.reshape([WIDTH, HEIGHT], (1, 2, 1, 1)),
+        )
+        expected = (expected - np.reshape([WIDTH - side, HEIGHT - side], (1, 2, 1, 1)) / 2) / side
+        np.testing.assert_allclose(points, expected, atol=1e-5)
+    square = np.abs(points - 0.5) <= 0.5
+    assert 0.05 < square.all(axis=1).mean() < 0.95  # parts of the crops are outside of the map
+
+
+def test_label_data_of_the_published_maps_stay_below_8_kb(source, tmp_path):
+    """K = 5, 18 x 18 cells: the size of the published maps."""
+    value = np.zeros((1, 5, 18, 18), np.float16)
+    batch = train(source, tiny_images.write_maps(tmp_path, source, grid=(18, 18)), steps=1)[0]
+    cell = batch.maps.value.dtype.itemsize + batch.maps.index.dtype.itemsize
+    assert value.size * cell + batch.geometry[0].nbytes + batch.label[0].nbytes <= 8192
+
+
+@pytest.mark.parametrize("shuffle_bytes", [SMALL, 2 << 30])
+def test_a_restart_gives_the_same_batches(source, maps, shuffle_bytes):
+    """30 images in batches of 6: 5 steps an epoch; restarts within epochs and on their border."""
+    whole = train(source, maps, steps=13, shuffle_bytes=shuffle_bytes)
+    for first in (1, 4, 5, 8, 11):
+        assert_same(
+            train(source, maps, 13 - first, first_step=first, shuffle_bytes=shuffle_bytes), whole[first:]
+        )
+
+
+def test_threads_do_not_change_the_batches(source, maps):
+    assert_same(train(source, maps, num_threads=1), train(source, maps, num_threads=4))
+
+
+def test_an_image_never_looks_the_same_in_two_epochs(source):
+    batches = train(source, steps=10)
+    by_number = {}
+    for batch in batches:
+        for number, geometry in zip(numbers(batch), batch.geometry, strict=True):
+            by_number.setdefault(number, []).append(geometry)
+    assert {len(v) for v in by_number.values()} == {2}
+    assert all(np.abs(a - b).max() > 1e-3 for a, b in by_number.values())
+    for first, second in zip(batches[:5], batches[5:], strict=True):  # nor does a place of the batch repeat
+        assert (np.abs(first.geometry - second.geometry).max((1, 2)) > 1e-3).all()
+
+
+def test_repeats_are_different_views_of_an_image(source, maps):
+    for batch in train(source, maps, steps=5, repeats=3):
+        found = numbers(batch)
+        assert len(set(found)) == 2
+        np.testing.assert_array_equal(batch.label, found % 5)
+        np.testing.assert_array_equal(batch.maps.value[:, 2, 0, 0], found)
+        for i, j in itertools.combinations(range(6), 2):
+            assert np.abs(batch.geometry[i] - batch.geometry[j]).max() > 1e-3
+    whole = train(source, maps, steps=9, repeats=3)
+    assert_same(train(source, maps, 5, repeats=3, first_step=4), whole[4:])
+    with pytest.raises(ValueError, match="repeats must be at least 1"):
+        train(source, repeats=0)
+
+
+def test_maps_do_not_change_order_or_augmentation(source, maps):
+    for a, b in zip(train(source), train(source, maps), strict=True):
+        np.testing.assert_array_equal(a.image, b.image)
+        assert a.maps is None
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_processes_partition_the_global_batches(source, maps, count):
+    whole = train(source, maps, steps=7, first_step=2)
+    parts = [train(source, maps, 7, first_step=2, process_index=p, process_count=count) for p in range(count)]
+    for step, batch in enumerate(whole):
+        for i, x in enumerate(arrays(batch)):
+            np.testing.assert_array_equal(np.concatenate([arrays(part[step])[i] for part in parts]), x)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_evaluation_sees_every_image_once(source, count):
+    options = dict(batch_size=8, image_size=(24, 24), process_count=count, num_threads=2)
+    runs = [list(pipeline.eval_batches(source, process_index=p, **options)) for p in range(count)]
+    assert len({len(run) for run in runs}) == 1
+    seen = []
+    for batch in itertools.chain(*runs):
+        assert batch.image.shape == (8 // count, 24, 24, 3)
+        assert batch.label.shape == batch.mask.shape == (8 // count,)
+        np.testing.assert_array_equal(batch.label[batch.mask], numbers(batch)[batch.mask] % 5)
+        seen += numbers(batch)[batch.mask].tolist()
+    assert sorted(seen) == list(range(COUNT))
+
+
+def test_more_processes_than_images_get_empty_batches(source):
+    part = open_source("tiny_images", "train[:3]", data_dir=source.files[0].split("/tiny_images/")[0])
+    options = dict(batch_size=8, image_size=(8, 8), process_count=8, num_threads=1)
+    runs = [list(pipeline.eval_batches(part, process_index=p, **options)) for p in range(8)]
+    assert [sum(b.mask.sum() for b in run) for run in runs] == [1, 1, 1, 0, 0, 0, 0, 0]
+    assert {len(run) for run in runs} == {1}
+
+
+def test_annotation_goes_through_a_shard_in_record_order(source):
+    for shard, length in enumerate(source.shard_lengths):
+        items = list(
+            pipeline.annotation_batches(source, shard, batch_size=4, image_size=(20, 20), num_threads=2)
+        )
+        keys = [key for item in items for key in item.keys]
+        assert keys == [r["key"].decode() for r in source.read(shard).as_numpy_iterator()]
+        mask = np.concatenate([item.batch.mask for item in items])
+        assert (mask.sum(), len(mask) % 4) == (length, 0)
+        found = np.concatenate([numbers(item.batch)[item.batch.mask] for item in items])
+        assert [f"img_{n}.png" for n in found] == keys
+    # The whole image is there: its edges' colours are the ends of the scale.
+    image = items[0].batch.image[0].astype(int)
+    assert image[:, 0, 0].max() < 10
+    assert image[:, -1, 0].min() > 245
+    np.testing.assert_array_equal(items[0].batch.geometry[0], np.eye(3)[:2])
+
+
+def test_steps_per_epoch_drops_the_remainder(source):
+    assert (pipeline.steps_per_epoch(source, 6), pipeline.steps_per_epoch(source, 7)) == (5, 4)
+
+
+def test_the_map_of_another_image_is_an_error_that_names_both(source, tmp_path):
+    swapped = tiny_images.write_maps(
+        tmp_path, source, change=lambda shard, keys: [keys[1], keys[0], *keys[2:]]
+    )
+    with pytest.raises(
+        ValueError, match=r"the image is img_\d+.png but its map in .* belongs to img_\d+.png"
+    ):
+        train(source, swapped, steps=5)
+
+
+def test_a_restart_says_how_long_it_took(source, caplog):
+    with caplog.at_level(logging.INFO, "tlvit"):
+        train(source, steps=2, first_step=7)
+    assert re.search(r"on from batch 2 of 5 in epoch 1 after \d+\.\d s", caplog.text)
+
+
+def test_missing_maps_are_an_error_unless_allowed(source, tmp_path):
+    holed = tiny_images.write_maps(tmp_path, source, missing=(3, 11))
+    with pytest.raises(ValueError, match="2 of 30 images have no score map"):
+        train(source, holed)
+    with pytest.raises(ValueError, match=r"share of 0.05 is allowed"):
+        train(source, holed, allow_missing_maps=0.05)
+    seen = set()
+    for batch in train(source, holed, steps=5, allow_missing_maps=0.1):
+        for number, label, value, index in zip(
+            numbers(batch), batch.label, batch.maps.value, batch.maps.index, strict=True
+        ):
+            if number in (3, 11):
+                assert (index[0] == label).all()
+                assert (value[0] == 20).all()
+                assert (value[1:] == 0).all()
+            else:
+                assert (value[2] == number).all()
+            seen.add(number)
+    assert {3, 11} <= seen
+
+
+def test_maps_of_other_data_are_refused_at_the_start(source, tmp_path):
+    tiny_images.prepare(tmp_path, [tiny_images.position_image(i, 8, 8) for i in range(12)], num_classes=4)
+    other = open_source("tiny_images", "train", data_dir=str(tmp_path))
+    their_maps = tiny_images.write_maps(tmp_path / "m", other)
+    with pytest.raises(ValueError, match=r"have 4 classes, tiny_images/1.0.0:train has 5"):
+        pipeline.train_batches(source, their_maps, batch_size=6, image_size=(8, 8), seed=0)
+
+
+def flip_byte(path, place):
+    with open(path, "rb") as file:
+        data = bytearray(file.read())
+    data[place] ^= 255
+    with open(path, "wb") as file:
+        file.write(data)
+
+
+def test_a_damaged_map_shard_is_named(source, tmp_path):
+    reader = tiny_images.write_maps(tmp_path, source)
+    flip_byte(reader.files[1], 100)
+    with pytest.raises(ValueError, match=f"score-map shard {reader.files[1]} is damaged"):
+        train(source, reader, steps=6)
+
+
+def test_a_truncated_map_shard_is_found_at_the_start(source, tmp_path):
+    reader = tiny_images.write_maps(tmp_path, source)
+    os.truncate(reader.files[0], 50)
+    with pytest.raises(ValueError, match="it has 50 bytes instead of"):
+        score_maps.open_score_maps(str(tmp_path))
+
+
+def test_damaged_and_vanished_image_shards_are_named(tmp_path, monkeypatch):
+    tiny_images.prepare(tmp_path, [tiny_images.position_image(i, 12, 12) for i in range(20)])
+    source = open_source("tiny_images", "train", data_dir=str(tmp_path))
+    flip_byte(source.files[2], 40)
+    with pytest.raises(ValueError, match=f"image shard {source.files[2]} is damaged"):
+        train(source, steps=10)
+    with pytest.raises(ValueError, match=f"image shard {source.files[2]} is damaged"):
+        list(pipeline.eval_batches(source, batch_size=4, image_size=(8, 8)))
+    monkeypatch.setattr(faults, "RETRY_SECONDS", (0.1, 0.1))
+    os.remove(source.files[2])
+    with pytest.raises(ValueError, match=f"reading images failed: {source.files[2]}; No such file"):
+        train(source, steps=10)
+
+
+def test_bad_arguments_are_refused(source):
+    with pytest.raises(ValueError, match="30 images do not fill one batch of 31"):
+        pipeline.train_batches(source, batch_size=31, image_size=(8, 8), seed=0)
+    with pytest.raises(ValueError, match="a batch of 8 has no slice 0 of 3"):
+        pipeline.eval_batches(source, batch_size=8, image_size=(8, 8), process_count=3)

@@ -1,0 +1,238 @@
+"""The order of training: a pure function of (seed, epoch, position) that visits every record."""
+
+import functools
+import itertools
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tlvit.data import shuffle as order_lib
+from tlvit.data.shuffle import Order, make_order, ordered_records
+
+LENGTHS = (13, 12, 7, 20, 12)  # 64 records
+
+
+def ids(shard, offset):
+    """A record is its number in the whole set."""
+    starts = tf.constant(np.cumsum((0, *LENGTHS)), tf.int64)
+    return tf.data.Dataset.range(starts[shard] + offset, starts[shard + 1])
+
+
+@functools.cache
+def take(order, steps, **kwargs):
+    """Records and counters of the first `steps` batches [steps, B / n]."""
+    data = ordered_records(ids, order, **kwargs)
+    share = order.batch_size // kwargs.get("process_count", 1)
+    pairs = list(itertools.islice(data.as_numpy_iterator(), steps * share))
+    return tuple(np.array(x).reshape(steps, share) for x in zip(*pairs, strict=True))
+
+
+ORDERS = [
+    Order(LENGTHS, seed=3, batch_size=8, lanes=1, window=64),
+    Order(LENGTHS, seed=3, batch_size=8, lanes=4, window=5),
+    Order(LENGTHS, seed=3, batch_size=12, lanes=2, window=100),
+]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_an_epoch_has_every_record_once_and_the_next_one_another_order(order):
+    steps = order.steps_per_epoch
+    records, counters = take(order, 3 * steps)
+    assert (counters.ravel() == np.arange(3 * steps * order.batch_size)).all()
+    epochs = records.reshape(3, -1)
+    for epoch in epochs:
+        assert len(set(epoch)) == steps * order.batch_size  # no record twice; for B = 8 that is all 64
+    assert (epochs[0] != epochs[1]).mean() > 0.8
+    assert (epochs[1] != epochs[2]).mean() > 0.8
+    assert abs(np.corrcoef(epochs[0], np.arange(epochs.shape[1]))[0, 1]) < 0.5
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("first_step", [1, 4, 5, 7, 13])
+def test_starting_later_gives_the_same_batches(order, first_step):
+    records, counters = take(order, 16)
+    later, later_counters = take(order, 16 - first_step, first_step=first_step)
+    np.testing.assert_array_equal(later, records[first_step:])
+    np.testing.assert_array_equal(later_counters, counters[first_step:])
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_share_one_order(order, count):
+    whole, _ = take(order, 11, first_step=3)
+    parts = [take(order, 11, first_step=3, process_index=p, process_count=count)[0] for p in range(count)]
+    np.testing.assert_array_equal(np.concatenate(parts, axis=1), whole)
+
+
+def test_a_process_reads_only_the_lanes_of_its_slice():
+    order, opened = ORDERS[1], []
+
+    def spy(shard, offset):
+        tf.py_function(lambda s, o: opened.append((int(s), int(o))), [shard, offset], [])
+        return ids(shard, offset)
+
+    data = ordered_records(spy, order, process_index=0, process_count=4)
+    list(itertools.islice(data.as_numpy_iterator(), 2))
+    assert 0 < len(opened) <= 6  # two or three windows of one of four lanes, each of at most two shards
+
+
+def test_starting_late_reads_one_window_of_each_lane_first():
+    """Nothing before the window of the first step is read."""
+    order, counts = Order(LENGTHS, seed=0, batch_size=4, lanes=1, window=8), []
+
+    def spy(shard, offset):
+        return ids(shard, offset).map(
+            lambda x: tf.py_function(lambda y: counts.append(int(y)) or y, [x], tf.int64)
+        )
+
+    data = ordered_records(spy, order, first_step=15)
+    next(iter(data))
+    assert len(counts) <= 3 * 8  # its own window, and the two that are read ahead
+
+
+def test_different_seeds_differ():
+    a, b = (take(Order(LENGTHS, seed, 8, 4, 5), 8)[0] for seed in (0, 1))
+    assert (a != b).mean() > 0.8
+
+
+def test_records_that_the_last_batch_leaves_out_change_with_the_epoch():
+    order = Order(LENGTHS, seed=0, batch_size=48, lanes=1, window=64)
+    records, _ = take(order, 6)
+    assert len(set(records.ravel())) == 64
+
+
+def test_the_shuffle_mixes_shards_within_a_batch():
+    records, _ = take(ORDERS[0], 8)
+    shards = np.searchsorted(np.cumsum(LENGTHS), records, side="right")
+    assert min(len(set(batch)) for batch in shards) >= 3
+
+
+def test_make_order_keeps_the_memory_budget():
+    lengths = (1251,) * 1024
+    order = make_order(lengths, seed=0, batch_size=1024, record_bytes=110_000, shuffle_bytes=2 << 30)
+    held = order.lanes * order.window * (110_000 + order_lib.MAP_BYTES) * order_lib.COPIES
+    assert (order.lanes, 0.9 * (2 << 30) < held <= 2 << 30) == (16, True)
+    small = make_order((100, 100), seed=0, batch_size=64, record_bytes=2000, shuffle_bytes=2 << 30)
+    assert (small.lanes, small.window) == (1, 200)
+    assert make_order(lengths, seed=0, batch_size=12, record_bytes=110_000, shuffle_bytes=2 << 30).lanes == 4
+
+
+def test_bad_arguments_are_refused():
+    with pytest.raises(ValueError, match="3 images do not fill one batch of 4"):
+        make_order((3,), seed=0, batch_size=4, record_bytes=10, shuffle_bytes=100)
+    with pytest.raises(ValueError, match="a batch of 8 has no slice 0 of 3"):
+        ordered_records(ids, ORDERS[0], process_count=3)
+
+
+def test_a_shard_that_ends_early_is_an_error_not_a_shift():
+    def short(shard, offset):
+        return ids(shard, offset).take(5)
+
+    with pytest.raises(tf.errors.InvalidArgumentError, match="a shard ends early"):
+        list(itertools.islice(ordered_records(short, ORDERS[0]).as_numpy_iterator(), 8))
+
+
+@pytest.mark.parametrize("lanes_and_window", [(1, 64), (4, 5), (2, 9)])
+def test_repeats_give_views_of_an_image_in_a_row(lanes_and_window):
+    lanes, window = lanes_and_window
+    order = Order(LENGTHS, seed=3, batch_size=24, lanes=lanes, window=window, repeats=3)
+    assert order.steps_per_epoch == 2  # as many steps as without
+    records, counters = take(order, 6)
+    assert (counters.ravel() == np.arange(6 * 24)).all()
+    epochs = records.reshape(3, 2, 24)
+    for epoch in epochs:
+        seen, counts = np.unique(epoch, return_counts=True)
+        assert len(seen) == 16  # a third of the 48 places
+        assert (counts == 3).all()
+        for batch in epoch.reshape(2, lanes, 24 // lanes):
+            for part in batch:  # of one lane
+                assert len(np.unique(part)) <= -(-len(part) // 3) + 1
+    assert len(np.unique(records)) > 30  # other images in other epochs
+
+
+def test_repeats_start_anywhere_and_share_processes():
+    order = Order(
+        LENGTHS, seed=3, batch_size=16, lanes=2, window=7, repeats=3
+    )  # 3 does not divide the blocks
+    whole, counters = take(order, 13)
+    for first in (1, 3, 4, 7):
+        later, later_counters = take(order, 13 - first, first_step=first)
+        np.testing.assert_array_equal(later, whole[first:])
+        np.testing.assert_array_equal(later_counters, counters[first:])
+    parts = [take(order, 13, process_index=p, process_count=4)[0] for p in range(4)]
+    np.testing.assert_array_equal(np.concatenate(parts, axis=1), whole)
+
+
+@pytest.mark.parametrize("lanes_and_window", [(1, 64), (4, 9)])
+def test_spares_are_the_next_records_of_the_window(lanes_and_window):
+    order = Order(LENGTHS, 3, 8, *lanes_and_window)
+    plain, _ = take(order, 16)
+    groups = [
+        list(g) for g, _ in itertools.islice(ordered_records(ids, order, spares=3).as_numpy_iterator(), 128)
+    ]
+    groups = np.array(groups).reshape(16, 8, 4)
+    np.testing.assert_array_equal(groups[:, :, 0], plain)
+    if order.lanes == 1:
+        flat = plain[:8].ravel()
+        np.testing.assert_array_equal(groups[:8].reshape(64, 4), [np.roll(flat, -i)[:4] for i in range(64)])
+    assert all(len(set(g)) == 4 for g in groups.reshape(-1, 4))
+
+
+MEMORY = """
+import itertools, sys, threading, time
+import tlvit.data
+import tensorflow as tf
+from tlvit.data.shuffle import make_order, ordered_records
+
+folder, budget, count = sys.argv[1], int(sys.argv[2]), 40
+files = tf.constant(sorted(tf.io.gfile.glob(folder + "/*.tfrecord")))
+
+def records(shard, offset):
+    return tf.data.TFRecordDataset(files[shard], buffer_size=1 << 20).skip(tf.cast(offset, tf.int64))
+
+def resident():
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) << 10 for line in file if line.startswith("VmRSS"))
+
+def watch():
+    while True:
+        peak[0] = max(peak[0], resident())
+        time.sleep(0.002)
+
+def run(order, steps):
+    data = ordered_records(records, order).map(lambda r, c: tf.strings.length(r), num_parallel_calls=2)
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = 2
+    list(itertools.islice(data.batch(order.batch_size).with_options(options).as_numpy_iterator(), steps))
+
+lengths = (count,) * len(files)
+warm = make_order(lengths, seed=0, batch_size=64, record_bytes=110_000, shuffle_bytes=1 << 20)
+run(warm, 2)  # what TensorFlow takes for itself
+peak = [resident()]
+before = peak[0]
+threading.Thread(target=watch, daemon=True).start()
+order = make_order(lengths, seed=0, batch_size=64, record_bytes=110_000, shuffle_bytes=budget)
+run(order, 3 * order.steps_per_epoch)
+print("grown", peak[0] - before, "lanes", order.lanes, "window", order.window)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs /proc")
+def test_the_memory_budget_is_kept(tmp_path):
+    """Records of 110 KB on average, 211 MB in all, in a process of its own; three epochs."""
+    rng = np.random.default_rng(0)
+    for shard in range(48):
+        with tf.io.TFRecordWriter(str(tmp_path / f"{shard:02d}.tfrecord")) as writer:
+            for size in rng.integers(40_000, 180_000, 40):
+                writer.write(rng.bytes(int(size)))
+    for budget in (64 << 20, 160 << 20):
+        command = [sys.executable, "-c", MEMORY, str(tmp_path), str(budget)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+        words = done.stdout.split()
+        assert words[0] == "grown"
+        assert int(words[1]) <= budget, done.stdout
+        assert int(words[3]) > 1  # several lanes

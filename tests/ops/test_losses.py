@@ -1,0 +1,118 @@
+"""Losses against numpy."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tlvit.ops import losses
+from tlvit.types import MixTokenMask, ModelOutput, TokenTargets
+
+B, N, L = 4, 6, 5
+
+
+def log_softmax(x):
+    x = np.asarray(x, np.float64)
+    return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+
+def cross_entropy(logits, targets):
+    return -(targets * log_softmax(logits)).sum(-1)
+
+
+def draw(seed=0):
+    """Output and targets in which images 0 and 2 have a class target that agrees with the truth."""
+    rng = np.random.RandomState(seed)
+    logits = lambda *shape: rng.standard_normal(shape).astype(np.float32)
+    soft = lambda *shape: np.exp(log_softmax(2 * logits(*shape, L))).astype(np.float32)
+    output = ModelOutput(logits=logits(B, L), cls=logits(B, L), tokens=logits(B, N, L), dist=logits(B, L))
+    cls = soft(B)
+    best = cls.argmax(-1)
+    label = np.where([True, False, True, False], best, (best + 1) % L)
+    truth = (np.eye(L)[label] * 0.9 + 0.1 / L).astype(np.float32)
+    return output, TokenTargets(cls=cls, tokens=soft(B, N), truth=truth)
+
+
+def test_soft_cross_entropy():
+    output, targets = draw()
+    np.testing.assert_allclose(
+        losses.soft_cross_entropy(output.tokens, targets.tokens),
+        cross_entropy(output.tokens, targets.tokens),
+        atol=1e-5,
+    )
+    half = losses.soft_cross_entropy(jnp.array([[100.0, 0.0]], jnp.bfloat16), jnp.array([[0.0, 1.0]]))
+    assert half.dtype == jnp.float32
+    np.testing.assert_allclose(half, [100.0], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("truth_mix", "share"),
+    [
+        ("off", [1, 1, 1, 1]),
+        ("reference", [0.5, 0.9, 0.5, 0.9]),
+        ("intended", [0.9, 0.5, 0.9, 0.5]),
+        ("truth", [0, 0, 0, 0]),
+    ],
+)
+@pytest.mark.parametrize("mixed", [False, True])
+def test_token_label_loss(truth_mix, share, mixed):
+    output, targets = draw()
+    share = np.array(share)[:, None]
+    cls = share * targets.cls + (1 - share) * targets.truth
+    mix = None
+    if mixed:  # two shards of two images
+        mix = MixTokenMask(mask=np.zeros((2, 2, 3), bool), lam=np.array([0.7, 0.2], np.float32))
+        lam = np.array([0.7, 0.7, 0.2, 0.2])[:, None]
+        cls = lam * cls + (1 - lam) * cls[[1, 0, 3, 2]]
+    expected = 0.8 * cross_entropy(output.cls, cls).mean()
+    expected += 0.3 * cross_entropy(output.tokens, targets.tokens).mean()
+    loss = losses.token_label_loss(
+        output, targets, mix, dense_weight=0.3, cls_weight=0.8, truth_mix=truth_mix
+    )
+    assert loss.shape == ()
+    np.testing.assert_allclose(loss, expected, atol=1e-5)
+
+
+def test_both_weights_are_one_by_default():
+    output, targets = draw(1)
+    expected = (
+        cross_entropy(output.cls, targets.cls).mean() + cross_entropy(output.tokens, targets.tokens).mean()
+    )
+    np.testing.assert_allclose(losses.token_label_loss(output, targets), expected, atol=1e-5)
+
+
+def test_token_label_loss_errors():
+    output, targets = draw()
+    with pytest.raises(ValueError, match="off, reference, intended, truth, not 'on'"):
+        losses.token_label_loss(output, targets, truth_mix="on")
+    with pytest.raises(ValueError, match="token head"):
+        losses.token_label_loss(ModelOutput(logits=output.cls, cls=output.cls), targets)
+
+
+@pytest.mark.parametrize(("alpha", "tau"), [(0.3, 3.0), (0.5, 1.0), (0.0, 2.0), (1.0, 2.0)])
+@pytest.mark.parametrize("kind", ["hard", "soft"])
+def test_distillation_loss(kind, alpha, tau):
+    output, targets = draw(2)
+    teacher = 3 * np.random.RandomState(3).standard_normal((B, L)).astype(np.float32)
+    if kind == "hard":
+        distilled = cross_entropy(output.dist, np.eye(L)[teacher.argmax(-1)]).mean()
+    else:
+        p, q = log_softmax(teacher / tau), log_softmax(output.dist / tau)
+        distilled = (np.exp(p) * (p - q)).sum() * tau**2 / (B * L)
+    expected = (1 - alpha) * cross_entropy(output.cls, targets.truth).mean() + alpha * distilled
+    loss = losses.distillation_loss(output, targets.truth, teacher, kind=kind, alpha=alpha, tau=tau)
+    np.testing.assert_allclose(loss, expected, atol=1e-5)
+
+
+def test_distillation_errors():
+    output, targets = draw()
+    with pytest.raises(ValueError, match="not 'warm'"):
+        losses.distillation_loss(output, targets.truth, output.cls, kind="warm", alpha=0.5, tau=1.0)
+    with pytest.raises(ValueError, match="distillation token"):
+        losses.distillation_loss(
+            ModelOutput(logits=output.cls, cls=output.cls),
+            targets.truth,
+            output.cls,
+            kind="hard",
+            alpha=0.5,
+            tau=1.0,
+        )

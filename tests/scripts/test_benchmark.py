@@ -1,0 +1,199 @@
+"""The benchmark's last line is the promised JSON, and its figures are those of the program it compiled."""
+
+import functools
+import io
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from conftest import ROOT
+
+import tlvit
+from scripts import benchmark
+from tlvit.models.functional import count_parameters
+from tlvit.training import mesh as sharding
+from tlvit.training.state import abstract_model
+
+TINY = {"patch_size": 8, "dim": 32, "depth": 1, "num_heads": 2, "stem_width": 8}
+ARGUMENTS = [
+    "--model=lvvit_s",
+    "--batch=16",
+    "--image-size=32",
+    "--classes=10",
+    "--map-size=6",
+    "--drop-path=0",
+]
+COMMON = {"model", "batch", "dtype", "device", "compile_s"}
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """The programs take a model's name only: here that of a smaller one."""
+    monkeypatch.setattr(benchmark, "create_model", functools.partial(tlvit.create_model, **TINY))
+
+
+def run(capsys, *arguments):
+    """The last line printed, read as JSON."""
+    assert benchmark.main([*arguments]) == 0
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def count_tiny():
+    make = lambda: tlvit.create_model("lvvit_s", num_classes=10, image_size=32, **TINY)
+    return count_parameters(abstract_model(make)[1])
+
+
+def test_step(capsys):
+    found = run(capsys, "step", *ARGUMENTS, "--steps=4")
+    keys = {"images_per_s", "step_s", "step_s_quartiles", "peak_memory_bytes"}
+    assert found.keys() == COMMON | keys
+    assert found["device"] == "8 x cpu"
+    assert found["images_per_s"] == pytest.approx(16 / found["step_s"])
+    assert 0 < found["step_s_quartiles"][0] <= found["step_s"] <= found["step_s_quartiles"][1]
+    assert found["compile_s"] > 0
+    assert found["peak_memory_bytes"] > 1 << 20
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    """What `compile` finds for one and for eight devices, 16 images each time."""
+    options = benchmark.parse(["compile", *ARGUMENTS])
+    before = benchmark.create_model
+    benchmark.create_model = functools.partial(tlvit.create_model, **TINY)
+    found = {n: benchmark.inspect_program(options, sharding.make_mesh(jax.devices()[:n])) for n in (1, 8)}
+    benchmark.create_model = before
+    return found
+
+
+def test_compile_prints_the_promised_keys(capsys):
+    found = run(capsys, "compile", *ARGUMENTS, "--dtype=bfloat16")
+    keys = {"flops_per_image", "bytes_per_image", "argument_bytes", "temp_bytes", "collectives", "roofline"}
+    assert found.keys() == COMMON | keys
+    assert (found["model"], found["batch"], found["dtype"]) == ("lvvit_s", 16, "bfloat16")
+    assert found["roofline"] is None  # no data sheet for this machine
+
+
+def test_eight_devices_exchange_gradients_and_nothing_else(compiled):
+    """One all-reduce of every parameter's gradient (and of the little that BatchNorm and the loss need)."""
+    parameter_bytes = 4 * count_tiny()
+    assert compiled[1]["collectives"] == {}
+    collectives = compiled[8]["collectives"]
+    assert collectives.keys() == {"all-reduce"}
+    assert parameter_bytes <= collectives["all-reduce"]["bytes"] < 1.05 * parameter_bytes
+
+
+def test_figures_per_image_and_chip(compiled):
+    """The work on an image does not depend on the number of devices; the batch is split, the state is not."""
+    one, eight = compiled[1], compiled[8]
+    assert eight["flops_per_image"] == pytest.approx(one["flops_per_image"], rel=0.35)
+    image_bytes = 16 * (32 * 32 * 3 + 4 + 1 + 5 * 36 * (2 + 2) + 6 * 4)
+    assert one["argument_bytes"] - eight["argument_bytes"] == pytest.approx(image_bytes * 7 / 8, rel=0.01)
+    state_bytes = 4 * 4 * count_tiny()  # parameters, two moments, their average
+    assert one["argument_bytes"] == pytest.approx(state_bytes + image_bytes, rel=0.01)
+    # Forward and backward of the matrix products: 6 operations a weight and token; 16 tokens, 10 D^2 weights.
+    assert one["flops_per_image"] > 6 * 16 * 10 * 32**2 * 0.8
+
+
+TEXT = """
+ENTRY %main {
+  %p = f32[8,4]{1,0} parameter(0), metadata={op_name="all-reduce(x)"}
+  %all-reduce.1 = f32[8,4]{1,0} all-reduce(%p), channel_id=1, to_apply=%add
+  %all-reduce.2 = (f32[3]{0}, bf16[2,2]{1,0}) all-reduce(%a, %b), to_apply=%add
+  %use = f32[8,4]{1,0} add(%all-reduce.1, %all-reduce.1)
+  %g = pred[16]{0} all-gather(%q), dimensions={0}
+  %s = f32[] all-reduce-start(%l), to_apply=%add
+  %d = f32[] all-reduce-done(%s)
+}
+"""
+
+
+def test_collectives_are_counted_from_the_programs_text():
+    assert benchmark.count_collectives(TEXT) == {
+        "all-reduce": {"count": 3, "bytes": 4 * 32 + (4 * 3 + 2 * 4) + 4},
+        "all-gather": {"count": 1, "bytes": 16},
+    }
+
+
+def test_asynchronous_collectives_count_their_result_once():
+    """On TPUs and GPUs an all-gather is started and finished; its start names operand and result."""
+    text = """
+  %s = (f32[2]{0}, f32[16]{0}) all-gather-start(%p), dimensions={0}
+  %d = f32[16]{0} all-gather-done(%s)
+  %c = (f32[4]{0}, f32[4]{0}, u32[], u32[]) collective-permute-start(%p), source_target_pairs={{0,1}}
+"""
+    assert benchmark.count_collectives(text) == {
+        "all-gather": {"count": 1, "bytes": 64},
+        "collective-permute": {"count": 1, "bytes": 16},
+    }
+
+
+def test_the_batch_is_as_real_ones_are():
+    """Shapes, types and ranges that a recipe's batches have: crops lie inside the image, classes exist."""
+    batch = benchmark.make_batch(benchmark.parse(["step", *ARGUMENTS]))
+    assert (batch.image.shape, batch.image.dtype) == ((16, 32, 32, 3), np.uint8)
+    assert (batch.maps.value.shape, batch.maps.value.dtype) == ((16, 5, 6, 6), np.float16)
+    assert (batch.maps.index.shape, batch.maps.index.dtype) == ((16, 5, 6, 6), np.uint16)
+    assert batch.maps.index.max() < 10
+    assert (np.diff(batch.maps.index.astype(int), axis=1) == 1).all()
+    low = batch.geometry[:, :, 2]
+    high = low + batch.geometry[:, [0, 1], [0, 1]]
+    assert low.min() >= 0
+    assert high.max() <= 1
+
+
+def test_a_model_without_tokens_can_be_measured(monkeypatch):
+    small = {"widths": (8,), "depths": (1,), "strides": (2,), "group_width": 8, "stem_width": 8}
+    monkeypatch.setattr(benchmark, "create_model", functools.partial(tlvit.create_model, **small))
+    options = benchmark.parse(["compile", *ARGUMENTS, "--model=regnety_002"])
+    assert benchmark.inspect_program(options, sharding.make_mesh())["flops_per_image"] > 0
+
+
+def test_no_tensorflow():
+    """It must run on machines that have none: nothing of it, TFDS, clu or ml_collections is imported."""
+    code = f"""
+import functools, sys
+import tlvit
+from scripts import benchmark
+benchmark.create_model = functools.partial(tlvit.create_model, **{TINY!r})
+assert benchmark.main(["compile", *{ARGUMENTS!r}]) == 0
+heavy = {{"tensorflow", "tensorflow_datasets", "clu", "ml_collections", "torch"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["device"] == "1 x cpu"
+
+
+def test_resume(capsys, monkeypatch, tmp_path):
+    """Hard links stand for the shards that do not differ; nothing stays behind."""
+    from scripts import benchmark_resume
+
+    monkeypatch.setattr(benchmark_resume, "STARTS", (0.5,))
+    sizes = ("--records=64", "--shards=8", "--files=2", "--bytes=80000", "--batch=8", "--shuffle-gib=0.02")
+    found = run(capsys, "resume", f"--folder={tmp_path}", *sizes)
+    assert (found["records"], found["shards"]) == (64, 8)
+    assert found["record_bytes"] == pytest.approx(80_000, rel=0.01)
+    assert [s["step"] for s in found["starts"]] == [4]
+    assert 0 < found["first_batch_s"] == found["first_batch_s_at_most"] < 60
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("size", [0, 3, 4, 100, 65_537, 65_540, 200_000])
+def test_padded_jpegs_show_the_same_picture(size):
+    import PIL.Image
+
+    from scripts.benchmark_resume import pad_jpeg
+
+    stream = io.BytesIO()
+    PIL.Image.new("RGB", (8, 8), (200, 30, 90)).save(stream, "JPEG")
+    padded = pad_jpeg(stream.getvalue(), len(stream.getvalue()) + size)
+    assert 0 <= len(stream.getvalue()) + size - len(padded) < 4
+    decode = lambda content: np.asarray(PIL.Image.open(io.BytesIO(content)))
+    np.testing.assert_array_equal(decode(padded), decode(stream.getvalue()))

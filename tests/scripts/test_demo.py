@@ -1,0 +1,154 @@
+"""The demo and the comparison: their tables and commands, and (slow) both from beginning to end in small."""
+
+import json
+import shlex
+import sys
+
+import pytest
+
+from configs import digits as recipe
+from scripts import compare_token_labels, demo
+
+TINY = {"patch_size": 8, "dim": 32, "depth": 1, "num_heads": 2, "stem_width": None, "rule": "class"}
+TINY_ANNOTATOR = {"widths": (8,), "depths": (1,), "strides": (2,), "group_width": 8, "stem_width": 8}
+
+
+def runs(*top1):
+    return [{"eval/ema_top1": t, "eval/images": 200.0} for t in top1]
+
+
+def test_table_has_every_seed_mean_and_sample_deviation():
+    text = compare_token_labels.table({"with": runs(80.0, 82.0, 87.0), "without": runs(70.0)}, runs(91.25)[0])
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert rows == [
+        "| student trained with | top-1 of each seed, % | mean ± standard deviation |",
+        "|---|---|---|",
+        "| with | 80.0 / 82.0 / 87.0 | 83.0 ± 3.6 |",
+        "| without | 70.0 | 70.0 |",
+    ]
+    assert "Averaged weights, 200 test scenes; the annotator has 91.2 %." in text
+
+
+def test_the_arms_differ_in_nothing_but_what_they_compare():
+    """Same student, budget and data order; only the labels and their crop change."""
+    configs = {}
+    for arm, (name, changes) in compare_token_labels.ARMS.items():
+        config = recipe.get_config(name)
+        config.update_from_flattened_dict(changes)
+        configs[arm] = config.to_dict()
+    aligned = configs["token labels, aligned"]
+    published = configs["token labels, published (transposed) crop"]
+    plain = configs["no token labels"]
+    assert published["data"].pop("label_crop") == "published"
+    assert aligned["data"].pop("label_crop") == plain["data"].pop("label_crop") == "aligned"
+    assert published == aligned
+    assert (aligned.pop("token_labels"), plain.pop("token_labels")) == (True, False)
+    assert plain == aligned
+
+
+def test_commands_shown_are_commands_that_exist(tmp_path):
+    """What the demo prints for doing a step by hand, given to the program's own flags."""
+    text = demo.run_command("token_labels", tmp_path / "student")
+    assert shlex.split(text) == [
+        "python", "-m", "tlvit.main", "--config=configs/digits.py", f"--workdir={tmp_path}/student",
+        f"--config.data.dir={tmp_path}/data", f"--config.data.score_maps={tmp_path}/score_maps",
+    ]  # fmt: skip
+    text = demo.run_command("annotator", tmp_path / "annotator")
+    assert "--config=configs/digits.py:annotator " in text
+    assert "score_maps" not in text
+    flags = [a for a in shlex.split(demo.run_command("token_labels", tmp_path / "s")) if "--config." in a]
+    config = recipe.get_config()
+    for flag in flags:
+        key, value = flag.removeprefix("--config.").split("=")
+        config.update_from_flattened_dict({key: value})
+    assert config.data.score_maps == f"{tmp_path}/score_maps"
+
+
+def test_speed_is_the_median_of_the_progress_lines(tmp_path):
+    rates = [{"step": i, "train/images_per_s": r} for i, r in enumerate([10.0, 500.0, 510.0])]
+    lines = [*rates, {"step": 9, "eval/raw_top1": 1.0}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert demo.speed(tmp_path) == 500.0
+    assert demo.speed(tmp_path / "nothing") != demo.speed(tmp_path / "nothing")
+
+
+def test_a_difference_in_the_class_token_shows_in_the_export_check(tmp_path, monkeypatch):
+    """An export that loses the class token's head would still pass: only the token head is looked at."""
+    from tlvit.checkpoints import model_info as restore
+    from tlvit.checkpoints import torch_files as convert
+    from tlvit.checkpoints.load import save_folder
+    from tlvit.data.sources import digit_scenes as digits
+
+    info = restore.ModelInfo("lvvit_s", 10, (48, 48), TINY)
+    builder = digits.prepare(tmp_path / "data", num_train=1, num_test=32, num_shards=1)
+    save_folder(tmp_path / "m", info.build(), info)
+    export = convert.export
+
+    def wrong(model, path, *, info):
+        model.head.bias[...] = model.head.bias[...] + 5
+        export(model, path, info=info)
+        model.head.bias[...] = model.head.bias[...] - 5
+
+    monkeypatch.setattr(convert, "export", wrong)
+    assert demo.export(tmp_path / "m", tmp_path / "m.safetensors", builder) == pytest.approx(5, abs=1e-3)
+
+
+def test_a_faithful_export_shows_no_difference(tmp_path):
+    from tlvit.checkpoints import model_info as restore
+    from tlvit.checkpoints.load import save_folder
+    from tlvit.data.sources import digit_scenes as digits
+
+    info = restore.ModelInfo("lvvit_s", 10, (48, 48), TINY)
+    builder = digits.prepare(tmp_path / "data", num_train=1, num_test=32, num_shards=1)
+    save_folder(tmp_path / "m", info.build(), info)
+    assert demo.export(tmp_path / "m", tmp_path / "m.safetensors", builder) == 0.0
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """The recipe, with less of everything."""
+    whole = recipe.get_config
+
+    def get_config(arm="token_labels"):
+        config = whole(arm)
+        config.model.options = dict(TINY_ANNOTATOR if arm == "annotator" else TINY)
+        return config
+
+    monkeypatch.setattr(recipe, "get_config", get_config)
+    monkeypatch.setattr(recipe, "SCENES", {"num_train": 128, "num_test": 64})
+
+
+@pytest.mark.slow
+def test_the_demo_from_beginning_to_end(small, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["demo", "--out", str(tmp_path), "--epochs", "1"])
+    assert demo.main() == 0
+    text = capsys.readouterr().out
+    assert "128 for training, 64 for testing" in text
+    for part in (
+        "annotator, top-1 ",
+        "student, top-1 (averaged weights) ",
+        "largest difference ",
+        "images/s",
+    ):
+        assert part in text
+    assert (tmp_path / "report.png").stat().st_size > 20_000
+    assert (tmp_path / "student.safetensors").exists()
+    assert (tmp_path / "score_maps" / "score_maps.json").exists()
+    assert demo.main() == 0  # again: what is there is used
+    assert "again" not in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_comparison_from_beginning_to_end(small, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["compare", "--out", str(tmp_path), "--epochs", "1", "--seeds", "4"])
+    assert compare_token_labels.main() == 0
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["seeds"] == [4]
+    assert found.keys() == {"seeds", "annotator", *compare_token_labels.ARMS}
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][1:]
+    assert [row.split("|")[1].strip() for row in rows] == list(compare_token_labels.ARMS)
+    for row, arm in zip(rows, compare_token_labels.ARMS, strict=True):
+        assert f"{found[arm][0]['eval/ema_top1']:.1f}" in row
+    configs = {p.parent.name: json.loads(p.read_text()) for p in tmp_path.glob("*_seed4/config.json")}
+    assert {c["seed"] for c in configs.values()} == {4}
+    assert len(configs) == 3

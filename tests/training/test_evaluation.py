@@ -1,0 +1,236 @@
+"""Evaluation counts every image of a split once, whatever the batches and devices."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import tensorflow as tf
+import tiny_imagenet
+from conftest import ROOT
+
+from tlvit.checkpoints.load import load, save_folder
+from tlvit.checkpoints.model_info import ModelInfo, Preprocessing
+from tlvit.checkpoints.torch_files import export
+from tlvit.data.transforms import crop as transforms
+from tlvit.models.functional import functionalize
+from tlvit.ops.normalize import normalize
+from tlvit.training import mesh as sharding
+from tlvit.training import step as steps
+from tlvit.training.evaluation import evaluate, evaluate_checkpoint
+from tlvit.training.prefetch import Prefetch
+from tlvit.types import Batch
+
+SIZE, CLASSES, COUNT = (48, 48), 10, 37
+OPTIONS = {"patch_size": 8, "dim": 32, "depth": 2, "num_heads": 2, "stem_width": 8}
+INFO = ModelInfo("lvvit_s", CLASSES, SIZE, OPTIONS, preprocessing=Preprocessing(crop_pct=1.0))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """(folder, images, labels) of 37 test scenes."""
+    from tlvit.data.sources import digit_scenes as digits
+
+    folder = tmp_path_factory.mktemp("data")
+    builder = digits.prepare(folder, num_train=2, num_test=COUNT, num_shards=2)
+    scenes = list(builder.as_dataset("test").as_numpy_iterator())
+    return folder, np.stack([s["image"] for s in scenes]), np.array([s["label"] for s in scenes])
+
+
+@pytest.fixture(scope="module")
+def weights():
+    """Two sets of weights of one model; "b" knows nothing but class 3."""
+    model = INFO.build(seed=1)
+    net, params, stats = functionalize(model)
+    bias = np.zeros(CLASSES, np.float32)
+    bias[3] = 100
+    other = {**params, "head": {**params["head"], "bias": bias}}
+    return net, {"a": {"params": params, "stats": stats}, "b": {"params": other, "stats": stats}}
+
+
+def expected(net, weights, images, labels):
+    """By numpy, from one pass over all images without padding."""
+    logits = net.apply(weights["params"], weights["stats"], normalize(images))[0].logits
+    logits = np.asarray(logits, np.float64)
+    best = np.argsort(-logits, axis=1)
+    shifted = logits - logits.max(1, keepdims=True)
+    loss = np.log(np.exp(shifted).sum(1)) - shifted[np.arange(len(labels)), labels]
+    return {
+        "top1": 100 * np.mean(best[:, 0] == labels),
+        "top5": 100 * np.mean((best[:, :5] == labels[:, None]).any(1)),
+        "loss": loss.mean(),
+        "count": len(labels),
+    }
+
+
+@pytest.mark.parametrize(("devices", "batch_size"), [(1, 16), (1, 37), (8, 16), (8, 64)])
+def test_every_image_counts_once(devices, batch_size, data, weights):
+    """37 images in batches of 16, 37 or 64: the padding, which the model sees too, must not count."""
+    from tlvit.data import pipeline
+    from tlvit.data.sources import tfds as sources
+
+    folder, images, labels = data
+    net, both = weights
+    mesh = sharding.make_mesh(jax.devices()[:devices])
+    placed = jax.device_put(both, sharding.replicated(mesh))
+    source = sources.open_source("digits", "test", data_dir=str(folder))
+    batches = pipeline.eval_batches(source, batch_size=batch_size, image_size=SIZE, crop_pct=1.0)
+    step = steps.make_eval_step(net, mesh=mesh)
+    found = evaluate(step, placed, Prefetch(batches, mesh))
+    assert found.keys() == {"a", "b"}
+    for name in found:
+        assert found[name] == pytest.approx(expected(net, both[name], images, labels), rel=1e-5)
+    assert isinstance(found["a"]["count"], int)
+    assert found["b"]["top1"] == pytest.approx(100 * np.mean(labels == 3))
+
+
+def test_no_image_is_an_error(weights):
+    net, both = weights
+    with pytest.raises(ValueError, match="holds no image"):
+        evaluate(steps.make_eval_step(net, mesh=sharding.make_mesh()), both, [])
+
+
+def test_sums_over_batches(weights):
+    """Sums are added before they are divided: a short last batch weighs by its images."""
+    net, both = weights
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    step = steps.make_eval_step(net, mesh=mesh)
+    results = []
+
+    def spying(params, stats, batch):
+        results.append(step(params, stats, batch))
+        return results[-1]
+
+    def batches():
+        for i in range(3):
+            yield Batch(
+                image=np.full((8, *SIZE, 3), 80 * i, np.uint8),
+                label=np.arange(8, dtype=np.int32),
+                mask=np.arange(8) < 8 - i,
+                maps=None,
+                geometry=np.zeros((8, 2, 3), np.float32),
+            )
+
+    found = evaluate(spying, {"a": both["a"]}, batches())
+    assert [float(r["count"]) for r in results] == [8, 7, 6]
+    assert found["a"]["count"] == 21
+    total = {k: sum(float(r[k]) for r in results) for k in ("top1", "top5", "loss")}
+    assert found["a"]["top1"] == pytest.approx(100 * total["top1"] / 21)
+    assert found["a"]["top5"] == pytest.approx(100 * total["top5"] / 21)
+    assert found["a"]["loss"] == pytest.approx(total["loss"] / 21, rel=1e-6)
+
+
+def config_for(folder, **changes):
+    from configs import digits as recipe
+
+    config = recipe.get_config("token_labels")
+    config.data.dir = str(folder)
+    config.batch_size = 16
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def test_model_folder(tmp_path, data, weights):
+    folder, images, labels = data
+    model = INFO.build(seed=1)
+    save_folder(tmp_path / "m", model, INFO)
+    found = evaluate_checkpoint(tmp_path / "m", config_for(folder))
+    assert found == pytest.approx(expected(weights[0], weights[1]["a"], images, labels), rel=1e-5)
+
+
+def test_another_number_of_classes_is_refused(tmp_path, data):
+    info = ModelInfo("lvvit_s", 7, SIZE, OPTIONS)
+    save_folder(tmp_path / "m", info.build(), info)
+    with pytest.raises(ValueError, match=r"m distinguishes 7 classes, digit_scenes/.*:test has 10"):
+        evaluate_checkpoint(tmp_path / "m", config_for(data[0]))
+
+
+def test_a_batch_that_does_not_fit_the_devices_is_refused(tmp_path, data):
+    save_folder(tmp_path / "m", INFO.build(), INFO)
+    with pytest.raises(ValueError, match=r"20 images cannot be split evenly over 8 devices"):
+        evaluate_checkpoint(tmp_path / "m", config_for(data[0], **{"eval.batch_size": 20}))
+
+
+@pytest.fixture(scope="module")
+def knows_class_2(tmp_path_factory):
+    """A safetensors file of a model of 1000 classes that sees class 2 everywhere."""
+    info = ModelInfo("lvvit_t", 1000, (32, 32), {"dim": 32, "depth": 1, "num_heads": 2, "stem_width": 8})
+    model = info.build()
+    model.head.bias[...] = model.head.bias[...].at[2].set(100.0)
+    path = tmp_path_factory.mktemp("model") / "class_2.safetensors"
+    export(model, path, info=info)
+    return path
+
+
+def main(*arguments, status=0):
+    """`python -m tlvit.main --mode=eval …`: (its log, the JSON in its last line)."""
+    command = [sys.executable, "-m", "tlvit.main", "--mode=eval", "--config=configs/lvvit_t.py"]
+    done = subprocess.run(
+        [*command, *map(str, arguments)],
+        cwd=ROOT, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == status, done.stderr
+    return done.stdout + done.stderr, json.loads(done.stdout.splitlines()[-1]) if not status else None
+
+
+SMALL = ("--config.eval.batch_size=16", "--config.model.dtype=float32")
+
+
+def test_real_labels_by_the_command_line(tmp_path, knows_class_2):
+    """imagenet2012_real by its own builder: an image without labels does not count for ReaL."""
+    tiny_imagenet.prepare_real(tmp_path, [[65, 2], [970], [], [809, 1, 2], [516]])
+    log, found = main(
+        f"--checkpoint={knows_class_2}", *SMALL, f"--config.data.dir={tmp_path}",
+        "--config.data.name=imagenet2012_real",
+    )  # fmt: skip
+    assert found["weights"]["count"] == 5
+    assert (found["weights"]["top1"], found["weights"]["real"]) == (0, 50)
+    assert "top-1 0.00%, top-5 0.00%, ReaL 50.00% on 5 images" in log
+
+
+def test_imagenet_v2_by_the_command_line(tmp_path, knows_class_2):
+    tiny_imagenet.prepare_v2(tmp_path, [2, 5, 2, 999])
+    v2 = (
+        f"--config.data.dir={tmp_path}", "--config.data.name=imagenet_v2/matched-frequency",
+        "--config.data.eval_split=test",
+    )  # fmt: skip
+    for size in ((), ("--config.eval.image_size=48",)):
+        log, found = main(f"--checkpoint={knows_class_2}", *SMALL, *v2, *size)
+        assert (found["weights"]["count"], found["weights"]["top1"]) == (4, 50), log
+        assert "real" not in found["weights"]
+
+
+def test_the_command_line_says_what_is_missing():
+    assert "--workdir is missing, or --checkpoint" in main(status=1)[0]
+
+
+def test_another_image_size_than_the_checkpoints(tmp_path, data):
+    folder, images, labels = data
+    save_folder(tmp_path / "m", model := INFO.build(seed=1), INFO)
+    found = evaluate_checkpoint(tmp_path / "m", config_for(folder, **{"eval.image_size": (64, 64)}))
+    large, _ = load(tmp_path / "m", image_size=64)
+    net, params, stats = functionalize(large)
+    assert large.grid == (8, 8) != model.grid
+    encoded = [tf.io.encode_png(image) for image in images]
+    resized = [transforms.eval_image(e, image_size=(64, 64), crop_pct=1.0)[0] for e in encoded]
+    wanted = expected(net, {"params": params, "stats": stats}, np.stack(resized), labels)
+    assert found == pytest.approx(wanted, rel=1e-5)
+
+
+def test_a_pytorch_file_of_the_configs_model(tmp_path, data):
+    """Its tensors are those of no model in the table: the config says which one, with which options."""
+    folder, images, labels = data
+    model = INFO.build(seed=1)
+    export(model, tmp_path / "m.safetensors")
+    options = {**OPTIONS, "skip_lam": 2.0, "rule": "max"}  # the recipe has other ones
+    changes = {f"model.options.{k}": v for k, v in options.items()}
+    found = evaluate_checkpoint(tmp_path / "m.safetensors", config_for(folder, **changes))
+    net, params, stats = functionalize(model)
+    wanted = expected(net, {"params": params, "stats": stats}, images, labels)
+    assert found == pytest.approx(wanted, rel=1e-5)
+    with pytest.raises(ValueError, match=r"tensors do not fit this LVViT"):
+        evaluate_checkpoint(
+            tmp_path / "m.safetensors", config_for(folder, **{**changes, "model.options.dim": 64})
+        )

@@ -1,0 +1,291 @@
+"""The training loop: what it refuses, how it stops, and what precision and accumulation leave unchanged."""
+
+import json
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import digits as recipe
+from tlvit.checkpoints.load import save_folder
+from tlvit.checkpoints.model_info import ModelInfo
+from tlvit.checkpoints.native import Checkpoints, restore_for_inference
+from tlvit.data.score_maps.writer import ScoreMapWriter
+from tlvit.training import run_log as reporting
+from tlvit.training.loop import StopRequest, TrainResult, model_info, train
+
+TINY = {"patch_size": 8, "dim": 32, "depth": 1, "num_heads": 2}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quiet():
+    """No message of this file reaches the terminal twice."""
+    reporting.log.setLevel("INFO")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """32 training and 20 test scenes."""
+    from tlvit.data.sources import digit_scenes as digits
+
+    folder = tmp_path_factory.mktemp("data")
+    digits.prepare(folder, num_train=32, num_test=20, num_shards=2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def maps(data, tmp_path_factory):
+    """Score maps of the training scenes: the label everywhere, surer to the right."""
+    from tlvit.data.sources import tfds as sources
+
+    source = sources.open_source("digits", "train", data_dir=str(data))
+    folder = tmp_path_factory.mktemp("maps")
+    options = {"annotator": "test", "annotator_hash": "0", "top_k": 2, "grid": (6, 6), "num_classes": 10}
+    writer = ScoreMapWriter(str(folder), source=source, **options)
+    for shard in range(len(source.shard_lengths)):
+        records = list(source.read(shard).as_numpy_iterator())
+        label = np.array([int(r["label"]) for r in records])
+        index = np.stack([label, (label + 1) % 10], axis=1)[:, :, None, None]
+        shape = (len(records), 2, 6, 6)
+        value = np.broadcast_to(np.arange(6) * np.array([1.0, 0.5])[:, None, None], shape)
+        writer.write_shard(shard, [r["key"].decode() for r in records], value, np.broadcast_to(index, shape))
+    writer.finalise()
+    return folder
+
+
+def config_for(data, maps=None, **changes):
+    config = recipe.get_config("token_labels" if maps else "no_token_labels")
+    config.data.dir = str(data)
+    config.data.score_maps = str(maps or "")
+    config.model.options = dict(TINY, stem_width=None, skip_lam=1.0)
+    config.batch_size = config.optim.reference_batch = 16
+    config.epochs = 2
+    config.log_every = 1
+    config.optim.warmup_epochs = 0.0
+    config.eval.every_epochs = 1
+    config.checkpoint.every_epochs = 1
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def journal(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def plain(data, maps, tmp_path_factory):
+    """(workdir, result) of four steps in float32, whole batches."""
+    workdir = tmp_path_factory.mktemp("plain")
+    return workdir, train(config_for(data, maps), workdir)
+
+
+def test_result_and_journal(plain):
+    workdir, result = plain
+    assert (result.finished, result.step) == (True, 4)
+    keys = {f"eval/{w}_{k}" for w in ("raw", "ema") for k in ("top1", "top5", "loss")}
+    assert result.metrics.keys() == keys | {"eval/images"}
+    assert result.metrics["eval/images"] == 20
+    lines = journal(workdir)
+    assert [line["step"] for line in lines if "train/loss" in line] == [1, 2, 3, 4]
+    assert [line["step"] for line in lines if "eval/raw_top1" in line] == [2, 4]
+    assert lines[-1] == {"step": 4, **result.metrics}
+    assert [line["train/epoch"] for line in lines if "train/epoch" in line] == [0.5, 1.0, 1.5, 2.0]
+
+
+def test_bfloat16_and_accumulation_compute_the_same(plain, data, maps, tmp_path):
+    """Two parts of every batch in bfloat16 against whole batches in float32: the same images, the same
+    targets, so the same losses to bfloat16's three digits."""
+    config = config_for(data, maps, **{"model.dtype": "bfloat16", "optim.accumulate": 2})
+    result = train(config, tmp_path)
+    assert result.finished
+    ours, theirs = ([line for line in journal(w) if "train/loss" in line] for w in (tmp_path, plain[0]))
+    assert len(ours) == 4
+    for a, b in zip(ours, theirs, strict=True):
+        assert a["train/loss"] == pytest.approx(b["train/loss"], rel=0.01)
+        assert a["train/lr"] == b["train/lr"]
+        assert a["train/grad_norm"] == pytest.approx(b["train/grad_norm"], rel=0.1)
+    params, _, extra = restore_for_inference(tmp_path)
+    assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    assert ModelInfo.from_json(extra).overrides["dtype"] == "bfloat16"
+
+
+def test_checkpoints_say_how_to_build_the_model(plain, data):
+    _, _, extra = restore_for_inference(plain[0])
+    info = ModelInfo.from_json(extra)
+    assert info == ModelInfo.from_json(model_info(config_for(data), Source()).to_json())
+    assert (info.model, info.image_size, info.num_classes) == ("lvvit_s", (48, 48), 10)
+    assert info.preprocessing.crop_pct == 1.0
+
+
+class Source:
+    """As much of a source as `model_info` looks at."""
+
+    num_classes, num_examples, class_names = 10, 32, tuple("0123456789")
+
+
+def test_score_of_a_checkpoint_is_the_better_of_both(plain):
+    """The best step is that of the highest of raw and averaged top-1."""
+    lines = [line for line in journal(plain[0]) if "eval/raw_top1" in line]
+    scores = {line["step"]: max(line["eval/raw_top1"], line["eval/ema_top1"]) for line in lines}
+    checkpoints = Checkpoints(plain[0] / "checkpoints")
+    assert checkpoints.best_step() == max(scores, key=lambda step: (scores[step], step))
+    checkpoints.close()
+
+
+# What stops a run
+
+
+def signals():
+    return signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_only_asks(number):
+    before = signals()
+    with StopRequest() as stop:
+        assert not stop.requested
+        os.kill(os.getpid(), number)
+        assert stop.requested
+        assert signals() != before
+    assert signals() == before
+
+
+def test_a_second_ctrl_c_interrupts_at_once():
+    before = signals()
+
+    def impatient():
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)  # a scheduler may repeat it: still only asked
+            assert stop.requested
+            os.kill(os.getpid(), signal.SIGINT)
+            pytest.fail("not interrupted")
+
+    with pytest.raises(KeyboardInterrupt):
+        impatient()
+    assert signals() == before
+
+
+def stop_at(monkeypatch, step):
+    """A SIGTERM while this step runs."""
+    add, count = reporting.Progress.add, []
+
+    def spying(self, metrics):
+        count.append(1)
+        if len(count) == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        add(self, metrics)
+
+    monkeypatch.setattr(reporting.Progress, "add", spying)
+
+
+def test_asked_to_stop_in_its_last_step_a_run_is_finished_and_evaluated(data, tmp_path, monkeypatch):
+    """There is nothing left to continue: the accuracy would be missing for good."""
+    stop_at(monkeypatch, 2)
+    result = train(config_for(data, epochs=1), tmp_path)
+    assert result.finished
+    assert "eval/raw_top1" in result.metrics
+
+
+def test_an_evaluation_batch_that_does_not_fit_is_refused_before_training(data, tmp_path):
+    with pytest.raises(ValueError, match="20"):
+        train(config_for(data, **{"eval.batch_size": 20}), tmp_path)
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+@pytest.mark.slow
+def test_a_model_without_token_head_trains_to_the_end(data, tmp_path):
+    config = config_for(data, epochs=1, **{"model.name": "vit"})
+    config.model.options = dict(TINY)
+    assert train(config, tmp_path).finished
+
+
+@pytest.mark.slow
+def test_after_a_blow_up_the_last_checkpoint_is_good(data, tmp_path):
+    """The second step's learning rate is absurd; its loss is still fine, and it is saved. With a sane rate
+    the run must be able to go on."""
+    changes = {"batch_size": 32, "optim.warmup_epochs": 1.0, "optim.schedule_per": "epoch", "epochs": 6}
+    with pytest.raises(FloatingPointError):
+        train(config_for(data, **changes, **{"optim.learning_rate": 1e30}), tmp_path)
+    result = train(config_for(data, **changes, **{"optim.learning_rate": 1e-4}), tmp_path)
+    assert result.finished
+
+
+def distilled(data, teacher, **changes):
+    """The recipe of a small DeiT that a teacher distils."""
+    config = config_for(data, **{"distill.teacher": str(teacher), **changes})
+    config.model.name = "deit_tiny_distilled_patch16_224"
+    config.model.options = dict(TINY)
+    return config
+
+
+def test_a_run_of_its_own_kind_teaches(plain, data, tmp_path, caplog):
+    with caplog.at_level("INFO", "tlvit"):
+        result = train(distilled(data, plain[0]), tmp_path)
+    assert result.finished
+    assert f"teacher: lvvit_s from {plain[0]}, hard distillation" in caplog.text
+    assert all(np.isfinite(line["train/loss"]) for line in journal(tmp_path) if "train/loss" in line)
+
+
+def test_teachers_that_do_not_fit_are_refused(plain, data, maps, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"deit_tiny_distilled.* has a distillation token, which only a teacher"
+    ):
+        train(distilled(data, ""), tmp_path)
+    with pytest.raises(ValueError, match="lvvit_s has no distillation token"):
+        train(config_for(data, **{"distill.teacher": str(plain[0])}), tmp_path)
+    labelled = distilled(data, plain[0], token_labels=True, **{"data.score_maps": str(maps)})
+    with pytest.raises(ValueError, match=r"teacher and config.token_labels are two recipes"):
+        train(labelled, tmp_path)
+    info = ModelInfo("regnety_002", 7, (48, 48))
+    save_folder(tmp_path / "seven", info.build(), info)
+    with pytest.raises(ValueError, match="seven distinguishes 7 classes, the data have 10"):
+        train(distilled(data, tmp_path / "seven"), tmp_path / "w")
+
+
+def test_evaluation_that_fails_does_not_lose_the_epoch(data, maps, tmp_path, monkeypatch):
+    """An unreadable evaluation image shows only after the first epoch."""
+
+    def fail(*args, **options):
+        assert options["max_bad"] == 0.25
+        raise ValueError("1 of 20 images cannot be read")
+        yield
+
+    config = config_for(data, maps, **{"eval.max_bad": 0.25})
+    with monkeypatch.context() as broken:
+        broken.setattr("tlvit.data.pipeline.eval_batches", fail)
+        with pytest.raises(ValueError, match="1 of 20 images"):
+            train(config, tmp_path)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["2"]
+    result = train(config_for(data, maps), tmp_path)
+    assert (result.finished, result.step) == (True, 4)
+
+
+# What the config says
+
+
+def test_model_info(data):
+    config = config_for(data, **{"image_size": (48, 64), "model.dtype": "bfloat16", "eval.crop_pct": 0.8})
+    info = model_info(config, Source())
+    assert info.overrides == {"dtype": "bfloat16", **TINY, "stem_width": None, "skip_lam": 1.0}
+    assert (info.image_size, info.class_names, info.preprocessing.crop_pct) == (
+        (48, 64),
+        tuple("0123456789"),
+        0.8,
+    )
+
+
+def test_a_workdir_without_a_checkpoint_starts_anew_with_other_settings(data, tmp_path):
+    """What is left of a run that failed at once does not stand in the way."""
+    config = config_for(data)
+    other = config_for(data, **{"model.options.depth": 3, "batch_size": 8})
+    (tmp_path / "config.json").write_text(json.dumps(other.to_dict()))
+    assert train(config, tmp_path).finished
+    assert json.loads((tmp_path / "config.json").read_text())["batch_size"] == config.batch_size
+
+
+def test_result_is_a_value():
+    assert TrainResult(True, 3, {}) == TrainResult(finished=True, step=3, metrics={})

@@ -1,0 +1,402 @@
+"""The jitted steps: devices, accumulation, donation, precision, randomness, and what the host pays."""
+
+import dataclasses
+import functools
+import time
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import tlvit
+from tlvit.models.functional import functionalize
+from tlvit.ops import losses
+from tlvit.ops.normalize import normalize
+from tlvit.ops.targets import make_targets, smooth_one_hot
+from tlvit.training import mesh as sharding
+from tlvit.training import optimizer as optim
+from tlvit.training import step as steps
+from tlvit.training.prefetch import to_global
+from tlvit.training.state import abstract_model, state_from
+from tlvit.types import Batch, ScoreMaps
+
+CLASSES, SIZE, GRID = 5, 64, (4, 4)
+
+
+def build(name="lvvit_s", **options):
+    base = {"dim": 16, "depth": 1, "num_heads": 2, "image_size": SIZE, "num_classes": CLASSES}
+    if name != "vit":
+        base["stem_width"] = 4
+    return tlvit.create_model(name, **{**base, **options})
+
+
+build_vit = functools.partial(build, "vit")
+build_dropping = functools.partial(build, drop_path=0.5)
+build_bfloat16 = functools.partial(build, dtype=jnp.bfloat16)
+build_deep = functools.partial(build, depth=16, dim=8, num_heads=1)
+
+
+def make_batch(size=16, seed=0, maps=True):
+    """Random pictures, score maps, crops and flips."""
+    rng = np.random.RandomState(seed)
+    index = np.argsort(rng.rand(size, CLASSES, 6, 6), axis=1)[:, :3].astype(np.uint16)
+    value = (3 * rng.standard_normal(index.shape)).astype(np.float16)
+    geometry = np.zeros((size, 2, 3), np.float32)
+    geometry[:, 0, 0], geometry[:, 1, 1] = 0.7 * np.where(rng.rand(size) < 0.5, 1, -1), 0.6
+    geometry[:, 0, 2], geometry[:, 1, 2] = np.where(geometry[:, 0, 0] > 0, 0.1, 0.8), rng.rand(size) * 0.4
+    return Batch(
+        image=rng.randint(256, size=(size, SIZE, SIZE, 3)).astype(np.uint8),
+        label=rng.randint(CLASSES, size=size).astype(np.int32),
+        mask=np.ones(size, bool),
+        maps=ScoreMaps(value, index) if maps else None,
+        geometry=geometry,
+    )
+
+
+def make_tx(params):
+    return optim.make_optimizer(params, learning_rate=3e-3)
+
+
+def frozen(params):
+    return optax.set_to_zero()
+
+
+def sgd(params):
+    return optax.sgd(0.1)
+
+
+def initial(path, leaf):
+    """A usual initialisation by numpy: no program has to be compiled for it."""
+    name = path[-1].key
+    if name in ("scale", "var"):
+        return np.ones(leaf.shape, np.float32)
+    values = np.random.RandomState(zlib.crc32(jax.tree_util.keystr(path).encode())).standard_normal(
+        leaf.shape
+    )
+    return (values / np.sqrt(np.prod(leaf.shape[:-1])) if name == "kernel" else 0.02 * values).astype(
+        np.float32
+    )
+
+
+@functools.cache
+def start(model, tx, ema):
+    """(net, optimiser, the host's copy of the state at step 0): what the runs of this file share."""
+    net, *shapes = abstract_model(model)
+    params, stats = jax.tree_util.tree_map_with_path(initial, shapes)
+    state = state_from(params, stats, tx(params), seed=3, ema=ema)
+    return net, tx(params), host(dataclasses.replace(state, key=jax.random.key_data(state.key)))
+
+
+@functools.cache
+def compiled(devices, model, tx, ema, **options):
+    net, tx, _ = start(model, tx, ema)
+    mesh = sharding.make_mesh(jax.devices()[:devices])
+    return steps.make_train_step(net, tx, mesh=mesh, num_classes=CLASSES, **options)
+
+
+class Run:
+    """A state and its step on some devices; every call trains one step and gives its metrics."""
+
+    def __init__(self, devices=1, *, model=build, tx=make_tx, ema=True, **options):
+        options = {"token_grid": GRID, "ema_decay": 0.9, **options}
+        self.mesh = sharding.make_mesh(jax.devices()[:devices])
+        self.net, self.tx, state = start(model, tx, ema)
+        state = dataclasses.replace(state, key=jax.random.wrap_key_data(state.key))
+        self.state = jax.device_put(state, sharding.replicated(self.mesh))
+        self.step = compiled(devices, model, tx, ema, **options)
+
+    def __call__(self, batch):
+        self.state, metrics = self.step(self.state, to_global(batch, self.mesh))
+        assert {(x.shape, str(x.dtype)) for x in metrics.values()} == {((), "float32")}
+        return {k: float(v) for k, v in metrics.items()}
+
+
+def host(tree):
+    """A copy that donation cannot take away."""
+    return jax.tree.map(lambda x: np.array(x), tree)
+
+
+def farthest(a, b):
+    return max(
+        jax.tree.leaves(jax.tree.map(lambda x, y: float(np.abs(np.asarray(x) - np.asarray(y)).max()), a, b))
+    )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"mixtoken": False},
+        {"mix_shards": 8, "erasing": 0.25},
+        {"token_grid": None, "mixup": 0.8, "cutmix": 1.0, "mix_shards": 8},
+    ],
+    ids=["plain", "mixtoken", "mixup"],
+)
+def test_one_and_eight_devices_train_alike(options):
+    one, eight = Run(1, **options), Run(8, **options)
+    for i in range(4):
+        a, b = one(make_batch(seed=i)), eight(make_batch(seed=i))
+        assert abs(a["loss"] - b["loss"]) < 1e-5
+        assert abs(a["grad_norm"] / b["grad_norm"] - 1) < 1e-4
+    assert farthest(one.state.stats, eight.state.stats) < 1e-5
+    assert int(one.state.step) == int(eight.state.step) == 4
+
+
+def test_a_step_only_sums_over_devices():
+    """Gradients and batch statistics; no image or token travels, no random draw is waited for."""
+    run = Run(8, mix_shards=8, erasing=0.25)
+    text = run.step.lower(run.state, to_global(make_batch(), run.mesh)).compile().as_text()
+    assert "all-reduce" in text
+    assert [
+        k for k in ("all-to-all", "collective-permute", "all-gather", "reduce-scatter") if k in text
+    ] == []
+    waits = [line.strip()[:120] for line in text.splitlines() if " all-reduce(" in line and "pred[]" in line]
+    assert waits == []
+
+
+def test_the_loss_of_the_first_step_is_the_formula():
+    """Normalised on the device, targets from the maps, by hand from the parts."""
+    run, batch = (
+        Run(1, mixtoken=False, dense_weight=0.5, cls_weight=0.7, truth_mix="intended", smoothing=0.2),
+        make_batch(),
+    )
+    images = (batch.image / 255.0 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    state = host((run.state.params, run.state.stats))
+    forward = jax.jit(functools.partial(run.net.apply, train=True))
+    output, stats = forward(*state, images.astype(np.float32))
+    targets = make_targets(
+        batch.maps, batch.label, batch.geometry, grid=GRID, num_classes=CLASSES, smoothing=0.2
+    )
+    expected = losses.token_label_loss(
+        output, targets, dense_weight=0.5, cls_weight=0.7, truth_mix="intended"
+    )
+    assert abs(run(batch)["loss"] - float(expected)) < 1e-5
+    assert farthest(run.state.stats, stats) < 1e-5
+
+
+def test_without_token_labels_the_class_token_learns_the_label():
+    run, batch = Run(1, token_grid=None, ema=False), make_batch(maps=False)
+    forward = jax.jit(functools.partial(run.net.apply, train=True))
+    output, _ = forward(run.state.params, run.state.stats, normalize(batch.image))
+    truth = smooth_one_hot(batch.label, CLASSES, 0.1)
+    expected = float(jnp.mean(losses.soft_cross_entropy(output.cls, truth)))
+    assert abs(run(batch)["loss"] - expected) < 1e-5
+    assert run.state.ema is None
+
+
+def test_normalize():
+    image = np.array([0, 128, 255], np.uint8).reshape(1, 1, 1, 3)
+    got = normalize(image)
+    expected = (np.array([0, 128 / 255, 1]) - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    np.testing.assert_allclose(got.ravel(), expected, atol=1e-6)
+    assert got.dtype == jnp.float32
+    np.testing.assert_allclose(
+        normalize(image, (0.5, 0.5, 0.5), (0.5, 0.25, 0.5)).ravel(),
+        [-1, (128 / 255 - 0.5) * 4, 1],
+        atol=1e-6,
+    )
+
+
+def test_accumulation_equals_one_batch_without_batch_norm():
+    options = {"token_grid": None, "model": build_vit, "tx": sgd}
+    whole, parts, spread = Run(1, **options), Run(1, accumulate=2, **options), Run(4, accumulate=2, **options)
+    for i in range(3):
+        a = whole(make_batch(seed=i))
+        for run in (parts, spread):
+            b = run(make_batch(seed=i))
+            assert abs(a["loss"] - b["loss"]) < 1e-5
+            assert abs(a["grad_norm"] - b["grad_norm"]) < 1e-5
+    assert farthest(whole.state.params, parts.state.params) < 1e-5
+    assert farthest(whole.state.params, spread.state.params) < 1e-5
+
+
+def test_accumulation_moves_the_statistics_once_a_part():
+    """Two parts of equal content move BatchNorm twice: 1 - 0.9^2 of the way."""
+    half = make_batch(8)
+    batch = jax.tree.map(lambda x: np.repeat(x, 2, axis=0), half)  # part p holds images p, p + 2, …
+    run, once = Run(1, accumulate=2, mixtoken=False), Run(1, mixtoken=False)
+    start = host(run.state.stats)
+    loss, loss_once = run(batch)["loss"], once(half)["loss"]
+    assert abs(loss - loss_once) < 1e-5
+    first = jax.tree.map(lambda old, new: new - old, start, host(once.state.stats))
+    twice = jax.tree.map(lambda old, step: old + 1.9 * step, start, first)
+    assert farthest(run.state.stats, twice) < 1e-5
+
+
+def test_accumulation_stays_on_the_devices():
+    run = Run(8, accumulate=2)
+    text = run.step.lower(run.state, to_global(make_batch(), run.mesh)).compile().as_text()
+    assert [k for k in ("all-to-all", "collective-permute", "all-gather") if k in text] == []
+
+
+def test_the_old_state_is_given_away():
+    run = Run(8)
+    old = run.state
+    run(make_batch())
+    assert all(x.is_deleted() for x in jax.tree.leaves(old))
+    assert not any(x.is_deleted() for x in jax.tree.leaves(run.state))
+    assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves(run.state))
+
+
+def test_the_average_follows_parameters_and_statistics():
+    run = Run(1)
+    expected = host(run.state.ema)
+    for i in range(3):
+        run(make_batch(seed=i))
+        new = {"params": run.state.params, "stats": run.state.stats}
+        expected = jax.tree.map(lambda old, x: 0.9 * old + 0.1 * np.asarray(x), expected, new)
+        assert farthest(run.state.ema, expected) < 1e-5
+    assert farthest(run.state.ema["stats"], run.state.stats) > 1e-3
+    warm = Run(1, ema_warmup=True)
+    start = host(warm.state.ema)
+    warm(make_batch())
+    new = {"params": warm.state.params, "stats": warm.state.stats}
+    assert (
+        farthest(warm.state.ema, jax.tree.map(lambda old, x: 0.1 * old + 0.9 * np.asarray(x), start, new))
+        < 1e-5
+    )
+
+
+def test_randomness_depends_on_key_and_step_alone():
+    options = {"model": build_dropping, "tx": frozen}
+    first, second = Run(1, **options), Run(1, **options)
+    batch = make_batch()
+    a, b = [first(batch)["loss"] for _ in range(3)], [second(batch)["loss"] for _ in range(3)]
+    assert a == b  # bit for bit
+    assert len({round(x, 5) for x in a}) == 3  # another step, another draw
+    other = Run(1, **options)
+    other.state = dataclasses.replace(other.state, key=jax.random.key(99))
+    assert other(batch)["loss"] != a[0]
+    resumed = Run(1, **options)
+    resumed.state = dataclasses.replace(resumed.state, step=jnp.int32(2))
+    assert resumed(batch)["loss"] == a[2]
+
+
+def test_bfloat16_computes_low_and_keeps_high():
+    exact, low = Run(1, mixtoken=False), Run(1, model=build_bfloat16, mixtoken=False)
+    a, b = exact(make_batch())["loss"], low(make_batch())["loss"]
+    assert 1e-6 < abs(a - b) < 0.02 * a
+    for tree in (low.state.params, low.state.stats, low.state.ema, low.state.opt_state):
+        assert {str(x.dtype) for x in jax.tree.leaves(tree)} <= {"float32", "int32"}
+    text = low.step.lower(low.state, to_global(make_batch(), low.mesh)).as_text()
+    assert "tensor<16x4x4x16xbf16>" in text  # the stem's output
+
+
+def test_a_tiny_problem_is_learned():
+    """Colour tells the class; eight images, eighty steps."""
+    rng = np.random.RandomState(0)
+    label = np.arange(8, dtype=np.int32) % 4
+    colour = np.array([[220, 30, 30], [30, 220, 30], [30, 30, 220], [200, 200, 40]])[label]
+    image = (
+        (colour[:, None, None, :] + rng.randint(-20, 20, (8, SIZE, SIZE, 3))).clip(0, 255).astype(np.uint8)
+    )
+    index = np.broadcast_to(label.reshape(8, 1, 1, 1), (8, 1, 6, 6)).astype(np.uint16)
+    maps = ScoreMaps(np.full(index.shape, 8, np.float16), index)
+    batch = Batch(image, label, np.ones(8, bool), maps, make_batch(8).geometry)
+    run = Run(1, mixtoken=False)
+    seen = [run(batch)["loss"] for _ in range(80)]
+    # Targets smoothed by 0.1 over 5 classes keep an entropy of 0.3 to 0.4 in each of the two terms.
+    assert seen[0] > 2.5
+    assert seen[-1] < 1.1
+    evaluate = steps.make_eval_step(run.net, mesh=run.mesh)
+    assert float(evaluate(run.state.params, run.state.stats, batch)["top1"]) == 8
+
+
+def test_evaluation_uses_running_statistics_and_counts_no_padding():
+    batch = make_batch(16)
+    mask = np.arange(16) < 11
+    batch = Batch(batch.image, batch.label, mask, None, batch.geometry)
+    for devices in (1, 8):
+        run = Run(devices)
+        evaluate = steps.make_eval_step(run.net, mesh=run.mesh)
+        sums = evaluate(run.state.params, run.state.stats, to_global(batch, run.mesh))
+        logits = jax.jit(run.net.apply)(*host((run.state.params, run.state.stats)), normalize(batch.image))[
+            0
+        ].logits
+        logits = np.asarray(logits, np.float64)
+        loss = np.log(np.exp(logits).sum(1)) - logits[np.arange(16), batch.label]
+        np.testing.assert_allclose(sums["loss"], loss[mask].sum(), rtol=1e-5)
+        assert float(sums["count"]) == 11
+        assert float(sums["top1"]) == (logits.argmax(1) == batch.label)[mask].sum()
+
+
+def test_errors():
+    with pytest.raises(ValueError, match=r"mixup \(0.8\).*cutmix \(0.0\)"):
+        Run(1, mixup=0.8)
+    with pytest.raises(ValueError, match="cutmix"):
+        Run(1, cutmix=1.0)
+    with pytest.raises(ValueError, match=r"16 images.*3 equal parts"):
+        Run(1, accumulate=3)(make_batch())
+    with pytest.raises(ValueError, match=r"16 images.*3 equal shards"):
+        Run(1, mix_shards=3)(make_batch())
+    with pytest.raises(ValueError, match=r"truth_mix.*'half'"):
+        Run(1, truth_mix="half")(make_batch())
+    with pytest.raises(ValueError, match="token head"):
+        Run(1, model=build_vit)(make_batch())
+    with pytest.raises(ValueError, match=r"5x5.*4x4"):
+        Run(1, token_grid=(5, 5))(make_batch())
+
+
+def test_token_labels_without_maps_are_a_clear_error():
+    with pytest.raises(ValueError, match="score maps"):
+        Run(1)(make_batch(maps=False))
+
+
+def test_a_token_grid_of_another_model_is_a_clear_error_without_mixtoken_too():
+    with pytest.raises(ValueError, match=r"5x5|25"):
+        Run(1, token_grid=(5, 5), mixtoken=False)(make_batch())
+
+
+def test_a_step_costs_the_host_little():
+    """As many leaves as lvvit_s has and next to no arithmetic: what is left is Python and dispatch."""
+    # The same 16 blocks, so the same leaves; a width of 8 and one image.
+    run = Run(1, model=build_deep, mixtoken=False)
+    assert len(jax.tree.leaves(run.state)) > 750
+    batch = to_global(make_batch(1), run.mesh)
+    state, _ = run.step(run.state, batch)
+    seconds = []
+    for _ in range(50):
+        jax.block_until_ready(state)
+        begin = time.thread_time()  # of this thread's own work: others may share the machine
+        state, _ = run.step(state, batch)
+        seconds.append(time.thread_time() - begin)
+    assert 1e3 * np.median(seconds) < 2.0
+
+
+@pytest.mark.parametrize("kind", losses.DISTILLATION)
+def test_a_teacher_teaches_the_distillation_token(kind):
+    """The loss of the first step, by hand; the teacher's arrays are neither constants nor changed."""
+    options = {"dim": 16, "depth": 1, "num_heads": 2, "image_size": SIZE, "num_classes": CLASSES}
+    student = functionalize(tlvit.create_model("deit_tiny_distilled_patch16_224", seed=1, **options))
+    teacher = functionalize(build(seed=2))
+    how = {"kind": kind, "alpha": 0.3, "tau": 2.0}
+    mesh, batch = sharding.make_mesh(), make_batch(maps=False)
+    step = steps.make_train_step(
+        student[0], sgd(None), mesh=mesh, num_classes=CLASSES, smoothing=0.1,
+        teacher=steps.Teacher(*teacher, **how),
+    )  # fmt: skip
+    state = jax.device_put(state_from(*student[1:], sgd(None), ema=False), sharding.replicated(mesh))
+    new, metrics = step(state, to_global(batch, mesh))
+    images = normalize(batch.image)
+    output, _ = student[0].apply(*student[1:], images)
+    taught = teacher[0].apply(*teacher[1:], images)[0].logits
+    truth = smooth_one_hot(jnp.asarray(batch.label), CLASSES, 0.1)
+    assert float(metrics["loss"]) == pytest.approx(
+        float(losses.distillation_loss(output, truth, taught, **how)), rel=1e-5
+    )
+    moved = {
+        k: float(jnp.abs(new.params[k]["kernel"] - student[1][k]["kernel"]).max())
+        for k in ("head", "head_dist")
+    }
+    assert min(moved.values()) > 0  # both heads learn
+
+
+def test_a_teacher_and_token_labels_are_two_recipes():
+    net, params, stats = functionalize(build())
+    with pytest.raises(ValueError, match="two recipes"):
+        steps.make_train_step(
+            net, sgd(None), mesh=sharding.make_mesh(), num_classes=CLASSES, token_grid=GRID,
+            teacher=steps.Teacher(net, params, stats),
+        )  # fmt: skip

@@ -1,0 +1,1 @@
+"""Score maps on disk: format, reader, writer, import of the published files."""

@@ -1,0 +1,1 @@
+"""Sources of encoded, labeled images: TFDS data sets, class folders, digit scenes."""

@@ -1,0 +1,49 @@
+"""Multiply-adds of a model, counted in its jaxpr."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from tlvit.models.functional import Net
+from tlvit.types import PyTree
+
+
+def model_macs(net: Net, params: PyTree, stats: PyTree, image_size: tuple[int, int]) -> int:
+    """Multiply-adds of the inference of one image of (height, width); shapes suffice for the arrays."""
+    images = jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32)
+    infer = lambda p, s, x: net.apply(p, s, x)[0].logits
+    return count_macs(jax.make_jaxpr(infer)(params, stats, images).jaxpr)
+
+
+def count_macs(jaxpr: Any) -> int:
+    """Multiply-adds of all matrix products and convolutions of a program (`jax.make_jaxpr(f)(x).jaxpr`);
+    loops count as often as they run (a `while` of unknown length once, of a `cond` the dearest branch)."""
+    total = 0
+    for equation in jaxpr.eqns:
+        name, params = equation.primitive.name, equation.params
+        if name == "dot_general":
+            (contracted, _), _ = params["dimension_numbers"]
+            total += _size(equation.outvars[0]) * math.prod(
+                equation.invars[0].aval.shape[i] for i in contracted
+            )
+        elif name == "conv_general_dilated":
+            _, channels_in, *spatial = params["dimension_numbers"].rhs_spec
+            kernel = equation.invars[1].aval.shape  # its channels are those of one group
+            total += _size(equation.outvars[0]) * math.prod(kernel[i] for i in (channels_in, *spatial))
+        else:
+            inner = [count_macs(j) for value in params.values() for j in _jaxprs(value)]
+            total += max(inner, default=0) if name == "cond" else params.get("length", 1) * sum(inner)
+    return total
+
+
+def _size(variable) -> int:
+    return math.prod(variable.aval.shape)
+
+
+def _jaxprs(value) -> list[Any]:
+    """The programs inside an equation's parameter."""
+    values = value if isinstance(value, list | tuple) else [value]
+    inner = [getattr(v, "jaxpr", v) for v in values]
+    return [j for j in inner if hasattr(j, "eqns")]

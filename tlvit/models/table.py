@@ -1,0 +1,62 @@
+"""The model table: every name that `create_model` knows, and how it is built."""
+
+import difflib
+import functools
+from typing import Any
+
+from flax import nnx
+
+from tlvit.models import deit, lvvit, nfnet, regnety, t2t_vit
+
+FAMILIES = (
+    (lvvit.LVViT, lvvit.VARIANTS),
+    (deit.DeiT, deit.VARIANTS),
+    (t2t_vit.T2TViT, t2t_vit.VARIANTS),
+    (regnety.RegNetY, regnety.VARIANTS),
+    (nfnet.NFNet, nfnet.VARIANTS),
+)
+MODELS = {
+    name: functools.partial(model, **options)
+    for model, variants in FAMILIES
+    for name, options in variants.items()
+}
+
+
+def list_models() -> list[str]:
+    """All model names, sorted."""
+    return sorted(MODELS)
+
+
+def create_model(
+    name: str,
+    *,
+    num_classes: int = 1000,
+    image_size: int | tuple[int, int] | None = None,
+    seed: int = 0,
+    **overrides: Any,
+) -> nnx.Module:
+    """Builds a model with freshly initialised parameters.
+
+    Args:
+      name: one of `list_models()`.
+      num_classes: L.
+      image_size: of the images it will see, an int or (height, width); if not given 224, or what the name
+        says (deit_base_patch16_384).
+      seed: of the initialisation.
+      **overrides: any option of the model class, such as drop_path=0.1 or dtype=jnp.bfloat16 (of the
+        computation; parameters are float32).
+
+    Returns:
+      The module; call it with float32 images [B, H, W, 3], normalised, to get a ModelOutput.
+
+    Raises:
+      ValueError: an unknown name (close ones are named) or options that do not fit together.
+      TypeError: an option that the model does not have.
+    """
+    if name not in MODELS:
+        close = difflib.get_close_matches(name, MODELS, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(list_models())}."
+        raise ValueError(f"Unknown model {name!r}; {hint}")
+    if image_size is not None:
+        overrides["image_size"] = tuple(image_size) if isinstance(image_size, list) else image_size
+    return MODELS[name](num_classes=num_classes, rngs=nnx.Rngs(seed), **overrides)

@@ -1,0 +1,1 @@
+"""Pure functions on arrays: targets, mixing, losses, augmentation on the device."""

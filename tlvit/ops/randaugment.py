@@ -1,0 +1,258 @@
+"""RandAugment on the device: all images of a batch at once, for hosts with too few cores.
+
+The operations and ranges are those of `tlvit.data.transforms.randaugment` (Cubuk et al. 2019,
+arXiv:1909.13719). Every image goes through one formula for each family of operations, with neutral numbers
+where the image has another operation, so there are no branches; and there are no gathers, which are slow on
+TPU: colours go through a 3x3 matrix, histograms and tables through products with one-hot nibbles, and moves
+through three shears (Paeth 1986) whose whole-pixel shifts are made of selections between slices.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from tlvit.ops import randaugment_policy as policies
+from tlvit.ops.randaugment_policy import FILL, OPS, AugmentPolicy
+from tlvit.types import Array
+
+GREY = (0.299, 0.587, 0.114)
+CHUNKS = 16  # `_equalize` works on that many parts of the images in turn, to save memory
+
+
+def randaugment(key: Array, images: Array, geometry: Array, policy: AugmentPolicy) -> tuple[Array, Array]:
+    """Draw `policy.layers` operations for each image and apply each with its probability.
+
+    Args:
+      key: PRNG key; the same key gives the same images.
+      images: [B, H, W, 3], uint8 or whole numbers from 0 to 255 in floating point, not normalised.
+      geometry: float32 [B, 2, 3], see `Batch`.
+      policy: see `augment_policy.parse_policy`.
+
+    Returns:
+      images [B, H, W, 3] in the given type, and their geometry float32 [B, 2, 3].
+
+    Raises:
+      ValueError: shapes that do not fit together.
+    """
+    batch = images.shape[0]
+    if images.ndim != 4 or images.shape[3] != 3 or geometry.shape != (batch, 2, 3):
+        raise ValueError(
+            f"need images [B, H, W, 3] and geometry [B, 2, 3], not {images.shape}, {geometry.shape}"
+        )
+    shape = (policy.layers, batch)
+    keys = jax.random.split(key, 4)
+    ops = jax.random.randint(keys[0], shape, 0, len(OPS))
+    ops = jnp.where(jax.random.bernoulli(keys[1], policy.probability, shape), ops, len(OPS))
+    magnitudes = policy.magnitude + policy.noise * jax.random.normal(keys[2], shape)
+    levels = jnp.clip(magnitudes, 0.0, policies.MAX_MAGNITUDE) / policies.MAX_MAGNITUDE
+    signs = jax.random.rademacher(keys[3], shape, jnp.float32)
+    floats = images.astype(jnp.float32)
+    for layer in range(policy.layers):
+        floats, moved = apply_ops(floats, ops[layer], levels[layer], signs[layer])
+        geometry = compose(geometry, moved)
+    return floats.astype(images.dtype), geometry
+
+
+def apply_ops(images: Array, op: Array, level: Array, sign: Array) -> tuple[Array, Array]:
+    """One operation for each image.
+
+    Args:
+      images: float32 [B, H, W, 3], whole numbers from 0 to 255.
+      op: int32 [B], index into `augment_policy.OPS`, or len(OPS) for none.
+      level: float32 [B], magnitude / 10.
+      sign: float32 [B], -1 or 1, the direction where an operation has two.
+
+    Returns:
+      images of the same kind, and the matrices float32 [B, 2, 3] from their points to the given images'.
+    """
+    images = _change_colours(images, op, level, sign)
+    images = _change_bits(images, op, level)
+    images = _equalize(images, op == OPS.index("Equalize"))
+    images = _sharpen(images, jnp.where(op == OPS.index("SharpnessIncreasing"), _factor(level, sign), 1.0))
+    return _move(images, op, level, sign)
+
+
+def compose(outer: Array, inner: Array) -> Array:
+    """The matrices [B, 2, 3] of p -> outer(inner(p))."""
+    linear = jnp.sum(outer[:, :, :2, None] * inner[:, None, :, :], axis=2)
+    return linear + jnp.pad(outer[:, :, 2:], ((0, 0), (0, 0), (2, 0)))
+
+
+def _factor(level: Array, sign: Array) -> Array:
+    return jnp.maximum(policies.MIN_ENHANCE, 1.0 + sign * level * policies.ENHANCE)
+
+
+def _change_colours(images: Array, op: Array, level: Array, sign: Array) -> Array:
+    """Everything that is one affine map of colours: contrast, brightness, saturation, inversion."""
+    batch = images.shape[0]
+    factor = _factor(level, sign)
+    low, high = jnp.min(images, axis=(1, 2)), jnp.max(images, axis=(1, 2))  # [B, 3]
+    stretch = jnp.where(high > low, 255.0 / jnp.maximum(high - low, 1.0), 1.0)
+    grey = jnp.array(GREY)
+    mean = jnp.floor(jnp.sum(jnp.mean(images, axis=(1, 2)) * grey[None, :], axis=1) + 0.5)
+    has = {name: (op == OPS.index(name))[:, None] for name in OPS}
+
+    diagonal, offset = jnp.ones((batch, 3)), jnp.zeros((batch, 3))
+    for name, scale, shift in (
+        ("AutoContrast", stretch, jnp.where(high > low, -low * stretch, 0.0)),
+        ("Invert", -1.0, 255.0),
+        ("BrightnessIncreasing", factor[:, None], 0.0),
+        ("ContrastIncreasing", factor[:, None], ((1 - factor) * mean)[:, None]),
+        ("ColorIncreasing", factor[:, None], 0.0),
+    ):
+        diagonal = jnp.where(has[name], scale, diagonal)
+        offset = jnp.where(has[name], shift, offset)
+    share = jnp.where(has["ColorIncreasing"], (1 - factor)[:, None], 0.0)[:, :, None, None]  # of grey
+    grey = jnp.sum(images * grey[None, None, None, :], axis=3, keepdims=True)
+    mixed = images * diagonal[:, None, None, :] + offset[:, None, None, :] + share * grey
+    return _whole(mixed)
+
+
+def _change_bits(images: Array, op: Array, level: Array) -> Array:
+    """Posterizing and the two solarizings."""
+    at = lambda name, value, neutral: jnp.where(op == OPS.index(name), value, neutral)[:, None, None, None]
+    count = lambda most: jnp.floor(level * most)
+    step = at("PosterizeIncreasing", 2 ** (8 - policies.POSTERIZE_BITS + count(policies.POSTERIZE_BITS)), 1.0)
+    threshold = at("SolarizeIncreasing", policies.SOLARIZE - count(policies.SOLARIZE), 256.0)
+    add = at("SolarizeAdd", count(policies.SOLARIZE_ADD), 0.0)
+    images = jnp.floor(images / step) * step
+    images = jnp.where(images >= threshold, 255.0 - images, images)
+    return jnp.where(images < policies.SOLARIZE_ADD_BELOW, images + add, images)
+
+
+def _equalize(images: Array, wanted: Array) -> Array:
+    """Flatten the histograms of the images that are `wanted` (bool [B]) by Pillow's table."""
+    batch, height, width, _ = images.shape
+    chunks = max(n for n in range(1, CHUNKS + 1) if height % n == 0)
+    parts = jnp.moveaxis(images.reshape(batch, chunks, -1, 3), 1, 0)  # [chunks, B, P, 3]
+
+    def nibbles(part):
+        value = part.astype(jnp.int32)
+        return tuple(jax.nn.one_hot(x, 16, dtype=jnp.bfloat16) for x in (value // 16, value % 16))
+
+    def count(counts, part):
+        high, low = nibbles(part)
+        return counts + jnp.einsum("bpci,bpcj->bcij", high, low, preferred_element_type=jnp.float32), None
+
+    # Made from the images, so that it lies where they do, on a mesh as well.
+    empty = jnp.broadcast_to(images[:, 0, 0, :, None, None] * 0, (batch, 3, 16, 16))
+    counts, _ = jax.lax.scan(count, empty, parts)
+    table = _equalizing_table(counts.reshape(batch, 3, 256).astype(jnp.int32), height * width)
+    identity = jnp.broadcast_to(jnp.arange(256)[None, None, :], table.shape)
+    table = jnp.where(wanted[:, None, None], table, identity)
+    table = table.reshape(batch, 3, 16, 16).astype(jnp.bfloat16)  # exact to 256
+
+    def look_up(part):
+        high, low = nibbles(part)
+        rows = jnp.einsum("bpci,bcij->bpcj", high, table)
+        return jnp.sum(jnp.where(low > 0, rows, 0).astype(jnp.float32), axis=3)
+
+    return jnp.moveaxis(jax.lax.map(look_up, parts), 0, 1).reshape(images.shape)
+
+
+def _equalizing_table(counts: Array, total: int) -> Array:
+    """Counts int32 [B, 3, 256] of `total` pixels -> new values int32 [B, 3, 256]."""
+    values = jnp.arange(256)[None, None, :]
+    last = jnp.max(jnp.where(counts > 0, values, 0), axis=2, keepdims=True)
+    step = (total - jnp.sum(jnp.where(values == last, counts, 0), axis=2, keepdims=True)) // 255
+    before = jnp.cumsum(counts, axis=2) - counts + step // 2
+    table = jnp.minimum(before // jnp.maximum(step, 1), 255)
+    return jnp.where(step > 0, table, jnp.broadcast_to(values, table.shape))
+
+
+def _sharpen(images: Array, factor: Array) -> Array:
+    """Blend with a 3x3 smoothing whose middle counts five times; factor [B]: 0 smooth, 1 the image."""
+    rows = images[:, :-2] + images[:, 1:-1] + images[:, 2:]
+    inner = images[:, 1:-1, 1:-1]
+    smooth = jnp.floor((rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:] + 4 * inner) / 13 + 0.5)
+    smooth = jnp.pad(smooth, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    height, width = images.shape[1:3]
+    rows, columns = jnp.arange(height)[:, None], jnp.arange(width)[None, :]
+    border = (rows == 0) | (rows == height - 1) | (columns == 0) | (columns == width - 1)
+    smooth = jnp.where(border[None, :, :, None], images, smooth)
+    factor = factor[:, None, None, None]
+    # The order of the sum makes a factor of 1 exact.
+    return _whole(images * factor + smooth * (1 - factor))
+
+
+def _move(images: Array, op: Array, level: Array, sign: Array) -> tuple[Array, Array]:
+    """Rotation, shears and translations as shears along x, y and x; the matrices [B, 2, 3]."""
+    height, width = images.shape[1:3]
+    at = lambda name, value: jnp.where(op == OPS.index(name), value, 0.0)
+    amount = sign * level
+    angle = at("Rotate", amount * math.radians(policies.ROTATE_DEGREES))
+    slant, rise = -jnp.tan(angle / 2), jnp.sin(angle)
+    shear_x, shear_y = at("ShearX", amount * policies.SHEAR), at("ShearY", amount * policies.SHEAR)
+    move_x = at("TranslateXRel", jnp.round(amount * policies.TRANSLATE * width))
+    move_y = at("TranslateYRel", jnp.round(amount * policies.TRANSLATE * height))
+
+    steepest = math.tan(math.radians(policies.ROTATE_DEGREES) / 2)
+    margin = math.ceil(steepest * height / 2) + 1  # columns that a rotation needs beside the image
+    x = jnp.arange(width + 2 * margin) + 0.5 - margin
+    y = jnp.arange(height) + 0.5
+    of = lambda value, place: value[:, None] * place[None, :]
+    fill = jnp.array(FILL, jnp.float32)[None, None, None, :]
+    moved = jnp.pad(images - fill, ((0, 0), (0, 0), (margin, margin), (0, 0)))
+    reach = lambda *shares: math.ceil(max(shares)) + 1
+    # Three interpolations blur more than the host's single one; a cubic first comes closest to it.
+    moved = _shift_rows(moved, of(slant, y - height / 2), reach(steepest * height / 2), cubic=True)
+    columns = of(rise, x - width / 2) + of(shear_y, x) + move_y[:, None]
+    share_y = (policies.SHEAR * (width + margin), policies.TRANSLATE * height)
+    sine = math.sin(math.radians(policies.ROTATE_DEGREES))
+    moved = jnp.swapaxes(moved, 1, 2)
+    moved = _shift_rows(moved, columns, reach(*share_y, sine * (width / 2 + margin)))
+    moved = jnp.swapaxes(moved, 1, 2)
+    rows = of(slant, y - height / 2) + of(shear_x, y) + move_x[:, None]
+    share_x = (policies.SHEAR * height, policies.TRANSLATE * width, steepest * height / 2)
+    moved = _shift_rows(moved, rows, reach(*share_x))[:, :, margin : margin + width]
+    matrix = _shear_matrices(slant, rise, shear_x, shear_y, move_x, move_y, height, width)
+    return jnp.floor(jnp.clip(moved + fill + 0.5, 0.0, 255.0)), matrix
+
+
+def _shift_rows(images: Array, shift: Array, reach: int, *, cubic: bool = False) -> Array:
+    """Row y of the result is row y of the image moved left by shift[b, y] pixels; zeros come in.
+
+    Args:
+      images: [B, H, W, C].
+      shift: [B, H].
+      reach: whole number that no shift exceeds.
+      cubic: interpolate between pixels by Catmull-Rom splines instead of linearly.
+    """
+    shift = jnp.clip(shift, -reach, reach) + reach
+    whole = jnp.floor(shift)
+    part = (shift - whole)[:, :, None, None]
+    bits = max(1, math.ceil(math.log2(2 * reach + 1)))
+    spare = 2**bits - 2 * reach
+    images = jnp.pad(images, ((0, 0), (0, 0), (reach + cubic, reach + spare + cubic), (0, 0)))
+    whole = whole.astype(jnp.int32)[:, :, None, None]
+    for bit in reversed(range(bits)):
+        step = 2**bit
+        images = jnp.where((whole // step) % 2 == 1, images[:, :, step:], images[:, :, :-step])
+    if not cubic:
+        return images[:, :, :-1] * (1 - part) + images[:, :, 1:] * part
+    other = 1 - part
+    weights = (
+        -0.5 * part * other * other,
+        1 - part * part * (2.5 - 1.5 * part),
+        1 - other * other * (2.5 - 1.5 * other),
+        -0.5 * other * part * part,
+    )
+    width = images.shape[2] - 3
+    return sum(weight * images[:, :, i : i + width] for i, weight in enumerate(weights))
+
+
+def _shear_matrices(slant, rise, shear_x, shear_y, move_x, move_y, height: int, width: int) -> Array:
+    """[B, 2, 3] of the three shears, in fractions of the image instead of pixels."""
+    one, zero = jnp.ones_like(slant), jnp.zeros_like(slant)
+    pixels = lambda *numbers: jnp.stack(numbers, axis=1).reshape(-1, 2, 3)
+    first = pixels(one, slant, -slant * height / 2, zero, one, zero)
+    second = pixels(one, zero, zero, rise + shear_y, one, move_y - rise * width / 2)
+    third = pixels(one, slant + shear_x, move_x - slant * height / 2, zero, one, zero)
+    units = jnp.array([[1.0, height / width, 1 / width], [width / height, 1.0, 1 / height]])
+    return compose(first, compose(second, third)) * units[None]
+
+
+def _whole(values: Array) -> Array:
+    """Truncated and clipped as Pillow does, but never below a whole number because of float32."""
+    return jnp.floor(jnp.clip(values + 1e-3, 0.0, 255.0))
