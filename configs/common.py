@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 def get_config() -> ConfigDict:
     config = ConfigDict()
-    config.seed = 0  # of initialisation, data order, augmentation, drop-path and mixing
+    config.seed = 0  # of initialization, data order, augmentation, drop-path and mixing
     config.batch_size = 1024  # images a step, over all devices
     config.epochs = 300  # length of the cosine
     config.floor_epochs = 10  # further epochs at the lowest learning rate
@@ -41,7 +41,7 @@ def get_config() -> ConfigDict:
     config.augment.interpolation = "random"  # "bilinear", "bicubic" or one of them at random
     config.augment.randaugment = "rand-m9-n2-mstd0.5-inc1"  # empty: none
     config.augment.on = "host"  # "device": RandAugment inside the step, for hosts with few cores
-    config.augment.three_augment = False  # DeiT III's: grey, solarize or blur
+    config.augment.three_augment = False  # DeiT III's: gray, solarize or blur
     config.augment.color_jitter = 0.0  # strength of brightness, contrast and saturation
     config.augment.exact_resize = False  # True: Pillow's antialiased resize, at half the speed
     config.augment.repeats = 1  # DeiT: 3 views of an image in a step, a third of the images an epoch
@@ -53,7 +53,7 @@ def get_config() -> ConfigDict:
     config.loss.smoothing = 0.1  # of labels and token labels
     config.loss.dense_weight = 1.0  # of the patch tokens
     config.loss.cls_weight = 1.0  # of the class token
-    config.loss.truth_mix = "off"  # class token's target: "off" map, "reference", "intended", "truth" label
+    config.loss.cls_target = "annotator"  # or "published", "documented", "label"
     config.loss.plain_labels = False  # True: permit labels alone, without token labels, mixup and cutmix
     config.loss.mixtoken = True  # mix tokens within each device's images (with token labels)
 
@@ -84,7 +84,7 @@ def get_config() -> ConfigDict:
     config.eval.every_epochs = 1  # the last step is always evaluated
     config.eval.batch_size = 0  # 0: as in training
     config.eval.image_size = ()  # with --mode=eval, like image_size; empty: as the checkpoint was trained
-    config.eval.crop_pct = 0.9  # the image is resized to size / crop_pct, then centre-cropped
+    config.eval.crop_pct = 0.9  # the image is resized to size / crop_pct, then center-cropped
     config.eval.interpolation = "bicubic"
     config.eval.max_bad = 0.0  # share of the evaluation images that may be unreadable; they are left out
 

@@ -127,7 +127,7 @@ def make_data(folder: str, count: int, broken: int = 0) -> tuple[Source, score_m
         shape = (length, 5, 18, 18)
         values, indices = rng.normal(5, 2, shape), rng.integers(0, 1000, shape)
         writer.write_shard(shard, keys, values.astype(np.float32), indices)
-    writer.finalise()
+    writer.finalize()
     return source, score_maps.open_score_maps(path)
 
 

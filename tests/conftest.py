@@ -51,7 +51,7 @@ def fill_model(model) -> None:
 
 
 def golden_images(seed: int, batch: int, size: int) -> np.ndarray:
-    """The goldens' "normalised" images, as NHWC."""
+    """The goldens' "normalized" images, as NHWC."""
     images = np.random.RandomState(seed).standard_normal((batch, 3, size, size)).astype(np.float32)
     return images.transpose(0, 2, 3, 1)
 

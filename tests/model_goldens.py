@@ -16,7 +16,7 @@ LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": 
 
 
 def filled(name: str, **options) -> nnx.Module:
-    """A model filled by the goldens' rule, never initialised; T2T-ViT's fixed position table stays itself."""
+    """A model filled by the goldens' rule, never initialized; T2T-ViT's fixed position table stays itself."""
     model = nnx.eval_shape(lambda: create_model(name, **options))
     tensors = {}
     for key, shape in official_shapes(model).items():

@@ -27,7 +27,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """19 images in 3 shards, half of them twice as wide as high; position and number are in their colours."""
+    """19 images in 3 shards, half of them twice as wide as high; position and number are in their colors."""
     import tiny_images
 
     from tlvit.data.sources import tfds as sources
@@ -82,13 +82,13 @@ def test_maps_are_the_models_best_logits_of_the_whole_image(model, source, tmp_p
         if exact:
             np.testing.assert_allclose(value, best, rtol=2**-10, atol=1e-5)
             np.testing.assert_array_equal(index, np.moveaxis(order, -1, 0))
-        else:  # two libraries' bicubic resize: the same picture, to a grey level
+        else:  # two libraries' bicubic resize: the same picture, to a gray level
             np.testing.assert_allclose(value, best, atol=0.02)
         assert (np.diff(value.astype(np.float32), axis=0) <= 0).all()
 
 
 def test_a_squashed_image_is_there_to_its_edges(source):
-    """Position colours: the left and right cells of a wide image show its left and right ends."""
+    """Position colors: the left and right cells of a wide image show its left and right ends."""
     from tlvit.data import pipeline
 
     batch = next(iter(pipeline.annotation_batches(source, 0, batch_size=8, image_size=SIZE)))

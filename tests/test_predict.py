@@ -10,7 +10,7 @@ from PIL import Image
 from tlvit import create_model
 from tlvit.checkpoints.load import save_folder
 from tlvit.checkpoints.model_info import ModelInfo, Preprocessing
-from tlvit.predict import crop, draw_tokens, list_images, main, normalise, predict, read_image
+from tlvit.predict import crop, draw_tokens, list_images, main, normalize, predict, read_image
 
 TINY = {"dim": 24, "depth": 2, "num_heads": 2, "stem_width": 8}
 INFO = ModelInfo("lvvit_s", 6, (64, 64), TINY, class_names=("ant", "bee", "cat", "dog", "eel", "fox"))
@@ -54,7 +54,7 @@ def photos(tmp_path):
 def test_probabilities_are_the_models(model, photos):
     results = list(predict(model, INFO, [photos / "a.jpg", photos / "b.png"], top=6))
     view = crop(read_image(photos / "a.jpg"), image_size=(64, 64), crop_pct=INFO.preprocessing.crop_pct)
-    logits = np.asarray(model(normalise(view, INFO.preprocessing)[None]).logits[0], np.float64)
+    logits = np.asarray(model(normalize(view, INFO.preprocessing)[None]).logits[0], np.float64)
     wanted = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
     found = {s.index: s.probability for s in results[0].top}
     np.testing.assert_allclose([found[i] for i in range(6)], wanted, atol=1e-5)
@@ -94,9 +94,9 @@ def test_crop_is_that_of_the_evaluation(size, image_size, crop_pct, resized, cor
     np.testing.assert_array_equal(crop(image, image_size=image_size, crop_pct=crop_pct), wanted)
 
 
-def test_normalisation():
+def test_normalization():
     image = Image.new("RGB", (2, 1), (255, 0, 51))
-    found = normalise(image, Preprocessing(mean=(0.5, 0.25, 0.2), std=(0.5, 0.5, 2.0)))
+    found = normalize(image, Preprocessing(mean=(0.5, 0.25, 0.2), std=(0.5, 0.5, 2.0)))
     np.testing.assert_allclose(found, np.broadcast_to([1.0, -0.5, 0.0], (1, 2, 3)), atol=1e-7)
     assert found.dtype == np.float32
 
@@ -160,7 +160,7 @@ def test_tokens_are_drawn(folder, photos, tmp_path):
     ]
 
 
-def test_token_colours_stand_where_the_tokens_are():
+def test_token_colors_stand_where_the_tokens_are():
     image = Image.new("RGB", (60, 40), (128, 128, 128))
     tokens = np.zeros((2, 3, 4), np.float32)
     tokens[..., 3] = 1.0  # everywhere one sure class, but for one sure and one unsure cell

@@ -84,7 +84,11 @@ def test_published_recipe(name, drop_path, learning_rate, crop_pct, size):
     assert (config.epochs, config.floor_epochs, config.optim.warmup_epochs) == (300, 10, 5)
     assert (config.optim.warmup_start, config.optim.floor, config.optim.schedule_per) == (1e-6, 1e-5, "epoch")
     assert (config.ema.decay, config.loss.smoothing, config.augment.erasing) == (0.99992, 0.1, 0.25)
-    assert (config.loss.dense_weight, config.loss.cls_weight, config.loss.truth_mix) == (1.0, 1.0, "off")
+    assert (config.loss.dense_weight, config.loss.cls_weight, config.loss.cls_target) == (
+        1.0,
+        1.0,
+        "annotator",
+    )
     assert (config.eval.crop_pct, image_size_pair(config.image_size)) == (crop_pct, size)
     assert config.token_labels
     assert config.data.name == "imagenet2012"

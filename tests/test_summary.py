@@ -6,7 +6,7 @@ import pytest
 
 from tlvit import list_models, summary
 from tlvit.models.macs import count_macs
-from tlvit.summary import PUBLISHED_TOP1, _sizes, main, summarise, table
+from tlvit.summary import PUBLISHED_TOP1, _sizes, main, summarize, table
 
 # Millions of parameters and billions of multiply-adds as the published implementations give them, rounded so.
 PUBLISHED = {
@@ -51,7 +51,7 @@ QUICK = ("lvvit_t", "t2t_vit_7", "deit_tiny_distilled_patch16_224")
 )
 def test_published_counts(model, size):
     parameters, macs = PUBLISHED[model, size]
-    found = summarise(model, image_size=size)
+    found = summarize(model, image_size=size)
     if parameters is not None:
         digits = len(str(parameters).split(".")[1])
         assert round(found.parameters / 1e6, digits) == parameters
@@ -82,7 +82,7 @@ def test_macs_of_products_convolutions_and_loops():
 
 def test_activations_follow_depth_and_rematerialisation():
     options = {"dim": 24, "num_heads": 2, "stem_width": 8, "image_size": 64}
-    kept = lambda **more: summarise("lvvit_s", **options, **more).activation_bytes
+    kept = lambda **more: summarize("lvvit_s", **options, **more).activation_bytes
     two, four, six = (kept(depth=d) for d in (2, 4, 6))
     assert six - four == four - two
     # A block on 17 tokens of width 24: qkv (3), the attention's 2 heads of 17 x 17, its result, the norms'
@@ -92,12 +92,12 @@ def test_activations_follow_depth_and_rematerialisation():
 
 
 def test_sizes_and_accuracies_belong_together():
-    small, large, odd = (summarise("lvvit_t", image_size=s) for s in (224, 448, (64, 96)))
+    small, large, odd = (summarize("lvvit_t", image_size=s) for s in (224, 448, (64, 96)))
     assert (small.top1, large.top1, odd.top1) == (79.1, None, None)
     assert (small.tokens, odd.tokens) == ((14, 14), (4, 6))
     assert "2104.10858" in small.source
     assert large.macs > 4 * small.macs
-    assert summarise("lvvit_t", depth=2).top1 is None  # another model than the published one
+    assert summarize("lvvit_t", depth=2).top1 is None  # another model than the published one
     lines = table([small, odd]).splitlines()
     assert lines[2] == "| `lvvit_t` | 224 | 8.5 M | 2.9 G | 112 MB | 79.1 |"
     assert lines[3].startswith("| `lvvit_t` | 64x96 | 8.5 M |")

@@ -1,4 +1,4 @@
-"""The picture shows what it says: cells in their places and colours, wrong predictions marked, the curves."""
+"""The picture shows what it says: cells in their places and colors, wrong predictions marked, the curves."""
 
 import json
 import math
@@ -44,8 +44,8 @@ def panels(figure):
 IMAGE = np.arange(16 * 24 * 3, dtype=np.uint8).reshape(1, 16, 24, 3)
 
 
-def test_every_cell_has_its_class_colour_in_its_place():
-    """Read from the picture itself: the pixels at the centres of the cells."""
+def test_every_cell_has_its_class_color_in_its_place():
+    """Read from the picture itself: the pixels at the centers of the cells."""
     from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -56,16 +56,16 @@ def test_every_cell_has_its_class_colour_in_its_place():
         text.set_visible(False)
     canvas.draw()
     pixels = np.asarray(canvas.buffer_rgba())[..., :3].astype(float)
-    grey = 255 * (130 + 60) / 380
+    gray = 255 * (130 + 60) / 380
     table = [255 * np.array(colormaps["tab10"](k)[:3]) for k in range(4)]
     strength = {(0, 0): (0, 0.96), (0, 1): (1, 0.96), (0, 2): (2, 0.96), (1, 0): (0, 0.2), (1, 2): (3, 0.96)}
     for (y, x), (k, sure) in strength.items():
         column, row = axis.transData.transform(((x + 0.5) * 8 - 0.5, (y + 0.5) * 8 - 0.5))
         alpha = 0.75 * np.sqrt(sure)
         found = pixels[len(pixels) - 1 - round(row), round(column)]
-        np.testing.assert_allclose(found, alpha * table[k] + (1 - alpha) * grey, atol=4)
+        np.testing.assert_allclose(found, alpha * table[k] + (1 - alpha) * gray, atol=4)
     column, row = axis.transData.transform((1.5 * 8 - 0.5, 1.5 * 8 - 0.5))
-    np.testing.assert_allclose(pixels[len(pixels) - 1 - round(row), round(column)], grey, atol=4)
+    np.testing.assert_allclose(pixels[len(pixels) - 1 - round(row), round(column)], gray, atol=4)
 
 
 def test_sure_cells_carry_their_class_and_unsure_ones_none():
@@ -86,22 +86,22 @@ def test_the_image_is_shown_as_it_is_with_its_class():
 
 
 @pytest.mark.parametrize(
-    ("prediction", "text", "colour"), [(2, "whole image: 2", "0.2"), (1, "whole image: 1 (wrong)", "tab:red")]
+    ("prediction", "text", "color"), [(2, "whole image: 2", "0.2"), (1, "whole image: 1 (wrong)", "tab:red")]
 )
-def test_wrong_predictions_are_marked(prediction, text, colour):
+def test_wrong_predictions_are_marked(prediction, text, color):
     axis = panels(draw(IMAGE, np.array([2]), [known_map(prediction)], {}))[1]
     assert axis.get_xlabel() == text
-    assert axis.xaxis.label.get_color() == colour
+    assert axis.xaxis.label.get_color() == color
 
 
-def test_one_class_has_one_colour_in_every_row():
-    """A class that only one of two models sees does not shift the colours of the other's."""
+def test_one_class_has_one_color_in_every_row():
+    """A class that only one of two models sees does not shift the colors of the other's."""
     other = known_map(2)
     other.probability[..., :] = (0.01, 0.01, 0.01, 0.97)
     figure = draw(IMAGE, np.array([1]), [known_map(2), other], {})
     _, first, second = panels(figure)
-    colour = first.images[1].get_array()[1, 2, :3]
-    np.testing.assert_array_equal(second.images[1].get_array()[0, 0, :3], colour)
+    color = first.images[1].get_array()[1, 2, :3]
+    np.testing.assert_array_equal(second.images[1].get_array()[0, 0, :3], color)
 
 
 def test_curves():

@@ -74,5 +74,5 @@ def write_maps(path, source, *, top_k=3, grid=(6, 6), num_classes=None, missing=
         classes = (np.array(numbers)[:, None] + np.arange(top_k)) % num_classes
         indices = np.broadcast_to(classes[:, :, None, None], values.shape)
         writer.write_shard(shard, keys, values, indices, np.array([n in missing for n in numbers]))
-    writer.finalise()
+    writer.finalize()
     return score_maps.open_score_maps(str(path))

@@ -116,7 +116,7 @@ def annotate(
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices("score maps written")
-    return writer.finalise() if jax.process_index() == 0 else None
+    return writer.finalize() if jax.process_index() == 0 else None
 
 
 def _scorer(model: nnx.Module, preprocessing: Preprocessing, mesh, *, top_k: int):

@@ -139,7 +139,7 @@ def read_image(path: str | pathlib.Path) -> Image.Image:
 
 
 def crop(image: Image.Image, *, image_size: tuple[int, int], crop_pct: float) -> Image.Image:
-    """The part that the model sees: resized (bicubic) to cover image_size / crop_pct, then the centre.
+    """The part that the model sees: resized (bicubic) to cover image_size / crop_pct, then the center.
 
     Sizes and offsets are rounded as torchvision's Resize and CenterCrop do, and as in tlvit's evaluation.
 
@@ -159,14 +159,14 @@ def crop(image: Image.Image, *, image_size: tuple[int, int], crop_pct: float) ->
     return resized.crop((left, top, left + image_size[1], top + image_size[0]))
 
 
-def normalise(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
+def normalize(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
     """RGB image -> float32 [H, W, 3], the model's input."""
     pixels = np.asarray(image, np.float32) / 255
     return (pixels - np.asarray(preprocessing.mean, np.float32)) / np.asarray(preprocessing.std, np.float32)
 
 
 def draw_tokens(image: Image.Image, tokens: np.ndarray, names: Sequence[str] | None = None) -> Image.Image:
-    """The image beside itself under the classes of its tokens: the colour is the class, its strength the
+    """The image beside itself under the classes of its tokens: the color is the class, its strength the
     probability; the classes that most tokens have are named below.
 
     Args:
@@ -179,10 +179,10 @@ def draw_tokens(image: Image.Image, tokens: np.ndarray, names: Sequence[str] | N
     classes, strength = tokens.argmax(-1), tokens.max(-1)
     order, counts = np.unique(classes, return_counts=True)
     order = order[np.argsort(-counts, kind="stable")]
-    colour = {int(c): _colour(i) for i, c in enumerate(order)}
-    colours = np.array([[colour[int(c)] for c in row] for row in classes], np.uint8)
+    color = {int(c): _color(i) for i, c in enumerate(order)}
+    colors = np.array([[color[int(c)] for c in row] for row in classes], np.uint8)
     enlarge = lambda cells: Image.fromarray(cells).resize(image.size, Image.Resampling.NEAREST)
-    flat, alpha = enlarge(colours), enlarge((70 + 130 * strength).astype(np.uint8))
+    flat, alpha = enlarge(colors), enlarge((70 + 130 * strength).astype(np.uint8))
     shown = [int(c) for c in order[:8]]
     canvas = Image.new("RGB", (2 * image.width + 8, image.height + 8 + 16 * len(shown)), "white")
     canvas.paste(image, (0, 0))
@@ -190,7 +190,7 @@ def draw_tokens(image: Image.Image, tokens: np.ndarray, names: Sequence[str] | N
     draw = ImageDraw.Draw(canvas)
     for i, c in enumerate(shown):
         y, cells = image.height + 8 + 16 * i, int((classes == c).sum())
-        draw.rectangle((4, y, 16, y + 12), fill=colour[c])
+        draw.rectangle((4, y, 16, y + 12), fill=color[c])
         draw.text((22, y), f"{names[c] if names else c}: {cells} of {classes.size} tokens", fill="black")
     return canvas
 
@@ -226,7 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _try_read(path: pathlib.Path, info: ModelInfo) -> np.ndarray | str:
     """The model's input, or what is wrong with the file."""
     try:
-        return normalise(_view(path, info), info.preprocessing)
+        return normalize(_view(path, info), info.preprocessing)
     except ValueError as error:
         return str(error)
 
@@ -286,8 +286,8 @@ def _token_path(wanted: str, image: pathlib.Path, number: int, count: int) -> pa
     )
 
 
-def _colour(i: int) -> tuple[int, int, int]:
-    """Colours far apart from each other: the hue turns by the golden ratio."""
+def _color(i: int) -> tuple[int, int, int]:
+    """Colors far apart from each other: the hue turns by the golden ratio."""
     return tuple(round(255 * c) for c in colorsys.hsv_to_rgb((0.02 + 0.618034 * i) % 1, 0.85, 0.95))
 
 

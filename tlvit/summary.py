@@ -95,7 +95,7 @@ class Summary:
     source: str | None
 
 
-def summarise(
+def summarize(
     name: str, *, image_size: int | tuple[int, int] | None = None, num_classes: int = 1000, **overrides
 ) -> Summary:
     """Counts what a model costs, abstractly: in a second or so and without its weights.
@@ -162,9 +162,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             rows = [
                 (n, s) for n in sorted(list_models(), key=_natural) for s in _sizes(n, options.image_size)
             ]
-            print(table([summarise(n, image_size=s, num_classes=options.num_classes) for n, s in rows]))
+            print(table([summarize(n, image_size=s, num_classes=options.num_classes) for n, s in rows]))
         for name in options.model:
-            print(_describe(summarise(name, image_size=options.image_size, num_classes=options.num_classes)))
+            print(_describe(summarize(name, image_size=options.image_size, num_classes=options.num_classes)))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

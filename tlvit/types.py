@@ -1,7 +1,8 @@
-"""The words of the rest: what a batch, a score map, a target and a model output are.
+"""The data types that every layer shares: batch, score maps, targets, model output and MixToken mask.
 
-Letters used for shapes everywhere: B batch, H W image, C channels, N tokens, D width, K top-k, L classes, h w
-grid of tokens or of a map, S shards of the batch. All types are frozen dataclasses that JAX sees as pytrees.
+Letters for axes: B batch, H W image height and width, C channels, N tokens, D embedding width, P prefix
+tokens (class and distillation token), K classes kept for each cell, L classes, h w token grid or score-map grid,
+S shards of the batch, R labels of one image. All types are frozen dataclasses registered as JAX pytrees.
 """
 
 import dataclasses
@@ -9,7 +10,7 @@ from typing import Any
 
 import jax
 
-Array = Any  # jax.Array, numpy.ndarray, or a ShapeDtypeStruct of abstract evaluation
+Array = Any  # jax.Array, numpy.ndarray, or a ShapeDtypeStruct during abstract evaluation
 PyTree = Any
 
 pytree = lambda cls: jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
@@ -17,10 +18,10 @@ pytree = lambda cls: jax.tree_util.register_dataclass(dataclasses.dataclass(froz
 
 @pytree
 class ScoreMaps:
-    """The annotator's K best classes of every cell of an image, as raw logits.
+    """The annotator's K highest logits in every cell of an image.
 
     Attributes:
-      value: float16 [B, K, h, w], raw logits. Classes that are not among the K count as logit 0.
+      value: float16 [B, K, h, w], raw logits. Classes that are not among the K have logit 0.
       index: uint16 or int32 [B, K, h, w], class indices.
     """
 
@@ -30,17 +31,17 @@ class ScoreMaps:
 
 @pytree
 class Batch:
-    """What the host sends to the devices for a step.
+    """The images and labels of one step.
 
     Attributes:
-      image: uint8 [B, H, W, 3], RGB, not normalised.
-      label: int32 [B].
-      mask: bool [B]; False marks padding, which evaluation leaves out; training batches have none.
+      image: uint8 [B, H, W, 3], RGB, not normalized.
+      label: int32 [B], class indices.
+      mask: bool [B], False for padding. Evaluation ignores padding; training batches have none.
       maps: ScoreMaps of the B images, or None in a run without token labels.
-      geometry: float32 [B, 2, 3]; maps a point (x, y, 1) of the final image to the source image that the
-        score map covers, both in [0, 1] x [0, 1], x to the right and y down.
-      real: int32 [B, R], all labels that are right for an image, padded with -1 (ReaL; an image may have
-        none), or None where the data have single labels only.
+      geometry: float32 [B, 2, 3]. Maps a point (x, y, 1) of the augmented image to the annotated image, both
+        in [0, 1] x [0, 1], x to the right and y down. See `tlvit.ops.geometry`.
+      real_labels: int32 [B, R], all correct labels of an image (ImageNet ReaL), padded with -1; None for data
+        sets with one label for each image. An image may have no correct label.
     """
 
     image: Array
@@ -48,31 +49,36 @@ class Batch:
     mask: Array
     maps: ScoreMaps | None
     geometry: Array
-    real: Array | None = None
+    real_labels: Array | None = None
 
 
 @pytree
 class TokenTargets:
-    """Soft targets; rows of `cls` and `tokens` sum to 1 + smoothing / L as published, `truth` sums to 1.
+    """Soft targets. Rows of `cls` and `tokens` sum to 1 + smoothing / L, as published; rows of `label` to 1.
 
     Attributes:
       cls: float32 [B, L], the annotator's target for the class token.
-      tokens: float32 [B, N, L], its target for every patch token, in row-major order of the grid.
-      truth: float32 [B, L], the smoothed one-hot label.
+      tokens: float32 [B, N, L], the annotator's target for every patch token, in row-major order.
+      label: float32 [B, L], the smoothed one-hot label.
+      weight: float32 [B, N], factor of every token in the dense loss (0: the score map does not cover the
+        token), or None for 1 everywhere.
     """
 
     cls: Array
     tokens: Array
-    truth: Array
+    label: Array
+    weight: Array | None = None
 
 
 @pytree
 class ModelOutput:
-    """Attributes:
-    logits: float32 [B, L] by the model's rule of inference (see each model's docstring).
-    cls: float32 [B, L] of the class token.
-    tokens: float32 [B, N, L] of the patch tokens, or None for models without a token head.
-    dist: float32 [B, L] of the distillation token, or None.
+    """The logits of a model.
+
+    Attributes:
+      logits: float32 [B, L], by the model's inference rule (see the model's docstring).
+      cls: float32 [B, L], of the class token.
+      tokens: float32 [B, N, L], of the patch tokens; None for models without a token head.
+      dist: float32 [B, L], of the distillation token; None for models without one.
     """
 
     logits: Array
@@ -83,11 +89,11 @@ class ModelOutput:
 
 @pytree
 class MixTokenMask:
-    """Which tokens come from the partner image; the partner of image i of a shard is image B/S - 1 - i.
+    """Which tokens come from the partner image. Image i of a shard of n images is mixed with image n - 1 - i.
 
     Attributes:
-      mask: bool [S, h, w], True where a token is the partner's.
-      lam: float32 [S], the share of tokens that stay the image's own.
+      mask: bool [S, h, w], True where the token comes from the partner.
+      lam: float32 [S], fraction of tokens that an image keeps.
     """
 
     mask: Array

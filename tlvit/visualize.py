@@ -127,7 +127,7 @@ def draw(
 
     name = lambda k: str(class_names[k]) if class_names else str(k)
     seen = {int(c) for view in views for c in np.unique(view.probability.argmax(-1))}
-    colours = _colours(sorted(seen | {int(k) for k in labels}))
+    colors = _colors(sorted(seen | {int(k) for k in labels}))
     rows = 1 + len(views) if views else 0
     figure = Figure(figsize=(12.5, 4.1 + 2.45 * rows), layout="constrained")
     figure.suptitle(title, fontsize=13, fontweight="bold")
@@ -140,7 +140,7 @@ def draw(
         axes[0, j].imshow(image)
         axes[0, j].set_title(f"class {name(int(labels[j]))}", fontsize=11)
         for i, view in enumerate(views, start=1):
-            _draw_map(axes[i, j], image, view.probability[j], colours, name)
+            _draw_map(axes[i, j], image, view.probability[j], colors, name)
             right = view.prediction[j] == labels[j]
             verdict = f"whole image: {name(int(view.prediction[j]))}{'' if right else ' (wrong)'}"
             axes[i, j].set_xlabel(verdict, fontsize=9, color="0.2" if right else "tab:red")
@@ -152,8 +152,8 @@ def draw(
     return figure
 
 
-def _draw_map(axis, image: np.ndarray, probability: np.ndarray, colours: dict[int, Array], name) -> None:
-    """Every cell in the colour of its most likely class, the stronger the surer, with the class written into
+def _draw_map(axis, image: np.ndarray, probability: np.ndarray, colors: dict[int, Array], name) -> None:
+    """Every cell in the color of its most likely class, the stronger the surer, with the class written into
     sure cells."""
     height, width = image.shape[:2]
     best, sure = probability.argmax(-1), probability.max(-1)
@@ -162,7 +162,7 @@ def _draw_map(axis, image: np.ndarray, probability: np.ndarray, colours: dict[in
     axis.imshow(image.mean(-1), cmap="gray", vmin=-60, vmax=320)
     paint = np.zeros((*best.shape, 4))
     for k in np.unique(best):
-        paint[best == k, :3] = colours[int(k)]
+        paint[best == k, :3] = colors[int(k)]
     paint[..., 3] = 0.75 * strength
     axis.imshow(paint, extent=(-0.5, width - 0.5, height - 0.5, -0.5), interpolation="nearest")
     h, w = best.shape
@@ -175,17 +175,17 @@ def _draw_map(axis, image: np.ndarray, probability: np.ndarray, colours: dict[in
 def _draw_curves(figure, curves: dict[str, list[dict[str, float]]]) -> None:
     losses, accuracy = figure.subplots(1, 2)
     for i, (run, lines) in enumerate(curves.items()):
-        colour = f"C{i}"
+        color = f"C{i}"
         train = [(line["train/epoch"], line["train/loss"]) for line in lines if "train/loss" in line]
         if train and i == 0:
-            losses.plot(*zip(*train, strict=True), marker="." if len(train) < 50 else None, color=colour)
+            losses.plot(*zip(*train, strict=True), marker="." if len(train) < 50 else None, color=color)
         epoch = {line["step"]: line["train/epoch"] for line in lines if "train/epoch" in line}
         for kind, style in (("ema", "-"), ("raw", ":")):
             key = f"eval/{kind}_top1"
             points = [(epoch.get(line["step"], math.nan), line[key]) for line in lines if key in line]
             if points:
                 label = f"{run}, {'averaged' if kind == 'ema' else 'raw'} weights: {points[-1][1]:.1f} %"
-                accuracy.plot(*zip(*points, strict=True), style, marker=".", color=colour, label=label)
+                accuracy.plot(*zip(*points, strict=True), style, marker=".", color=color, label=label)
     losses.set(title="training loss", xlabel="epoch")
     accuracy.set(title="top-1 accuracy on the test images, %", xlabel="epoch")
     if accuracy.lines:
@@ -194,7 +194,7 @@ def _draw_curves(figure, curves: dict[str, list[dict[str, float]]]) -> None:
         axis.grid(alpha=0.3)
 
 
-def _colours(classes: Sequence[int]) -> dict[int, Array]:
+def _colors(classes: Sequence[int]) -> dict[int, Array]:
     from matplotlib import colormaps
 
     table = colormaps["tab10" if len(classes) <= 10 else "tab20"]

@@ -65,7 +65,7 @@ def folders(path):
 
 
 def test_there_and_back_bit_for_bit(tmp_path):
-    """Parameters, statistics, optimiser, average, key and step; the restored key draws the same numbers."""
+    """Parameters, statistics, optimizer, average, key and step; the restored key draws the same numbers."""
     state = make_state(7, seed=3)
     ours = Checkpoints(tmp_path)
     ours.save(state, score=61.5, extra={"model": "lvvit_s", "image_size": [48, 48], "class_names": None})
@@ -249,7 +249,7 @@ def test_another_model_is_refused_by_name(tmp_path):
     ours = Checkpoints(tmp_path)
     with pytest.raises(
         ValueError,
-        match=r"step 2 belongs to another model or optimiser, 16 arrays differ:\n"
+        match=r"step 2 belongs to another model or optimizer, 16 arrays differ:\n"
         r"  ema/params/blocks/0/bias: saved \(4,\), this run \(6,\)",
     ) as caught:
         ours.restore(make_state(width=6))
@@ -364,7 +364,7 @@ def workdir(tmp_path_factory):
     [({}, 2, 2), ({"ema": False}, 2, 1), ({"step": 3}, 3, 2), ({"step": 1, "ema": False}, 1, 1)],
 )
 def test_weights_of_a_run(workdir, options, step, factor):
-    """The best step by default, averaged by default; on one device, without the optimiser."""
+    """The best step by default, averaged by default; on one device, without the optimizer."""
     params, stats, extra = restore_for_inference(workdir, **options)
     expected = make_state(step)
     same = lambda a, b: np.testing.assert_array_equal(a, factor * np.asarray(b))

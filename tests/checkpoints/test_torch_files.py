@@ -241,7 +241,7 @@ def test_other_classes_are_asked_for(tensors):
         open_weights(weights, num_classes=7)
     _, info, report = open_weights(weights, num_classes=7, drop_heads=True)
     assert (info.num_classes, info.class_names) == (7, None)
-    assert sorted(report.reinitialised) == ["aux_head.bias", "aux_head.weight", "head.bias", "head.weight"]
+    assert sorted(report.reinitialized) == ["aux_head.bias", "aux_head.weight", "head.bias", "head.weight"]
     model, _, report = open_weights(weights, drop_heads=True)  # the same count, yet new
     assert not np.allclose(to_torch(model)["head.weight"], tensors["head.weight"])
 
@@ -259,7 +259,7 @@ def test_command_there_and_back(torch, tensors, tmp_path, capsys):
     assert main([*command, f"--class-names={tmp_path / 'names.txt'}"]) == 0
     printed = capsys.readouterr().out
     assert "state_dict -> regnety_002, 2 classes" in printed
-    assert "re-initialised" in printed
+    assert "reinitialized" in printed
     model, info = tlvit.load(folder)
     assert info.class_names == ("no", "yes")
     check_equal(to_torch(model), {k: v for k, v in names.items()})
@@ -280,7 +280,7 @@ def test_command_asks_for_what_differs(tensors, tmp_path, capsys):
     command += ["--allow=total_ops", "--heads=drop", "--num-classes=3", "--image-size=96x64"]
     assert main(command) == 0
     rows = dict(line.split()[:2] for line in capsys.readouterr().out.splitlines()[1:5])
-    wanted = {"loaded": len(tensors) - 3 - 4 - 1, "resized": 1, "re-initialised": 4, "unexpected": 1}
+    wanted = {"loaded": len(tensors) - 3 - 4 - 1, "resized": 1, "reinitialized": 4, "unexpected": 1}
     assert rows == {k: str(v) for k, v in wanted.items()}  # 3 num_batches_tracked are nobody's
     model, info = tlvit.load(folder)
     assert (model.grid, info.num_classes, info.class_names) == ((6, 4), 3, None)

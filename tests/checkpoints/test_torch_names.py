@@ -50,7 +50,7 @@ def test_round_trip_is_bit_equal():
     model = tiny(seed=1)
     report = from_torch(model, tensors)
     assert len(report.loaded) == len([k for k in tensors if "num_batches" not in k])
-    assert (report.resized, report.reinitialised, report.unexpected) == ((), (), ())
+    assert (report.resized, report.reinitialized, report.unexpected) == ((), (), ())
     for name, array in to_torch(model).items():
         np.testing.assert_array_equal(array, tensors[name], err_msg=name)
 
@@ -110,14 +110,14 @@ def test_other_classes_only_on_request():
     with pytest.raises(ValueError, match=r"head.weight: is \[5, 24\], wanted \[7, 24\]"):
         from_torch(model, tensors)
     report = from_torch(model, tensors, allow=("head", "aux_head"))
-    assert sorted(report.reinitialised) == ["aux_head.bias", "aux_head.weight", "head.bias", "head.weight"]
+    assert sorted(report.reinitialized) == ["aux_head.bias", "aux_head.weight", "head.bias", "head.weight"]
     np.testing.assert_array_equal(to_torch(model)["head.weight"], kept["head.weight"])
     np.testing.assert_array_equal(to_torch(model)["norm.weight"], tensors["norm.weight"])
 
 
 def test_one_name_may_be_a_plain_string():
     tensors = filled(tiny(token_head=False))
-    assert from_torch(tiny(), tensors, allow="aux_head").reinitialised == ("aux_head.bias", "aux_head.weight")
+    assert from_torch(tiny(), tensors, allow="aux_head").reinitialized == ("aux_head.bias", "aux_head.weight")
     assert from_torch(tiny(token_head=False), filled(tiny()), allow="aux_head").unexpected == (
         "aux_head.bias",
         "aux_head.weight",
@@ -194,7 +194,7 @@ def test_report_is_a_short_table():
     assert [line.split()[:2] for line in lines] == [
         ["loaded", str(len(report.loaded))],
         ["resized", "0"],
-        ["re-initialised", "4"],
+        ["reinitialized", "4"],
         ["unexpected", "0"],
     ]
     assert "head.weight" in lines[2]
@@ -209,7 +209,7 @@ def test_report_is_a_short_table():
         ("deit_base_patch16_384", 384),
     ],
 )
-def test_models_are_recognised(name, size):
+def test_models_are_recognized(name, size):
     if name not in list_models():
         pytest.skip("not a model yet")
     model = nnx.eval_shape(lambda: create_model(name, num_classes=11, image_size=size))

@@ -61,7 +61,7 @@ def assert_same(ours, theirs):
 
 
 def sample(field, x, y):
-    """Bilinear value of a map [h, w] at relative points, its cells' centres at (i + 0.5) / n."""
+    """Bilinear value of a map [h, w] at relative points, its cells' centers at (i + 0.5) / n."""
     h, w = field.shape
     x, y = np.clip(x * w - 0.5, 0, w - 1), np.clip(y * h - 0.5, 0, h - 1)
     x0, y0 = np.minimum(x.astype(int), w - 2), np.minimum(y.astype(int), h - 2)
@@ -71,14 +71,14 @@ def sample(field, x, y):
 
 
 def final_points(batch):
-    """Source position (x, y) of every pixel centre of the final images, by their geometry: [B, 2, H, W]."""
+    """Source position (x, y) of every pixel center of the final images, by their geometry: [B, 2, H, W]."""
     h, w = batch.image.shape[1:3]
     y, x = np.meshgrid((np.arange(h) + 0.5) / h, (np.arange(w) + 0.5) / w, indexing="ij")
     return np.einsum("bij,jhw->bihw", batch.geometry, np.stack([x, y, np.ones_like(x)]))
 
 
 def test_from_file_to_batch_maps_and_pixels_agree(source, maps):
-    """Colours say where pixels were, logits say where cells are: the geometry joins the two."""
+    """Colors say where pixels were, logits say where cells are: the geometry joins the two."""
     flips = 0
     for batch in train(source, maps, steps=15, scale=(0.1, 1.0)):
         assert (batch.image.shape, batch.image.dtype) == ((6, 32, 40, 3), np.uint8)
@@ -124,9 +124,9 @@ def test_the_published_label_crop_is_the_transposed_one(source, maps):
 
 @pytest.mark.parametrize("share", [1.0, 0.875])
 def test_maps_of_the_middle_square_are_read_as_such(source, tmp_path, share):
-    centred = tiny_images.write_maps(tmp_path, source, grid=GRID, geometry="center", center_share=share)
-    assert (centred.info.geometry, centred.info.center_share) == ("center", share)
-    for plain, batch in zip(train(source), train(source, centred), strict=True):
+    centerd = tiny_images.write_maps(tmp_path, source, grid=GRID, geometry="center", center_share=share)
+    assert (centerd.info.geometry, centerd.info.center_share) == ("center", share)
+    for plain, batch in zip(train(source), train(source, centerd), strict=True):
         np.testing.assert_array_equal(plain.image, batch.image)
         side = share * min(HEIGHT, WIDTH)
         points, expected = (
@@ -235,7 +235,7 @@ def test_annotation_goes_through_a_shard_in_record_order(source):
         assert (mask.sum(), len(mask) % 4) == (length, 0)
         found = np.concatenate([numbers(item.batch)[item.batch.mask] for item in items])
         assert [f"img_{n}.png" for n in found] == keys
-    # The whole image is there: its edges' colours are the ends of the scale.
+    # The whole image is there: its edges' colors are the ends of the scale.
     image = items[0].batch.image[0].astype(int)
     assert image[:, 0, 0].max() < 10
     assert image[:, -1, 0].min() > 245

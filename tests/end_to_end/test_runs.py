@@ -281,8 +281,8 @@ def test_fine_tuning_starts_from_other_weights_at_another_size(scenes, maps, stu
         (["--config.augment.mixup=0.8"], r"config.token_labels excludes augment.mixup"),
         (["--config.model.dtype=float16"], r"config.model.dtype must be float32 or bfloat16, not 'float16'"),
         (
-            ["--config.loss.truth_mix=no"],
-            r"config.loss.truth_mix must be off or reference or intended or truth, not .no.",
+            ["--config.loss.cls_target=no"],
+            r"config.loss.cls_target must be annotator or published or documented or label, not .no.",
         ),
         (["--config.data.label_crop=left"], r"data.label_crop must be aligned or published, not 'left'"),
         (["--config.data.name=no_such_data"], r"no_such_data"),

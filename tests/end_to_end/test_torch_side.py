@@ -83,7 +83,7 @@ def test_torch_weights_run_here(name, tmp_path):
     wrapped = {f"module.{k}": v for k, v in theirs.state_dict().items()}
     torch.save({"state_dict": wrapped, "epoch": 310}, tmp_path / "model_best.pth.tar")
     report = from_torch(ours, convert.read_weights(tmp_path / "model_best.pth.tar").tensors)
-    assert (report.reinitialised, report.unexpected, report.resized) == ((), (), ())
+    assert (report.reinitialized, report.unexpected, report.resized) == ((), (), ())
     nhwc, nchw = images(1)
     check_close(np.asarray(ours(nhwc).logits), torch_logits(theirs, nchw))
 

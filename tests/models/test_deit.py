@@ -132,7 +132,7 @@ def test_token_labels_train_it():
     targets = TokenTargets(
         cls=jax.nn.one_hot(jnp.arange(4), 7),
         tokens=jax.nn.one_hot(jnp.arange(16).reshape(4, 4) % 7, 7),
-        truth=jax.nn.one_hot(jnp.arange(4), 7),
+        label=jax.nn.one_hot(jnp.arange(4), 7),
     )
     mix = mixing.mixtoken_mask_from_box((0, 0, 1, 2), (2, 2))
 

@@ -100,7 +100,7 @@ def test_batch_norm_counts_pixels_and_keeps_float32_statistics():
     np.testing.assert_allclose(net.var[...], x.reshape(-1, 3).var(0, ddof=1), rtol=1e-5)
 
 
-def test_batch_norm_is_synchronised_over_devices():
+def test_batch_norm_is_synchronized_over_devices():
     """Statistics of the global batch, whatever lies on which device."""
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
@@ -164,7 +164,7 @@ def test_drop_path_rates():
             layers.drop_path_rates(rate, 4)
 
 
-def test_initialisation_is_the_published_one():
+def test_initialization_is_the_published_one():
     linear = layers.linear(400, 500, rngs=nnx.Rngs(0))
     assert abs(float(linear.kernel[...].std()) - 0.02) < 2e-4
     assert float(jnp.abs(linear.bias[...]).max()) == 0

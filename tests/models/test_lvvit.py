@@ -113,14 +113,14 @@ def test_a_training_step_equals_the_published_one(golden, name, size, classes):
     tokens = model.grid[0] * model.grid[1]
     mix = mixing.mixtoken_mask_from_box(case("bbox"), model.grid)
     t = golden_target(7 + 0, 4, classes, tokens)
-    targets = TokenTargets(cls=t[:, :, 1], tokens=t[:, :, 2:].swapaxes(1, 2), truth=t[:, :, 0])
+    targets = TokenTargets(cls=t[:, :, 1], tokens=t[:, :, 2:].swapaxes(1, 2), label=t[:, :, 0])
 
     def loss(params):
         output, new = net.apply(params, stats, golden_images(1, 4, size), mix=mix, train=True)
-        loss_of = lambda truth_mix: losses.token_label_loss(
-            output, targets, mix, dense_weight=0.5, truth_mix=truth_mix
+        loss_of = lambda cls_target: losses.token_label_loss(
+            output, targets, mix, dense_weight=0.5, cls_target=cls_target
         )
-        return loss_of("off"), (loss_of("reference"), output, new)
+        return loss_of("annotator"), (loss_of("published"), output, new)
 
     (plain, (refined, output, new)), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
     assert abs(float(plain) - case("train_loss_gt0")) < 1e-5
@@ -142,7 +142,7 @@ def test_conversion_gives_back_what_was_filled_in():
     first, second = small(seed=0), small(seed=1)
     fill_model(first)
     report = from_torch(second, to_torch(first))
-    assert (report.reinitialised, report.unexpected) == ((), ())
+    assert (report.reinitialized, report.unexpected) == ((), ())
     jax.tree.map(np.testing.assert_array_equal, *(functional.functionalize(m)[1:] for m in (first, second)))
     np.testing.assert_array_equal(first(images()).logits, second(images()).logits)
 

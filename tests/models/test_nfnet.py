@@ -53,11 +53,11 @@ def test_logits_features_and_score_maps_equal_the_published_ones(golden, name, s
     )
 
 
-def test_standardised_weights_have_mean_zero_and_the_gains_scale():
+def test_standardized_weights_have_mean_zero_and_the_gains_scale():
     layer = nfnet.ScaledConv(8, 6, 3, groups=2, rngs=nnx.Rngs(0))
     layer.kernel[...] = 5 * jax.random.normal(jax.random.key(0), (3, 3, 4, 6)) + 2
     layer.gain[...] = jnp.arange(6.0).reshape(6, 1, 1, 1)
-    weights = np.asarray(layer.standardised())
+    weights = np.asarray(layer.standardized())
     np.testing.assert_allclose(weights.mean((0, 1, 2)), 0, atol=1e-6)
     np.testing.assert_allclose(weights.std((0, 1, 2)), np.arange(6) / 6, rtol=1e-3)  # gain / sqrt(3 * 3 * 4)
 
@@ -66,7 +66,7 @@ def test_epsilon_is_added_to_the_deviation():
     """DeepMind's weights want 1e-4; tiny weights are visibly damped by it."""
     layer = nfnet.ScaledConv(4, 1, 1, rngs=nnx.Rngs(0))
     layer.kernel[...] = jnp.array([1.0, -1.0, 1.0, -1.0]).reshape(1, 1, 4, 1) * 1e-4
-    np.testing.assert_allclose(layer.standardised().ravel(), [0.25, -0.25, 0.25, -0.25], rtol=1e-4)
+    np.testing.assert_allclose(layer.standardized().ravel(), [0.25, -0.25, 0.25, -0.25], rtol=1e-4)
 
 
 @pytest.mark.parametrize(("height", "width"), [(6, 6), (5, 8), (7, 3)])
@@ -78,7 +78,7 @@ def test_strided_layers_pad_as_tensorflow_and_pool_what_is_inside(height, width)
     # "SAME": an even side is padded at its end only, an odd one at both.
     first = 0 if height % 2 == 0 else 1, 0 if width % 2 == 0 else 1
     padded = np.pad(x, ((0, 0), (first[0], 2), (first[1], 2), (0, 0)))
-    weights = np.asarray(layer.standardised())
+    weights = np.asarray(layer.standardized())
     for i, j in [(0, 0), (out.shape[1] - 1, out.shape[2] - 1)]:
         patch = padded[:, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3]
         np.testing.assert_allclose(out[:, i, j], np.einsum("bhwc,hwco->bo", patch, weights), atol=1e-5)

@@ -86,7 +86,7 @@ def test_loss_and_gradients_equal_the_published_ones(golden, name):
 
 @pytest.mark.parametrize(("size", "stride"), [(7, 4), (3, 2)])
 def test_soft_split_is_torchs_unfold(size, stride):
-    """Patch by patch, in torch's order: channel, then row, then column of the neighbourhood."""
+    """Patch by patch, in torch's order: channel, then row, then column of the neighborhood."""
     x = randn(2, 16, 24, 3)
     padding = {7: 2, 3: 1}[size]
     padded = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
@@ -231,7 +231,7 @@ def test_token_labels_train_it(name):
     targets = TokenTargets(
         cls=jax.nn.one_hot(jnp.arange(4), 7),
         tokens=jax.nn.one_hot(jnp.arange(16).reshape(4, 4) % 7, 7),
-        truth=jax.nn.one_hot(jnp.arange(4), 7),
+        label=jax.nn.one_hot(jnp.arange(4), 7),
     )
     mix = mixing.mixtoken_mask_from_box((0, 0, 1, 2), (2, 2))
 

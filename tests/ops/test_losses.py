@@ -29,7 +29,7 @@ def draw(seed=0):
     best = cls.argmax(-1)
     label = np.where([True, False, True, False], best, (best + 1) % L)
     truth = (np.eye(L)[label] * 0.9 + 0.1 / L).astype(np.float32)
-    return output, TokenTargets(cls=cls, tokens=soft(B, N), truth=truth)
+    return output, TokenTargets(cls=cls, tokens=soft(B, N), label=truth)
 
 
 def test_soft_cross_entropy():
@@ -45,19 +45,19 @@ def test_soft_cross_entropy():
 
 
 @pytest.mark.parametrize(
-    ("truth_mix", "share"),
+    ("cls_target", "share"),
     [
-        ("off", [1, 1, 1, 1]),
-        ("reference", [0.5, 0.9, 0.5, 0.9]),
-        ("intended", [0.9, 0.5, 0.9, 0.5]),
-        ("truth", [0, 0, 0, 0]),
+        ("annotator", [1, 1, 1, 1]),
+        ("published", [0.5, 0.9, 0.5, 0.9]),
+        ("documented", [0.9, 0.5, 0.9, 0.5]),
+        ("label", [0, 0, 0, 0]),
     ],
 )
 @pytest.mark.parametrize("mixed", [False, True])
-def test_token_label_loss(truth_mix, share, mixed):
+def test_token_label_loss(cls_target, share, mixed):
     output, targets = draw()
     share = np.array(share)[:, None]
-    cls = share * targets.cls + (1 - share) * targets.truth
+    cls = share * targets.cls + (1 - share) * targets.label
     mix = None
     if mixed:  # two shards of two images
         mix = MixTokenMask(mask=np.zeros((2, 2, 3), bool), lam=np.array([0.7, 0.2], np.float32))
@@ -66,7 +66,7 @@ def test_token_label_loss(truth_mix, share, mixed):
     expected = 0.8 * cross_entropy(output.cls, cls).mean()
     expected += 0.3 * cross_entropy(output.tokens, targets.tokens).mean()
     loss = losses.token_label_loss(
-        output, targets, mix, dense_weight=0.3, cls_weight=0.8, truth_mix=truth_mix
+        output, targets, mix, dense_weight=0.3, cls_weight=0.8, cls_target=cls_target
     )
     assert loss.shape == ()
     np.testing.assert_allclose(loss, expected, atol=1e-5)
@@ -83,7 +83,7 @@ def test_both_weights_are_one_by_default():
 def test_token_label_loss_errors():
     output, targets = draw()
     with pytest.raises(ValueError, match="off, reference, intended, truth, not 'on'"):
-        losses.token_label_loss(output, targets, truth_mix="on")
+        losses.token_label_loss(output, targets, cls_target="on")
     with pytest.raises(ValueError, match="token head"):
         losses.token_label_loss(ModelOutput(logits=output.cls, cls=output.cls), targets)
 
@@ -98,19 +98,19 @@ def test_distillation_loss(kind, alpha, tau):
     else:
         p, q = log_softmax(teacher / tau), log_softmax(output.dist / tau)
         distilled = (np.exp(p) * (p - q)).sum() * tau**2 / (B * L)
-    expected = (1 - alpha) * cross_entropy(output.cls, targets.truth).mean() + alpha * distilled
-    loss = losses.distillation_loss(output, targets.truth, teacher, kind=kind, alpha=alpha, tau=tau)
+    expected = (1 - alpha) * cross_entropy(output.cls, targets.label).mean() + alpha * distilled
+    loss = losses.distillation_loss(output, targets.label, teacher, kind=kind, alpha=alpha, tau=tau)
     np.testing.assert_allclose(loss, expected, atol=1e-5)
 
 
 def test_distillation_errors():
     output, targets = draw()
     with pytest.raises(ValueError, match="not 'warm'"):
-        losses.distillation_loss(output, targets.truth, output.cls, kind="warm", alpha=0.5, tau=1.0)
+        losses.distillation_loss(output, targets.label, output.cls, kind="warm", alpha=0.5, tau=1.0)
     with pytest.raises(ValueError, match="distillation token"):
         losses.distillation_loss(
             ModelOutput(logits=output.cls, cls=output.cls),
-            targets.truth,
+            targets.label,
             output.cls,
             kind="hard",
             alpha=0.5,

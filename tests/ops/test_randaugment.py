@@ -52,7 +52,7 @@ def test_every_operation_equals_the_hosts(photographs):
             else:
                 assert difference.max() <= 1, label
     # Three interpolations along lines instead of one bilinear. (On the first photograph, which is all fine
-    # detail, Pillow's own bilinear and bicubic rotations are 5 grey levels apart.)
+    # detail, Pillow's own bilinear and bicubic rotations are 5 gray levels apart.)
     assert np.mean(turned) < 1.2
 
 
@@ -94,7 +94,7 @@ def test_chains_keep_their_geometry(monkeypatch):
 
 
 def position_error(image, matrix, source=None):
-    """Largest distance, in source pixels, of what colours say of their origin and what the matrix says, where
+    """Largest distance, in source pixels, of what colors say of their origin and what the matrix says, where
     nothing was filled in (the image's blue is 0, the fill's is not); and the share of such pixels."""
     height, width = image.shape[:2]
     source = source or (height, width)

@@ -74,7 +74,7 @@ def test_weights_inside_the_map_sum_to_one_and_far_outside_to_zero():
     np.testing.assert_allclose(inside.sum(-1), 1, atol=1e-6)
     outside = ops.roi_weights(crop_geometry(1.3, 0.2, 0.7, 0.6)[None], (9, 9), (5, 5))
     np.testing.assert_array_equal(outside, 0)
-    # Up to a cell outside of the outermost cell centres the border counts, and no further.
+    # Up to a cell outside of the outermost cell centers the border counts, and no further.
     edge = ops.roi_weights(crop_geometry(-0.5, 0.0, 1.0, 1.0)[None], (8, 8), (8, 8)).reshape(8, 8, 8, 8)
     np.testing.assert_allclose(edge.sum((2, 3))[0], [0, 0, 0, 1, 1, 1, 1, 1], atol=1e-6)
     np.testing.assert_allclose(edge[3, 3, :, 0].sum(), 1, atol=1e-6)
@@ -90,7 +90,7 @@ def test_an_affine_map_keeps_its_value_at_the_mapped_points(map_grid, grid):
     weights = ops.roi_weights(geometry, map_grid, grid)
     ty, tx = np.meshgrid(*((np.arange(n) + 0.5) / n for n in grid), indexing="ij")
     points = np.einsum("bij,jn->bin", geometry, np.stack([tx.ravel(), ty.ravel(), np.ones(tx.size)]))
-    assert points.min() > 0.06  # the samples lie between cell centres
+    assert points.min() > 0.06  # the samples lie between cell centers
     assert points.max() < 0.94
     for a, b, constant in ((3.0, 0.0, -1.0), (0.0, 2.0, 0.5), (1.0, -4.0, 2.0)):
         sampled = weights @ (a * x + b * y + constant).ravel()

@@ -60,7 +60,7 @@ def test_targets_equal_the_published_ones(golden, case):
         ScoreMaps(part("value"), part("index")), geometry, grid=(side, side), classes=classes,
         smoothing=float(part("smoothing")), label=part("class").astype(np.int32),
     )  # fmt: skip
-    np.testing.assert_allclose(out.truth, expected[:, :, 0], atol=1e-5)
+    np.testing.assert_allclose(out.label, expected[:, :, 0], atol=1e-5)
     np.testing.assert_allclose(out.cls, expected[:, :, 1], atol=1e-5)
     if expected.shape[2] > 2:
         np.testing.assert_allclose(out.tokens.swapaxes(1, 2), expected[:, :, 2:], atol=1e-5)
@@ -76,7 +76,7 @@ def test_one_cell_by_hand():
     expected = p * (1 - 0.2 + 0.05) + 0.05
     np.testing.assert_allclose(out.cls[0], expected, atol=1e-6)
     np.testing.assert_allclose(out.tokens[0, 0], expected, atol=1e-6)
-    np.testing.assert_allclose(out.truth[0], [0.05, 0.85, 0.05, 0.05], atol=1e-6)
+    np.testing.assert_allclose(out.label[0], [0.05, 0.85, 0.05, 0.05], atol=1e-6)
 
 
 def test_rows_sum_to_what_was_published():
@@ -84,7 +84,7 @@ def test_rows_sum_to_what_was_published():
     out = targets_of(maps, crop(0.1, 0.2, 0.7, 0.6), grid=(6, 6), classes=30, smoothing=0.1)
     for rows in (out.cls, out.tokens):
         np.testing.assert_allclose(rows.sum(-1), 1 + 0.1 / 30, atol=1e-5)
-    np.testing.assert_allclose(out.truth.sum(-1), 1, atol=1e-6)
+    np.testing.assert_allclose(out.label.sum(-1), 1, atol=1e-6)
     assert {str(x.dtype) for x in jax.tree.leaves(out)} == {"float32"}
 
 

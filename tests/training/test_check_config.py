@@ -26,7 +26,7 @@ def config_for(**changes):
     [
         ("model.dtype", "float16", "config.model.dtype must be float32 or bfloat16, not 'float16'"),
         ("data.label_crop", "left", "config.data.label_crop must be aligned or published, not 'left'"),
-        ("loss.truth_mix", "no", "config.loss.truth_mix must be off or .*truth, not 'no'"),
+        ("loss.cls_target", "no", "config.loss.cls_target must be annotator or .*label, not 'no'"),
         ("augment.interpolation", "cubic", "must be bilinear or bicubic or random, not 'cubic'"),
         ("augment.randaugment", "rand-x9", "has the piece 'x9'"),
         ("eval.crop_pct", 0.0, r"config.eval.crop_pct must lie in \(0, 1\], not 0.0"),

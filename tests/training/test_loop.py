@@ -52,7 +52,7 @@ def maps(data, tmp_path_factory):
         shape = (len(records), 2, 6, 6)
         value = np.broadcast_to(np.arange(6) * np.array([1.0, 0.5])[:, None, None], shape)
         writer.write_shard(shard, [r["key"].decode() for r in records], value, np.broadcast_to(index, shape))
-    writer.finalise()
+    writer.finalize()
     return folder
 
 
@@ -237,9 +237,9 @@ def test_teachers_that_do_not_fit_are_refused(plain, data, maps, tmp_path):
         train(distilled(data, ""), tmp_path)
     with pytest.raises(ValueError, match="lvvit_s has no distillation token"):
         train(config_for(data, **{"distill.teacher": str(plain[0])}), tmp_path)
-    labelled = distilled(data, plain[0], token_labels=True, **{"data.score_maps": str(maps)})
+    labeled = distilled(data, plain[0], token_labels=True, **{"data.score_maps": str(maps)})
     with pytest.raises(ValueError, match=r"teacher and config.token_labels are two recipes"):
-        train(labelled, tmp_path)
+        train(labeled, tmp_path)
     info = ModelInfo("regnety_002", 7, (48, 48))
     save_folder(tmp_path / "seven", info.build(), info)
     with pytest.raises(ValueError, match="seven distinguishes 7 classes, the data have 10"):

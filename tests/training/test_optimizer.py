@@ -1,4 +1,4 @@
-"""Schedule, decay mask, optimiser and moving average at points computed by hand."""
+"""Schedule, decay mask, optimizer and moving average at points computed by hand."""
 
 import math
 

@@ -69,7 +69,7 @@ def sgd(params):
 
 
 def initial(path, leaf):
-    """A usual initialisation by numpy: no program has to be compiled for it."""
+    """A usual initialization by numpy: no program has to be compiled for it."""
     name = path[-1].key
     if name in ("scale", "var"):
         return np.ones(leaf.shape, np.float32)
@@ -83,7 +83,7 @@ def initial(path, leaf):
 
 @functools.cache
 def start(model, tx, ema):
-    """(net, optimiser, the host's copy of the state at step 0): what the runs of this file share."""
+    """(net, optimizer, the host's copy of the state at step 0): what the runs of this file share."""
     net, *shapes = abstract_model(model)
     params, stats = jax.tree_util.tree_map_with_path(initial, shapes)
     state = state_from(params, stats, tx(params), seed=3, ema=ema)
@@ -157,9 +157,9 @@ def test_a_step_only_sums_over_devices():
 
 
 def test_the_loss_of_the_first_step_is_the_formula():
-    """Normalised on the device, targets from the maps, by hand from the parts."""
+    """Normalized on the device, targets from the maps, by hand from the parts."""
     run, batch = (
-        Run(1, mixtoken=False, dense_weight=0.5, cls_weight=0.7, truth_mix="intended", smoothing=0.2),
+        Run(1, mixtoken=False, dense_weight=0.5, cls_weight=0.7, cls_target="documented", smoothing=0.2),
         make_batch(),
     )
     images = (batch.image / 255.0 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
@@ -170,7 +170,7 @@ def test_the_loss_of_the_first_step_is_the_formula():
         batch.maps, batch.label, batch.geometry, grid=GRID, num_classes=CLASSES, smoothing=0.2
     )
     expected = losses.token_label_loss(
-        output, targets, dense_weight=0.5, cls_weight=0.7, truth_mix="intended"
+        output, targets, dense_weight=0.5, cls_weight=0.7, cls_target="documented"
     )
     assert abs(run(batch)["loss"] - float(expected)) < 1e-5
     assert farthest(run.state.stats, stats) < 1e-5
@@ -285,13 +285,11 @@ def test_bfloat16_computes_low_and_keeps_high():
 
 
 def test_a_tiny_problem_is_learned():
-    """Colour tells the class; eight images, eighty steps."""
+    """Color tells the class; eight images, eighty steps."""
     rng = np.random.RandomState(0)
     label = np.arange(8, dtype=np.int32) % 4
-    colour = np.array([[220, 30, 30], [30, 220, 30], [30, 30, 220], [200, 200, 40]])[label]
-    image = (
-        (colour[:, None, None, :] + rng.randint(-20, 20, (8, SIZE, SIZE, 3))).clip(0, 255).astype(np.uint8)
-    )
+    color = np.array([[220, 30, 30], [30, 220, 30], [30, 30, 220], [200, 200, 40]])[label]
+    image = (color[:, None, None, :] + rng.randint(-20, 20, (8, SIZE, SIZE, 3))).clip(0, 255).astype(np.uint8)
     index = np.broadcast_to(label.reshape(8, 1, 1, 1), (8, 1, 6, 6)).astype(np.uint16)
     maps = ScoreMaps(np.full(index.shape, 8, np.float16), index)
     batch = Batch(image, label, np.ones(8, bool), maps, make_batch(8).geometry)
@@ -331,8 +329,8 @@ def test_errors():
         Run(1, accumulate=3)(make_batch())
     with pytest.raises(ValueError, match=r"16 images.*3 equal shards"):
         Run(1, mix_shards=3)(make_batch())
-    with pytest.raises(ValueError, match=r"truth_mix.*'half'"):
-        Run(1, truth_mix="half")(make_batch())
+    with pytest.raises(ValueError, match=r"cls_target.*'half'"):
+        Run(1, cls_target="half")(make_batch())
     with pytest.raises(ValueError, match="token head"):
         Run(1, model=build_vit)(make_batch())
     with pytest.raises(ValueError, match=r"5x5.*4x4"):

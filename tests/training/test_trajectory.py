@@ -51,7 +51,7 @@ def run(published):
     opt_state, ema, seen = tx.init(params), {"params": params, "stats": stats}, []
     for i in range(c["steps"]):
         t = golden_target(c["seed"] + 200 + i, c["B"], c["C"], tokens)
-        targets = TokenTargets(cls=t[:, :, 1], tokens=t[:, :, 2:].swapaxes(1, 2), truth=t[:, :, 0])
+        targets = TokenTargets(cls=t[:, :, 1], tokens=t[:, :, 2:].swapaxes(1, 2), label=t[:, :, 0])
         images = golden_images(c["seed"] + 100 + i, c["B"], c["img_size"])
         mix = mixing.mixtoken_mask_from_box(published["boxes"][i], model.grid)
         loss, params, stats, opt_state, ema = step(params, stats, opt_state, ema, images, targets, mix)

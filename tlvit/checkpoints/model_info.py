@@ -47,8 +47,8 @@ class Preprocessing:
     """How an image becomes the model's input.
 
     Attributes:
-      mean, std: of the colours, in [0, 1].
-      crop_pct: the image is resized to cover image_size / crop_pct, then its centre is cut out.
+      mean, std: of the colors, in [0, 1].
+      crop_pct: the image is resized to cover image_size / crop_pct, then its center is cut out.
     """
 
     mean: tuple[float, float, float] = IMAGENET_MEAN

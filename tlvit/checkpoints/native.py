@@ -73,9 +73,7 @@ class Checkpoints:
             metrics={"score": -1.0 if score is None else float(score)},
         )
 
-    def restore(
-        self, target: PyTree, step: int | None = None
-    ) -> tuple[PyTree, dict[str, Any]] | None:
+    def restore(self, target: PyTree, step: int | None = None) -> tuple[PyTree, dict[str, Any]] | None:
         """The state of `step`, or of the last whole checkpoint: one that any process cannot read is reported,
         renamed and the one before it taken.
 
@@ -189,7 +187,7 @@ def load_model(path: str | pathlib.Path) -> tuple[PyTree, PyTree, dict[str, Any]
 def restore_for_inference(
     workdir: str | pathlib.Path, *, ema: bool = True, step: int | None = None
 ) -> tuple[PyTree, PyTree, dict[str, Any]]:
-    """Weights of a run on the default device, read without building the optimiser's state.
+    """Weights of a run on the default device, read without building the optimizer's state.
 
     Args:
       workdir: of the run.
@@ -292,7 +290,7 @@ def _check_same(target: Mapping[str, Any], found: Mapping[str, tuple[int, ...]],
             for k in differing[:5]
         ]
         raise ValueError(
-            f"The checkpoint of step {step} belongs to another model or optimiser, {len(differing)} arrays "
+            f"The checkpoint of step {step} belongs to another model or optimizer, {len(differing)} arrays "
             "differ:\n" + "\n".join(lines)
         )
 

@@ -40,20 +40,20 @@ class LoadReport:
     Attributes:
       loaded: taken as they are.
       resized: position embeddings fitted to another grid.
-      reinitialised: of the model, that kept their initial values.
+      reinitialized: of the model, that kept their initial values.
       unexpected: of the file, that the model has no place for.
     """
 
     loaded: tuple[str, ...]
     resized: tuple[str, ...] = ()
-    reinitialised: tuple[str, ...] = ()
+    reinitialized: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         rows = [f"{'loaded':<15}{len(self.loaded):>5}"]
         for title, names in (
             ("resized", self.resized),
-            ("re-initialised", self.reinitialised),
+            ("reinitialized", self.reinitialized),
             ("unexpected", self.unexpected),
         ):
             more = f", and {len(names) - 6} more" if len(names) > 6 else ""
@@ -175,7 +175,7 @@ def as_float32(name: str, tensor: Any) -> np.ndarray:
     """A numpy array or torch tensor (float64, float16, bfloat16, integers) as float32.
 
     Raises:
-      ValueError: complex numbers, text, quantised or sparse tensors.
+      ValueError: complex numbers, text, quantized or sparse tensors.
     """
     try:
         if hasattr(tensor, "detach"):  # torch's, which numpy cannot take as bfloat16

@@ -368,7 +368,7 @@ def _to_batch(arrays: dict[str, np.ndarray]) -> Batch:
         mask=arrays["mask"] if "mask" in arrays else np.ones(len(arrays["label"]), bool),
         maps=maps,
         geometry=arrays["geometry"],
-        real=arrays["real"].astype(np.int32) if "real" in arrays else None,
+        real_labels=arrays["real"].astype(np.int32) if "real" in arrays else None,
     )
 
 
@@ -384,7 +384,7 @@ def _pad(batch: Batch, size: int) -> Batch:
         mask=grow(batch.mask),
         maps=None,
         geometry=grow(batch.geometry),
-        real=None if batch.real is None else grow(batch.real, -1),
+        real_labels=None if batch.real_labels is None else grow(batch.real_labels, -1),
     )
 
 
@@ -395,6 +395,6 @@ def _empty_batch(size: int, image_size: tuple[int, int], max_real: int) -> Batch
         mask=np.zeros(0, bool),
         maps=None,
         geometry=np.zeros((0, 2, 3), np.float32),
-        real=np.zeros((0, max_real), np.int32) if max_real else None,
+        real_labels=np.zeros((0, max_real), np.int32) if max_real else None,
     )
     return _pad(empty, size)

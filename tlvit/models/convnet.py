@@ -50,7 +50,7 @@ class PooledModel(nnx.Module):
         raise NotImplementedError
 
     def __call__(self, images: Array, *, key: Array | None = None) -> ModelOutput:
-        """Normalised float32 [B, H, W, 3] -> ModelOutput with logits and cls, which are the same."""
+        """Normalized float32 [B, H, W, 3] -> ModelOutput with logits and cls, which are the same."""
         keys = split_key(key, 2)
         logits = self.head(self.encode(images, keys[0]), keys[1])
         return ModelOutput(logits=logits, cls=logits)

@@ -36,7 +36,7 @@ class Net:
 
         Args:
           params, stats: nested dicts as from `functionalize`.
-          images: float32 [B, H, W, 3], normalised.
+          images: float32 [B, H, W, 3], normalized.
           mix: MixToken mask; the model mixes its tokens and un-mixes its token logits with it.
           train: batch statistics in place of the running ones, which move; dropout and drop-path if there is
             a key.

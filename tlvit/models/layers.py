@@ -1,4 +1,4 @@
-"""What the model families share: attention, MLP, transformer block, normalisation, drop-path, position
+"""What the model families share: attention, MLP, transformer block, normalization, drop-path, position
 embeddings.
 
 Attribute names equal those of the published PyTorch modules, which makes conversion a renaming of leaves.
@@ -20,7 +20,7 @@ class Buffer(nnx.BatchStat):
 
 
 def linear(width_in: int, width_out: int, *, bias: bool = True, dtype=None, rngs: nnx.Rngs) -> nnx.Linear:
-    """Linear layer initialised as all published vision transformers: normal(0.02) and zeros."""
+    """Linear layer initialized as all published vision transformers: normal(0.02) and zeros."""
     return nnx.Linear(
         width_in, width_out, use_bias=bias, dtype=dtype, kernel_init=nnx.initializers.normal(0.02), rngs=rngs
     )
@@ -31,7 +31,7 @@ def conv(
     bias: bool = True, kernel_init=None, dtype=None, rngs: nnx.Rngs,
 ) -> nnx.Conv:  # fmt: skip
     """Square convolution over [B, H, W, C] with torch's padding and, if nothing else is given, torch's
-    default initialisation."""
+    default initialization."""
     bound = 1 / math.sqrt(width_in // groups * size * size)
     return nnx.Conv(
         width_in,
@@ -54,7 +54,7 @@ def layer_norm(width: int, *, epsilon: float, dtype=None, rngs: nnx.Rngs) -> nnx
 
 
 class BatchNorm(nnx.Module):
-    """Batch normalisation over all but the last axis, with torch's conventions.
+    """Batch normalization over all but the last axis, with torch's conventions.
 
     In training the statistics are those of the whole (global) batch, computed in float32, and the running
     ones move by `momentum` towards them, the variance unbiased (torch; flax keeps the biased one).

@@ -20,7 +20,7 @@ VARIANTS = {f"dm_nfnet_f{n}": {"depths": tuple((n + 1) * d for d in (1, 2, 6, 3)
 
 
 class NFNet(PooledModel):
-    """Pre-activation bottlenecks without normalisation: the convolutions' weights are standardised instead.
+    """Pre-activation bottlenecks without normalization: the convolutions' weights are standardized instead.
 
     Images of any size go in: `image_size` is taken for the sake of `create_model` and used for nothing. The
     overall stride is 32. Published sizes in training and test: F0 192 and 256, F1 224 and 320, F2 256 and
@@ -129,7 +129,7 @@ class Downsample(nnx.Module):
 
 
 class ScaledConv(nnx.Module):
-    """Convolution with scaled weight standardisation: each output channel's weights get mean 0, variance
+    """Convolution with scaled weight standardization: each output channel's weights get mean 0, variance
     1 / fan-in and a learned gain. Padding is TensorFlow's "SAME"."""
 
     def __init__(
@@ -148,12 +148,12 @@ class ScaledConv(nnx.Module):
         """[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), width] in the compute dtype."""
         dtype = self.dtype or jnp.promote_types(x.dtype, jnp.float32)
         y = jax.lax.conv_general_dilated(
-            x.astype(dtype), self.standardised().astype(dtype), (self.stride, self.stride), "SAME",
+            x.astype(dtype), self.standardized().astype(dtype), (self.stride, self.stride), "SAME",
             dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=self.groups,
         )  # fmt: skip
         return y + self.bias[...].reshape(1, 1, 1, -1).astype(dtype)
 
-    def standardised(self) -> Array:
+    def standardized(self) -> Array:
         """The weights that are used, float32 [size, size, C / groups, width]."""
         kernel = self.kernel[...]
         mean = jnp.mean(kernel, axis=(0, 1, 2), keepdims=True)

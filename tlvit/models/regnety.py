@@ -125,7 +125,7 @@ class Bottleneck(nnx.Module):
 
 
 class ConvNorm(nnx.Module):
-    """Convolution (He-initialised by its outputs, as published) and BatchNorm."""
+    """Convolution (He-initialized by its outputs, as published) and BatchNorm."""
 
     def __init__(
         self, width_in: int, width: int, size: int, *, stride: int = 1, groups: int = 1, dtype=None,

@@ -1,5 +1,5 @@
 """T2T-ViT (Yuan et al. 2021, "Tokens-to-Token ViT", arXiv:2101.11986): tokens gathered from overlapping
-neighbourhoods, then a deep and narrow transformer."""
+neighborhoods, then a deep and narrow transformer."""
 
 import math
 from collections.abc import Sequence
@@ -89,7 +89,7 @@ def sinusoid_table(count: int, dim: int) -> np.ndarray:
 
 
 def soft_split(x: Array, size: int, stride: int) -> Array:
-    """Overlapping neighbourhoods of size x size cells, zero-padded so that the grid shrinks by the stride.
+    """Overlapping neighborhoods of size x size cells, zero-padded so that the grid shrinks by the stride.
 
     Returns:
       [B, H / stride, W / stride, C * size * size], the channel outermost: torch's `unfold` order.

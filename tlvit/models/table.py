@@ -35,19 +35,19 @@ def create_model(
     seed: int = 0,
     **overrides: Any,
 ) -> nnx.Module:
-    """Builds a model with freshly initialised parameters.
+    """Builds a model with freshly initialized parameters.
 
     Args:
       name: one of `list_models()`.
       num_classes: L.
       image_size: of the images it will see, an int or (height, width); if not given 224, or what the name
         says (deit_base_patch16_384).
-      seed: of the initialisation.
+      seed: of the initialization.
       **overrides: any option of the model class, such as drop_path=0.1 or dtype=jnp.bfloat16 (of the
         computation; parameters are float32).
 
     Returns:
-      The module; call it with float32 images [B, H, W, 3], normalised, to get a ModelOutput.
+      The module; call it with float32 images [B, H, W, 3], normalized, to get a ModelOutput.
 
     Raises:
       ValueError: an unknown name (close ones are named) or options that do not fit together.

@@ -29,7 +29,7 @@ class TokenModel(nnx.Module):
     def __call__(
         self, images: Array, *, mix: MixTokenMask | None = None, key: Array | None = None
     ) -> ModelOutput:
-        """Normalised float32 [B, H, W, 3] -> ModelOutput; `mix` mixes tokens and un-mixes their logits."""
+        """Normalized float32 [B, H, W, 3] -> ModelOutput; `mix` mixes tokens and un-mixes their logits."""
         keys = split_key(key, 2)
         x = self.embed_patches(images, keys[0])
         if mix is not None:
@@ -42,7 +42,7 @@ class TokenModel(nnx.Module):
         )  # fmt: skip
 
     def features(self, images: Array) -> Array:
-        """The normalised patch tokens, [B, h, w, D]."""
+        """The normalized patch tokens, [B, h, w, D]."""
         x = self._encode(self.embed_patches(images), None)[:, self._num_prefix :]
         return x.reshape(x.shape[0], *self.grid, -1)
 
@@ -73,7 +73,7 @@ class TokenModel(nnx.Module):
         return embed_tokens(x, prefix, self.pos_embed[...], grid=self.grid)
 
     def _encode(self, x: Array, key: Array | None) -> Array:
-        """[B, h, w, D] -> [B, P + N, D], normalised."""
+        """[B, h, w, D] -> [B, P + N, D], normalized."""
         keys = split_key(key, 2)
         x = dropout(self._embed(x), self.drop_rate, keys[0])
         return self.norm(run_blocks(self.blocks, x, keys[1], remat=self.remat))

@@ -30,7 +30,7 @@ class ImageMix:
 def draw_mixtoken_mask(
     key: Array, grid: tuple[int, int], shards: int = 1, *, alpha: float = 1.0
 ) -> MixTokenMask:
-    """Draws one box for each shard: its area share is Beta(alpha, alpha), its centre uniform on the grid, its
+    """Draws one box for each shard: its area share is Beta(alpha, alpha), its center uniform on the grid, its
     parts outside of the grid cut off, as in CutMix.
 
     Args:

@@ -3,7 +3,7 @@
 The operations and ranges are those of `tlvit.data.transforms.randaugment` (Cubuk et al. 2019,
 arXiv:1909.13719). Every image goes through one formula for each family of operations, with neutral numbers
 where the image has another operation, so there are no branches; and there are no gathers, which are slow on
-TPU: colours go through a 3x3 matrix, histograms and tables through products with one-hot nibbles, and moves
+TPU: colors go through a 3x3 matrix, histograms and tables through products with one-hot nibbles, and moves
 through three shears (Paeth 1986) whose whole-pixel shifts are made of selections between slices.
 """
 
@@ -16,7 +16,7 @@ from tlvit.ops import randaugment_policy as policies
 from tlvit.ops.randaugment_policy import FILL, OPS, AugmentPolicy
 from tlvit.types import Array
 
-GREY = (0.299, 0.587, 0.114)
+GRAY = (0.299, 0.587, 0.114)
 CHUNKS = 16  # `_equalize` works on that many parts of the images in turn, to save memory
 
 
@@ -25,7 +25,7 @@ def randaugment(key: Array, images: Array, geometry: Array, policy: AugmentPolic
 
     Args:
       key: PRNG key; the same key gives the same images.
-      images: [B, H, W, 3], uint8 or whole numbers from 0 to 255 in floating point, not normalised.
+      images: [B, H, W, 3], uint8 or whole numbers from 0 to 255 in floating point, not normalized.
       geometry: float32 [B, 2, 3], see `Batch`.
       policy: see `augment_policy.parse_policy`.
 
@@ -66,7 +66,7 @@ def apply_ops(images: Array, op: Array, level: Array, sign: Array) -> tuple[Arra
     Returns:
       images of the same kind, and the matrices float32 [B, 2, 3] from their points to the given images'.
     """
-    images = _change_colours(images, op, level, sign)
+    images = _change_colors(images, op, level, sign)
     images = _change_bits(images, op, level)
     images = _equalize(images, op == OPS.index("Equalize"))
     images = _sharpen(images, jnp.where(op == OPS.index("SharpnessIncreasing"), _factor(level, sign), 1.0))
@@ -83,14 +83,14 @@ def _factor(level: Array, sign: Array) -> Array:
     return jnp.maximum(policies.MIN_ENHANCE, 1.0 + sign * level * policies.ENHANCE)
 
 
-def _change_colours(images: Array, op: Array, level: Array, sign: Array) -> Array:
-    """Everything that is one affine map of colours: contrast, brightness, saturation, inversion."""
+def _change_colors(images: Array, op: Array, level: Array, sign: Array) -> Array:
+    """Everything that is one affine map of colors: contrast, brightness, saturation, inversion."""
     batch = images.shape[0]
     factor = _factor(level, sign)
     low, high = jnp.min(images, axis=(1, 2)), jnp.max(images, axis=(1, 2))  # [B, 3]
     stretch = jnp.where(high > low, 255.0 / jnp.maximum(high - low, 1.0), 1.0)
-    grey = jnp.array(GREY)
-    mean = jnp.floor(jnp.sum(jnp.mean(images, axis=(1, 2)) * grey[None, :], axis=1) + 0.5)
+    gray = jnp.array(GRAY)
+    mean = jnp.floor(jnp.sum(jnp.mean(images, axis=(1, 2)) * gray[None, :], axis=1) + 0.5)
     has = {name: (op == OPS.index(name))[:, None] for name in OPS}
 
     diagonal, offset = jnp.ones((batch, 3)), jnp.zeros((batch, 3))
@@ -103,9 +103,9 @@ def _change_colours(images: Array, op: Array, level: Array, sign: Array) -> Arra
     ):
         diagonal = jnp.where(has[name], scale, diagonal)
         offset = jnp.where(has[name], shift, offset)
-    share = jnp.where(has["ColorIncreasing"], (1 - factor)[:, None], 0.0)[:, :, None, None]  # of grey
-    grey = jnp.sum(images * grey[None, None, None, :], axis=3, keepdims=True)
-    mixed = images * diagonal[:, None, None, :] + offset[:, None, None, :] + share * grey
+    share = jnp.where(has["ColorIncreasing"], (1 - factor)[:, None], 0.0)[:, :, None, None]  # of gray
+    gray = jnp.sum(images * gray[None, None, None, :], axis=3, keepdims=True)
+    mixed = images * diagonal[:, None, None, :] + offset[:, None, None, :] + share * gray
     return _whole(mixed)
 
 

@@ -30,14 +30,14 @@ MAX_MAGNITUDE = 10.0
 ROTATE_DEGREES = 30.0
 SHEAR = 0.3
 TRANSLATE = 0.45  # of the width or height
-ENHANCE = 0.9  # colour, contrast, brightness, sharpness: the factor is 1 - or + this, at least MIN_ENHANCE
+ENHANCE = 0.9  # color, contrast, brightness, sharpness: the factor is 1 - or + this, at least MIN_ENHANCE
 MIN_ENHANCE = 0.1
 POSTERIZE_BITS = 4  # 4 bits are kept at magnitude 0, none at 10
 SOLARIZE = 256  # the threshold goes from 256 down to 0
 SOLARIZE_ADD = 110  # added to values below SOLARIZE_ADD_BELOW
 SOLARIZE_ADD_BELOW = 128
 
-FILL = (124, 116, 104)  # ImageNet's mean colour, where a moved image leaves nothing
+FILL = (124, 116, 104)  # ImageNet's mean color, where a moved image leaves nothing
 
 
 @dataclasses.dataclass(frozen=True)

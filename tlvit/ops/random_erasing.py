@@ -18,7 +18,7 @@ def random_erasing(
 
     Args:
       key: PRNG key.
-      images: float [B, H, W, C], normalised.
+      images: float [B, H, W, C], normalized.
       probability: of an image to be erased.
       area: share of the image, drawn uniformly.
       ratio: height over width, drawn log-uniformly; of ten draws the first box that fits counts.

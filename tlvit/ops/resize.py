@@ -18,11 +18,11 @@ def resize_bicubic(image: Array, size: tuple[int, int]) -> Array:
 def _bicubic_matrix(old: int, new: int) -> Array:
     """Weights [new, old] of torch's bicubic interpolation along one axis."""
     a = -0.75
-    centre = (jnp.arange(new, dtype=jnp.float32) + 0.5) * (old / new) - 0.5
-    base = jnp.floor(centre)
+    center = (jnp.arange(new, dtype=jnp.float32) + 0.5) * (old / new) - 0.5
+    base = jnp.floor(center)
     matrix = jnp.zeros((new, old), jnp.float32)
     for offset in (-1, 0, 1, 2):
-        d = jnp.abs(centre - (base + offset))
+        d = jnp.abs(center - (base + offset))
         inner = ((a + 2) * d - (a + 3)) * d * d + 1
         outer = ((d - 5) * d + 8) * d * a - 4 * a
         weight = jnp.where(d <= 1, inner, jnp.where(d < 2, outer, 0.0))

@@ -12,9 +12,9 @@ def roi_weights(geometry: Array, map_grid: tuple[int, int], grid: tuple[int, int
     """How much each cell of a map counts for each token: the sampling of RoIAlign along the geometry.
 
     The arithmetic is that of torchvision's `roi_align` (He et al. 2017; `aligned=False`, adaptive sampling
-    ratio) on the box that the geometry cuts out of the map, minus half a cell, which puts cell centres where
+    ratio) on the box that the geometry cuts out of the map, minus half a cell, which puts cell centers where
     they belong. Every token averages ceil(extent / tokens) samples along each axis, a sample interpolates
-    bilinearly between cell centres, samples up to a cell outside of the map take its border and those further
+    bilinearly between cell centers, samples up to a cell outside of the map take its border and those further
     away count as zero. For rotations and shears the box is a parallelogram and everything else is the same;
     sides longer than the map average as many samples as one of its length.
 

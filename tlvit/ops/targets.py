@@ -60,7 +60,7 @@ def make_targets(
         return share * (1 - smoothing + smoothing / num_classes) + smoothing / num_classes
 
     truth = smooth_one_hot(label, num_classes, smoothing)
-    return TokenTargets(cls=targets((1, 1))[:, 0], tokens=targets(grid), truth=truth)
+    return TokenTargets(cls=targets((1, 1))[:, 0], tokens=targets(grid), label=truth)
 
 
 def smooth_one_hot(label: Array, num_classes: int, smoothing: float = 0.0) -> Array:

@@ -6,7 +6,7 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from tlvit.ops.losses import DISTILLATION, TRUTH_MIX
+from tlvit.ops.losses import CLS_TARGETS, DISTILLATION
 from tlvit.ops.randaugment_policy import parse_policy
 
 log = logging.getLogger("tlvit")
@@ -15,7 +15,7 @@ CHOICES = {
     "data.label_crop": ("aligned", "published"),
     "augment.interpolation": ("bilinear", "bicubic", "random"),
     "augment.on": ("host", "device"),
-    "loss.truth_mix": TRUTH_MIX,
+    "loss.cls_target": CLS_TARGETS,
     "distill.kind": DISTILLATION,
     "model.dtype": ("float32", "bfloat16"),
     "eval.interpolation": ("bilinear", "bicubic"),

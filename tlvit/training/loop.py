@@ -39,7 +39,7 @@ log = logging.getLogger("tlvit")
 class TrainResult:
     """Attributes:
     finished: False if the run was asked to stop (Ctrl-C, SIGTERM) and saved its state.
-    step: optimiser steps done.
+    step: optimizer steps done.
     metrics: of the last evaluation: eval/raw_top1, eval/ema_top1, … in percent.
     """
 
@@ -149,7 +149,7 @@ def train(config: ConfigDict, workdir: str | pathlib.Path) -> TrainResult:
         smoothing=config.loss.smoothing,
         dense_weight=config.loss.dense_weight,
         cls_weight=config.loss.cls_weight,
-        truth_mix=config.loss.truth_mix,
+        cls_target=config.loss.cls_target,
         mixtoken=config.loss.mixtoken,
         mixup=config.augment.mixup,
         cutmix=config.augment.cutmix,
@@ -362,7 +362,7 @@ def _describe(
         f"{augment.interpolation} resize to {'x'.join(map(str, image_size_pair(config.image_size)))}",
         f"{augment.randaugment} on the {augment.on}" if augment.randaugment else "",
         "3-Augment" if augment.three_augment else "",
-        f"colour jitter {augment.color_jitter:g}" if augment.color_jitter else "",
+        f"color jitter {augment.color_jitter:g}" if augment.color_jitter else "",
         f"{augment.repeats} views of an image" if augment.repeats > 1 else "",
         f"erasing {augment.erasing:g}" if augment.erasing else "",
         f"mixup {augment.mixup:g}" if augment.mixup else "",

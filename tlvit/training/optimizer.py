@@ -1,4 +1,4 @@
-"""Learning-rate schedule, weight-decay mask, optimiser and the moving average of the weights."""
+"""Learning-rate schedule, weight-decay mask, optimizer and the moving average of the weights."""
 
 import math
 from collections.abc import Callable
@@ -30,7 +30,7 @@ def warmup_cosine(
       peak: highest rate; the cosine starts at epoch 0, so just after the warm-up it is a little lower, as
         published.
       epochs: where the cosine ends.
-      steps_per_epoch: optimiser steps.
+      steps_per_epoch: optimizer steps.
       warmup_epochs, warmup_start: length and first value of the warm-up.
       floor: last value.
       per: "epoch", the rate moves once an epoch (published); or "step".
@@ -76,7 +76,7 @@ def make_optimizer(
     weight_decay: float = 0.05, clip_norm: float | None = None, beta1: float = 0.9, beta2: float = 0.999,
     epsilon: float = 1e-8,
 ) -> optax.GradientTransformation:  # fmt: skip
-    """The optimiser of a run; decay is masked by `decay_mask` and decoupled (with sgd it joins the gradient).
+    """The optimizer of a run; decay is masked by `decay_mask` and decoupled (with sgd it joins the gradient).
 
     Args:
       params: for the mask; shapes suffice.

@@ -16,10 +16,10 @@ from tlvit.types import Array, PyTree, pytree
 @pytree
 class TrainState:
     """Attributes:
-    step: int32 scalar, optimiser steps done.
+    step: int32 scalar, optimizer steps done.
     params: trained arrays.
     stats: BatchNorm statistics and fixed buffers.
-    opt_state: of the optimiser.
+    opt_state: of the optimizer.
     ema: {"params", "stats"}, their moving average; or None.
     key: PRNG key of the run; step s uses fold_in(key, s).
     """
@@ -50,13 +50,13 @@ def init_state(
 
     Args:
       build: makes the model, e.g. lambda: create_model("lvvit_s").
-      make_tx: params (shapes) -> optimiser.
+      make_tx: params (shapes) -> optimizer.
       mesh: the devices.
       seed: of the run's random numbers.
       ema: keep a moving average.
 
     Returns:
-      (net, optimiser, state).
+      (net, optimizer, state).
     """
     net, params, _ = abstract_model(build)
     tx = make_tx(params)
@@ -65,7 +65,7 @@ def init_state(
         _, params, stats = functionalize(build())
         return state_from(params, stats, tx, seed=seed, ema=ema)
 
-    # The program runs once: on a CPU, compiling it with all optimisations costs five times what that saves.
+    # The program runs once: on a CPU, compiling it with all optimizations costs five times what that saves.
     quick = {"xla_backend_optimization_level": 0} if mesh.devices.flat[0].platform == "cpu" else None
     return net, tx, jax.jit(init, out_shardings=replicated(mesh), compiler_options=quick)()
 

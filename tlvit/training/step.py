@@ -44,7 +44,7 @@ class Teacher:
 def make_train_step(
     net: Net, tx: optax.GradientTransformation, *, mesh: Mesh, num_classes: int,
     token_grid: tuple[int, int] | None = None, smoothing: float = 0.1, dense_weight: float = 1.0,
-    cls_weight: float = 1.0, truth_mix: str = "off", mixtoken: bool = True, mixup: float = 0.0,
+    cls_weight: float = 1.0, cls_target: str = "annotator", mixtoken: bool = True, mixup: float = 0.0,
     cutmix: float = 0.0, policy: AugmentPolicy | None = None, erasing: float = 0.0,
     teacher: Teacher | None = None, ema_decay: float = 0.99992, ema_warmup: bool = False, accumulate: int = 1,
     mix_shards: int | None = None, mean: tuple[float, ...] = IMAGENET_MEAN,
@@ -55,13 +55,13 @@ def make_train_step(
 
     Args:
       net: from `functionalize` or `init_state`.
-      tx: the optimiser.
+      tx: the optimizer.
       mesh: where the batch is split and the state lies.
       num_classes: L.
       token_grid: (h, w) of the model's tokens to train with token labels from `batch.maps`; None trains the
         class token on the labels alone.
       smoothing: of labels and token labels.
-      dense_weight, cls_weight, truth_mix: see `token_label_loss`.
+      dense_weight, cls_weight, cls_target: see `token_label_loss`.
       mixtoken: mix tokens within each shard of the batch (with token labels only).
       mixup, cutmix: alphas for runs without token labels, 0 is off.
       policy: of RandAugment on the device, or None (then the host augments, or nobody).
@@ -71,7 +71,7 @@ def make_train_step(
       ema_decay, ema_warmup: see `update_ema`; unused if the state holds no average.
       accumulate: number of parts that a batch is run in, their gradients averaged.
       mix_shards: independently mixed parts of a batch; the number of devices by default.
-      mean, std: of the image normalisation.
+      mean, std: of the image normalization.
 
     Returns:
       The step. Its metrics are float32 scalars: `loss` (mean over the parts) and `grad_norm` (before
@@ -128,7 +128,7 @@ def make_train_step(
         mix = here(draw_mixtoken_mask(key_mix, token_grid, shards)) if mixtoken else None
         output, stats = run(images, mix=mix)
         loss = token_label_loss(
-            output, targets, mix, dense_weight=dense_weight, cls_weight=cls_weight, truth_mix=truth_mix
+            output, targets, mix, dense_weight=dense_weight, cls_weight=cls_weight, cls_target=cls_target
         )
         return loss, stats
 
@@ -174,7 +174,7 @@ def make_eval_step(
 
     def step(params: PyTree, stats: PyTree, batch: Batch) -> dict[str, Array]:
         output, _ = net.apply(params, stats, normalize(batch.image, mean, std))
-        return classification_sums(output.logits, batch.label, batch.mask, batch.real)
+        return classification_sums(output.logits, batch.label, batch.mask, batch.real_labels)
 
     return jax.jit(step, out_shardings=replicated(mesh))
 

@@ -46,7 +46,7 @@ def test_maps_are_read_back(source, tmp_path):
         keys, values, indices = arrays(source, shard)
         writer.write_shard(shard, keys, values, indices)
         written |= {k: (v, i) for k, v, i in zip(keys, values, indices, strict=True)}
-    info = writer.finalise()
+    info = writer.finalize()
     reader = score_maps.open_score_maps(str(tmp_path / "m"))
     assert reader.info == info == score_maps.verify(str(tmp_path / "m"))
     assert (info.num_images, info.top_k, info.grid, info.num_classes) == (20, 2, (2, 3), 5)
@@ -68,7 +68,7 @@ def test_many_classes_use_wider_indices(source, tmp_path):
     for shard in range(len(source.shard_lengths)):
         keys, values, indices = arrays(source, shard)
         writer.write_shard(shard, keys, values, indices + 69_990)
-    writer.finalise()
+    writer.finalize()
     record = next(score_maps.open_score_maps(str(tmp_path / "m")).read(0).as_numpy_iterator())
     assert record["index"].dtype == np.int32
     assert record["index"].max() > 65_535
@@ -85,10 +85,10 @@ def test_an_interrupted_writer_is_continued(source, tmp_path):
     second = make_writer(tmp_path / "m", source)
     assert second.done_shards() == {1}
     with pytest.raises(ValueError, match=r"2 of 3 score-map shards are not written yet: \[0, 2\]"):
-        second.finalise()
+        second.finalize()
     for shard in (0, 2):
         second.write_shard(shard, *arrays(source, shard))
-    second.finalise()
+    second.finalize()
     assert os.stat(first.shard_path(1)).st_mtime_ns == before
     score_maps.verify(str(tmp_path / "m"))
 
@@ -194,7 +194,7 @@ def test_verify_finds_a_shard_that_was_written_again(source, tmp_path):
     writer = make_writer(tmp_path / "m", source)
     for shard in range(len(source.shard_lengths)):
         writer.write_shard(shard, *arrays(source, shard))
-    writer.finalise()
+    writer.finalize()
     keys, values, indices = arrays(source, 2)
     writer.write_shard(2, keys, -values, indices)
     with pytest.raises(ValueError, match=f"{writer.shard_path(2)} is damaged: SHA-256"):
@@ -215,7 +215,7 @@ def test_verify_finds_wrong_contents(source, tmp_path, monkeypatch, field, bad, 
     writer = make_writer(tmp_path / "m", source)
     for shard in range(len(source.shard_lengths)):
         writer.write_shard(shard, *arrays(source, shard))
-    writer.finalise()
+    writer.finalize()
     with pytest.raises(ValueError, match=match):
         score_maps.verify(str(tmp_path / "m"))
 
@@ -242,7 +242,7 @@ def test_the_map_of_a_label_is_its_class_everywhere(maps):
     assert np.exp(dense[4]) / np.exp(dense).sum() > 1 - 1e-7
 
 
-def test_folders_written_before_maps_could_be_centred_are_read_and_continued(source, maps):
+def test_folders_written_before_maps_could_be_centerd_are_read_and_continued(source, maps):
     path = os.path.join(maps.path, INFO_FILE)
     with open(path) as f:
         content = json.load(f)
@@ -255,7 +255,7 @@ def test_folders_written_before_maps_could_be_centred_are_read_and_continued(sou
     assert len(ScoreMapWriter(maps.path, source=source, **same).done_shards()) == 3
 
 
-def test_the_matrix_of_centred_maps(maps):
+def test_the_matrix_of_centerd_maps(maps):
     """A 40 x 20 image whose map covers the middle 15 x 15: (0.3125, 0.125) is its corner."""
     image = tf.io.encode_jpeg(np.zeros((20, 40, 3), np.uint8))
     info = dataclasses.replace(maps.info, geometry="center", center_share=0.75)

@@ -89,14 +89,14 @@ def test_box_holds_the_ink_of_the_class_digit():
 
 def test_class_digit_stands_anywhere():
     box = digits.make_scenes("train", 200).box
-    centre = np.stack([box[:, 0] + box[:, 2], box[:, 1] + box[:, 3]], 1) / 2
-    assert (centre.min(0) < 0.33).all()
-    assert (centre.max(0) > 0.67).all()
-    np.testing.assert_allclose(centre.mean(0), 0.5, atol=0.05)
+    center = np.stack([box[:, 0] + box[:, 2], box[:, 1] + box[:, 3]], 1) / 2
+    assert (center.min(0) < 0.33).all()
+    assert (center.max(0) > 0.67).all()
+    np.testing.assert_allclose(center.mean(0), 0.5, atol=0.05)
 
 
 def test_digit_is_upright_and_of_its_class():
-    # Nearest neighbour among the original digits, after cutting out and shrinking the drawn ink.
+    # Nearest neighbor among the original digits, after cutting out and shrinking the drawn ink.
     images, labels = digits.load_digit_images("train")
     right = 0
     for i in range(50):

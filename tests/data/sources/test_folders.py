@@ -32,8 +32,8 @@ FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".bmp": "BMP", ".webp
 def write_image(path, number):
     """A plain image whose red is its number."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    colour = np.full((10, 12, 3), 20 * number, np.uint8)
-    Image.fromarray(colour).save(path, FORMATS[path.suffix.lower()])
+    color = np.full((10, 12, 3), 20 * number, np.uint8)
+    Image.fromarray(color).save(path, FORMATS[path.suffix.lower()])
 
 
 @pytest.fixture
@@ -177,7 +177,7 @@ def test_batches_and_maps_of_class_folders(root, tmp_path_factory):
     numbers = [int(key.split("img_")[1].split(".")[0]) for key in keys]
     values = np.broadcast_to(np.reshape(numbers, (7, 1, 1, 1)), (7, 1, 2, 2)).astype(np.float32)
     writer.write_shard(0, keys, values, np.zeros(values.shape, int))
-    writer.finalise()
+    writer.finalize()
     maps = score_maps.open_score_maps(str(out))
     options = dict(batch_size=7, image_size=(8, 8), seed=1, num_threads=2)
     for batch in itertools.islice(pipeline.train_batches(source, maps, **options), 2):

@@ -173,9 +173,9 @@ def test_sets_of_labels_reach_the_batches(tmp_path, monkeypatch, count):
     for p in range(count):
         options = dict(batch_size=6, image_size=(8, 8), process_index=p, process_count=count, num_threads=1)
         for batch in pipeline.eval_batches(source, **options):
-            assert (batch.real.shape, batch.real.dtype) == ((6 // count, 32), np.int32)
-            assert (batch.real[~batch.mask] == -1).all()
-            for label, real in zip(batch.label[batch.mask], batch.real[batch.mask], strict=True):
+            assert (batch.real_labels.shape, batch.real_labels.dtype) == ((6 // count, 32), np.int32)
+            assert (batch.real_labels[~batch.mask] == -1).all()
+            for label, real in zip(batch.label[batch.mask], batch.real_labels[batch.mask], strict=True):
                 seen[int(label)] = tuple(real[real >= 0])
     assert seen == dict(enumerate(RealLabels.SETS))
     monkeypatch.setattr(sources, "MAX_REAL", 2)

@@ -29,8 +29,8 @@ def seeds(count):
     return [tf.constant([7, i], tf.int64) for i in range(count)]
 
 
-def centres(height, width):
-    """(x, y, 1) of the pixel centres [3, H, W]."""
+def centers(height, width):
+    """(x, y, 1) of the pixel centers [3, H, W]."""
     y, x = np.meshgrid((np.arange(height) + 0.5) / height, (np.arange(width) + 0.5) / width, indexing="ij")
     return np.stack([x, y, np.ones_like(x)])
 
@@ -50,7 +50,7 @@ def photograph(height, width, seed=0):
     [
         (png, (90, 120), (32, 32)),
         (png, (90, 120), (24, 40)),
-        # A JPEG's colours are off by up to two grey levels, so a source pixel must be worth more of them.
+        # A JPEG's colors are off by up to two gray levels, so a source pixel must be worth more of them.
         (jpeg, (72, 84), (32, 32)),
         (jpeg, (61, 83), (16, 24)),  # decoded at half the size, which does not divide these numbers
         (jpeg, (66, 93), (7, 9)),  # at a quarter and an eighth
@@ -58,14 +58,14 @@ def photograph(height, width, seed=0):
 )
 @pytest.mark.parametrize("exact_resize", [False, True])
 def test_the_matrix_of_a_training_image_points_at_its_pixels(encode, size, image_size, exact_resize):
-    """Colours encode the position in the source; the matrix gives the same position within a source pixel."""
+    """Colors encode the position in the source; the matrix gives the same position within a source pixel."""
     encoded = encode(tiny_images.position_image(40, *size))
     flips = 0
     for seed in seeds(24):
         image, geometry = transforms.train_image(
             encoded, seed, image_size=image_size, scale=(0.1, 1.0), exact_resize=exact_resize
         )
-        expected = np.tensordot(geometry.numpy(), centres(*image_size), 1)
+        expected = np.tensordot(geometry.numpy(), centers(*image_size), 1)
         read = image.numpy()[:, :, :2].astype(np.float64).transpose(2, 0, 1) / 255
         error = np.abs(read - expected)[:, 1:-1, 1:-1] * np.array(size[::-1])[:, None, None]
         assert error.max() < 1, (seed, error.max())
@@ -75,7 +75,7 @@ def test_the_matrix_of_a_training_image_points_at_its_pixels(encode, size, image
 
 @pytest.mark.parametrize("policy", ["rand-m9-n2-mstd0.5-inc1", "rand-m5-n4-inc1"])
 def test_the_matrix_follows_randaugment(policy):
-    """Crop, flip and moves; photometric operations become moves too, as colours are the proof."""
+    """Crop, flip and moves; photometric operations become moves too, as colors are the proof."""
     encoded = png(tiny_images.position_image(0, 120, 160))
     policy = parse_policy(policy)
     moved = 0
@@ -85,7 +85,7 @@ def test_the_matrix_follows_randaugment(policy):
             image, geometry = transforms.train_image(encoded, seed, **options, randaugment_policy=policy)
         _, plain = transforms.train_image(encoded, seed, **options)
         geometry = geometry.numpy()
-        expected = np.tensordot(geometry, centres(64, 72), 1)
+        expected = np.tensordot(geometry, centers(64, 72), 1)
         read = image.numpy()[:, :, :2].astype(np.float64).transpose(2, 0, 1) / 255
         error = np.abs(read - expected) * np.array([160, 120])[:, None, None]
         kept = image.numpy()[:, :, 2] == 0  # blue tells what was filled in
@@ -116,7 +116,7 @@ def only_moves():
     "zoom", [0.7, 1.0, 1.19, 1.21, 1.4, 1.6, 1.62, 1.63, 1.65, 1.9, 2.4, 3.2, 3.3, 4.5, 6.4, 7]
 )
 def test_the_fast_resize_stays_near_pillow(method, zoom):
-    """Crops `zoom` times the final size: over two photographs, the mean difference is below 4 grey levels."""
+    """Crops `zoom` times the final size: over two photographs, the mean difference is below 4 gray levels."""
     differences = []
     for photo in load_sample_images().images:
         encoded = jpeg(photo, 90)
@@ -217,7 +217,7 @@ def published_boxes(count, height, width):
     ("size", "expected"),
     [((10, 100), (0, 43, 10, 13)), ((100, 10), (43, 0, 13, 10)), ((30, 30), (0, 0, 30, 30))],
 )
-def test_a_box_that_never_fits_becomes_the_centre(size, expected):
+def test_a_box_that_never_fits_becomes_the_center(size, expected):
     """Numbers of torchvision's fallback: 13 = round(10 * 4 / 3)."""
     box = transforms.random_box(
         tf.constant([0, 0], tf.int64), tf.constant(size), scale=(4.0, 5.0), ratio=(3 / 4, 4 / 3)
@@ -258,7 +258,7 @@ def test_evaluation_equals_pillow(encode, size, image_size, crop_pct):
     expected = np.asarray(image.crop((left, top, left + image_size[1], top + image_size[0])), np.float64)
     difference = np.abs(result.numpy() - expected)
     assert difference.mean() < 0.3
-    assert difference.max() <= 1  # Pillow rounds to whole grey levels after each of its two passes
+    assert difference.max() <= 1  # Pillow rounds to whole gray levels after each of its two passes
     matrix = [
         [image_size[1] / scaled[1], 0, left / scaled[1]],
         [0, image_size[0] / scaled[0], top / scaled[0]],
@@ -288,7 +288,7 @@ def test_random_interpolation_takes_both():
 
 def test_the_whole_image_is_squashed():
     image, geometry = transforms.whole_image(png(tiny_images.position_image(9, 60, 90)), image_size=(30, 30))
-    expected = np.rint(centres(30, 30)[:2] * 255).transpose(1, 2, 0)
+    expected = np.rint(centers(30, 30)[:2] * 255).transpose(1, 2, 0)
     assert np.abs(image.numpy()[2:-2, 2:-2, :2] - expected[2:-2, 2:-2]).max() <= 1
     np.testing.assert_array_equal(geometry, np.eye(3)[:2])
 
@@ -299,7 +299,7 @@ def test_compose_applies_the_inner_matrix_first():
     np.testing.assert_allclose(point, [1 - (0.5 * 0.5 + 0.25), 0.5])
 
 
-def test_grey_palette_cmyk_and_animated_files_become_rgb():
+def test_gray_palette_cmyk_and_animated_files_become_rgb():
     image = PIL.Image.fromarray(photograph(20, 30))
     for mode, kind in (
         ("L", "JPEG"),

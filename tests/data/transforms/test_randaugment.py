@@ -30,7 +30,7 @@ def photographs():
 
 
 FACTORS = (0.1, 0.19, 0.55, 1.0, 1.45, 1.81, 1.9)
-ENHANCERS = {"colour": "Color", "contrast": "Contrast", "brightness": "Brightness", "sharpness": "Sharpness"}
+ENHANCERS = {"color": "Color", "contrast": "Contrast", "brightness": "Brightness", "sharpness": "Sharpness"}
 
 
 def add_below_128(image, amount):
@@ -120,7 +120,7 @@ def test_geometric_operations_move_pixels_as_pillow_does(photographs, kind, amou
 
 
 def position_error(image, matrix):
-    """Largest distance, in pixels, of what colours say of their origin and what the matrix says; the share of
+    """Largest distance, in pixels, of what colors say of their origin and what the matrix says; the share of
     the pixels that this was taken over."""
     height, width = image.shape[:2]
     y, x = np.meshgrid((np.arange(height) + 0.5) / height, (np.arange(width) + 0.5) / width, indexing="ij")
@@ -163,7 +163,7 @@ def test_chains_of_moves_keep_their_matrix():
 
 
 def blank_outside(image, matrix):
-    """Replace what an earlier move filled in (mean colour, blue 104) by the colour it would have had."""
+    """Replace what an earlier move filled in (mean color, blue 104) by the color it would have had."""
     height, width = image.shape[:2]
     y, x = np.meshgrid((np.arange(height) + 0.5) / height, (np.arange(width) + 0.5) / width, indexing="ij")
     told = np.tensordot(matrix, np.stack([x, y, np.ones_like(x)]), 1).transpose(1, 2, 0) * 255

@@ -89,7 +89,7 @@ def import_pt(
                 raise ValueError(_too_many(absent, images, label_dir, source, max_missing))
             rate = images / (time.perf_counter() - start)
             log.info("shard %d: %d images, %d without a file, %.0f images/s", shard, images, absent, rate)
-    info = writer.finalise()
+    info = writer.finalize()
     if info.num_missing > max_missing * info.num_images:
         raise ValueError(_too_many(info.num_missing, info.num_images, label_dir, source, max_missing))
     log.info("%s: %d maps, %d images without one", out, info.num_images - info.num_missing, info.num_missing)

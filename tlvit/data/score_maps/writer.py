@@ -24,7 +24,7 @@ from tlvit.data.sources.source import Source
 class ScoreMapWriter:
     """Writes score maps shard by shard; a second writer with the same arguments continues an interrupted one.
 
-    Several processes may write different shards of one folder; one of them calls `finalise` when all are
+    Several processes may write different shards of one folder; one of them calls `finalize` when all are
     done.
 
     Args:
@@ -118,7 +118,7 @@ class ScoreMapWriter:
                 writer.write(_encode({"key": key.encode(), "value": value, "index": index}))
         tf.io.gfile.rename(temporary, final, overwrite=True)
 
-    def finalise(self) -> ScoreMapInfo:
+    def finalize(self) -> ScoreMapInfo:
         """Describe all shards in `score_maps.json`: from here on the folder counts as complete.
 
         Raises:

@@ -85,7 +85,7 @@ def make_scenes(
             alpha = place(rng, ink, taken)
             taken |= alpha > 0.1
             alpha3 = alpha[:, :, None]
-            image = image * (1 - alpha3) + ink_colour(rng, mean, contrast)[None, None] * alpha3
+            image = image * (1 - alpha3) + ink_color(rng, mean, contrast)[None, None] * alpha3
             if k == 0:
                 boxes[i] = ink_box(alpha)
         image += rng.normal(0, noise, image.shape)
@@ -297,10 +297,10 @@ def place(rng: np.random.Generator, ink: np.ndarray, taken: np.ndarray) -> np.nd
 
 
 def draw_background(rng: np.random.Generator, size: int, contrast: float, texture: float) -> np.ndarray:
-    """A coloured background [S, S, 3] in 0-1: a gradient, soft clouds and a faint grain of stripes."""
+    """A colored background [S, S, 3] in 0-1: a gradient, soft clouds and a faint grain of stripes."""
     side = rng.integers(2)  # dark or light, so that ink of the needed contrast exists
     base = rng.uniform(0.05, 1 - contrast - 0.25) if side == 0 else rng.uniform(contrast + 0.25, 0.95)
-    colour = np.clip(base + rng.normal(0, 0.12, 3), 0, 1)
+    color = np.clip(base + rng.normal(0, 0.12, 3), 0, 1)
     axis = (np.arange(size) + 0.5) / size * 2 - 1
     y, x = axis[:, None], axis[None, :]
     angle, phase = rng.uniform(0, 2 * np.pi, 2)
@@ -313,17 +313,17 @@ def draw_background(rng: np.random.Generator, size: int, contrast: float, textur
     clouds = np.swapaxes(np.tensordot(clouds, weights, (1, 1)), 1, 2)
     tint = rng.uniform(0.5, 1.0, 3)
     pattern = (0.8 * gradient + 0.35 * rng.uniform() * stripes)[:, :, None] * tint[None, None] + 0.5 * clouds
-    return np.clip(colour[None, None] + texture * pattern, 0, 1)
+    return np.clip(color[None, None] + texture * pattern, 0, 1)
 
 
-def ink_colour(rng: np.random.Generator, mean: np.ndarray, contrast: float) -> np.ndarray:
-    """A colour [3] whose brightness differs from the background's `mean` [3] by at least `contrast`."""
+def ink_color(rng: np.random.Generator, mean: np.ndarray, contrast: float) -> np.ndarray:
+    """A color [3] whose brightness differs from the background's `mean` [3] by at least `contrast`."""
     level = float(mean.mean())
     room = np.array([max(level - contrast, 0.0), max(1 - level - contrast, 0.0)])  # darker, lighter
     darker = rng.uniform() * room.sum() < room[0] if room.sum() > 0 else level > 0.5
     target = rng.uniform(0, room[0]) if darker else 1 - rng.uniform(0, room[1])
-    colour = target + rng.normal(0, 0.15, 3)
-    return np.clip(colour - colour.mean() + target, 0, 1)
+    color = target + rng.normal(0, 0.15, 3)
+    return np.clip(color - color.mean() + target, 0, 1)
 
 
 def ink_box(alpha: np.ndarray) -> np.ndarray:

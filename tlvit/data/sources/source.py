@@ -1,4 +1,4 @@
-"""What a source of encoded images is: shards of labelled records, each with a stable key."""
+"""What a source of encoded images is: shards of labeled records, each with a stable key."""
 
 import dataclasses
 from collections.abc import Callable
@@ -28,7 +28,7 @@ class Origin:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """An ordered set of encoded, labelled images in shards.
+    """An ordered set of encoded, labeled images in shards.
 
     Attributes:
       name: the name it was opened by.

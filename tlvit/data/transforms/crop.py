@@ -15,13 +15,13 @@ from tlvit.ops.randaugment_policy import AugmentPolicy
 
 Interpolation = Literal["bilinear", "bicubic", "random"]
 LabelCrop = Literal["aligned", "published"]
-TRIES = 10  # random boxes drawn before the centre is taken, as in torchvision
+TRIES = 10  # random boxes drawn before the center is taken, as in torchvision
 
 # Training resizes without antialiasing, after a JPEG's own scaled decoding by 2, 4 or 8. A crop of at least
 # SCALED_DECODE times the final size is decoded smaller by 2 (twice that: by 4, ...): from there on that is
 # closer to Pillow's resize than sampling the whole crop. Above SOFTER times the final size the bilinear
 # kernel is nearer to both of Pillow's than the bicubic one. On photographs the mean difference is below 4
-# grey levels.
+# gray levels.
 SCALED_DECODE = 1.625
 SOFTER = 1.2
 
@@ -54,7 +54,7 @@ def train_image(
         whose crop has its two axes exchanged (x from the top edge and the height, y from the left edge and
         the width). Later moves of the pixels count in both.
       randaugment_policy: of RandAugment, or None for none of it.
-      three_augment: 3-Augment's greyscale, solarising or blur (give color_jitter=0.3 with it).
+      three_augment: 3-Augment's grayscale, solarizing or blur (give color_jitter=0.3 with it).
       color_jitter: strength of the jitter of brightness, contrast and saturation; 0 is off.
       exact_resize: decode at full size and antialias as Pillow does: two to three times the time.
 
@@ -95,7 +95,7 @@ def eval_image(
     crop_pct: float = 0.9,
     interpolation: Literal["bilinear", "bicubic"] = "bicubic",
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Resize so that the image covers image_size / crop_pct, then crop the centre: uint8 [H, W, 3], float32
+    """Resize so that the image covers image_size / crop_pct, then crop the center: uint8 [H, W, 3], float32
     [2, 3].
 
     Sizes and offsets are rounded as torchvision's Resize and CenterCrop do.
@@ -129,7 +129,7 @@ def random_box(seed: tf.Tensor, size: tf.Tensor, *, scale: tuple[float, float], 
     """A box (top, left, height, width), int32 [4], in pixels of an image of int32 [2] (height, width).
 
     As torchvision's RandomResizedCrop: area uniform in `scale`, ratio log-uniform; the first of ten draws
-    that fits, else the largest centred box whose ratio is allowed.
+    that fits, else the largest centerd box whose ratio is allowed.
     """
     height, width = tf.cast(size[0], tf.float32), tf.cast(size[1], tf.float32)
     u = tf.random.stateless_uniform([4, TRIES], seed)
@@ -141,17 +141,17 @@ def random_box(seed: tf.Tensor, size: tf.Tensor, *, scale: tuple[float, float], 
     first = tf.argmax(tf.cast(fits, tf.int32))
     drawn = tf.gather(tf.stack([top, left, h, w], 1), first)
 
-    centre_w = tf.minimum(width, tf.round(height * ratio[1]))
-    centre_h = tf.minimum(height, tf.round(width / ratio[0]))
-    centre = tf.stack(
+    center_w = tf.minimum(width, tf.round(height * ratio[1]))
+    center_h = tf.minimum(height, tf.round(width / ratio[0]))
+    center = tf.stack(
         [
-            (height - centre_h) // 2,
-            (width - centre_w) // 2,
-            tf.maximum(centre_h, 1.0),
-            tf.maximum(centre_w, 1.0),
+            (height - center_h) // 2,
+            (width - center_w) // 2,
+            tf.maximum(center_h, 1.0),
+            tf.maximum(center_w, 1.0),
         ]
     )
-    box = tf.cast(tf.where(tf.reduce_any(fits), drawn, centre), tf.int32)
+    box = tf.cast(tf.where(tf.reduce_any(fits), drawn, center), tf.int32)
     # u * (n + 1) in float32 can round up to n + 1.
     return tf.concat([tf.minimum(box[:2], size - box[2:]), box[2:]], 0)
 

@@ -1,4 +1,4 @@
-"""RandAugment, colour jitter and 3-Augment on the host: uint8 images in and out, with each move's matrix.
+"""RandAugment, color jitter and 3-Augment on the host: uint8 images in and out, with each move's matrix.
 
 All functions run inside tf.data's graph on one image, uint8 [H, W, 3], H and W known, and depend on their
 seed only. Photometric operations have Pillow's arithmetic, truncation included. Geometric ones sample
@@ -15,7 +15,7 @@ import tensorflow as tf
 from tlvit.ops import randaugment_policy as policies
 from tlvit.ops.randaugment_policy import FILL, OPS, AugmentPolicy
 
-GREY = (19595 / 65536, 38470 / 65536, 7471 / 65536)  # Pillow's weights of red, green and blue
+GRAY = (19595 / 65536, 38470 / 65536, 7471 / 65536)  # Pillow's weights of red, green and blue
 
 
 def rand_augment(image: tf.Tensor, seed: tf.Tensor, policy: AugmentPolicy) -> tuple[tf.Tensor, tf.Tensor]:
@@ -73,7 +73,7 @@ def apply_op(
             still,
         ),
         "SolarizeAdd": lambda: (solarize_add(image, count(policies.SOLARIZE_ADD)), still),
-        "ColorIncreasing": lambda: (colour(image, factor), still),
+        "ColorIncreasing": lambda: (color(image, factor), still),
         "ContrastIncreasing": lambda: (contrast(image, factor), still),
         "BrightnessIncreasing": lambda: (brightness(image, factor), still),
         "SharpnessIncreasing": lambda: (sharpness(image, factor), still),
@@ -100,7 +100,7 @@ def color_jitter(image: tf.Tensor, seed: tf.Tensor, strength: float) -> tf.Tenso
         steps = [
             lambda image=image: brightness(image, factors[0]),
             lambda image=image: contrast(image, factors[1]),
-            lambda image=image: colour(image, factors[2]),
+            lambda image=image: color(image, factors[2]),
         ]
         image = tf.switch_case(order[turn], steps)
     image.set_shape(shape)
@@ -108,14 +108,14 @@ def color_jitter(image: tf.Tensor, seed: tf.Tensor, strength: float) -> tf.Tenso
 
 
 def three_augment(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """Greyscale, solarising or Gaussian blur (radius 0.1 to 2 pixels), one of them at random.
+    """Greyscale, solarizing or Gaussian blur (radius 0.1 to 2 pixels), one of them at random.
 
-    3-Augment of DeiT III (Touvron et al. 2022, arXiv:2204.07118) without its colour jitter.
+    3-Augment of DeiT III (Touvron et al. 2022, arXiv:2204.07118) without its color jitter.
     """
     drawn = tf.random.stateless_uniform([2], seed)
     shape = image.shape
     steps = [
-        lambda: tf.broadcast_to(tf.cast(_grey(image), tf.uint8)[:, :, None], tf.shape(image)),
+        lambda: tf.broadcast_to(tf.cast(_gray(image), tf.uint8)[:, :, None], tf.shape(image)),
         lambda: solarize(image, 128),
         lambda: gaussian_blur(image, 0.1 + 1.9 * drawn[1]),
     ]
@@ -170,19 +170,19 @@ def solarize_add(image: tf.Tensor, add: tf.Tensor) -> tf.Tensor:
     return image + dark * tf.cast(add, tf.uint8)
 
 
-def colour(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-    """Saturation: 0 gives grey, 1 the image."""
-    grey = tf.tile(tf.constant(GREY)[:, None], [1, 3])
+def color(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
+    """Saturation: 0 gives gray, 1 the image."""
+    gray = tf.tile(tf.constant(GRAY)[:, None], [1, 3])
     pixels = tf.reshape(tf.cast(image, tf.float32), [-1, 3])
-    mixed = tf.matmul(pixels, (1 - factor) * grey + factor * tf.eye(3))
+    mixed = tf.matmul(pixels, (1 - factor) * gray + factor * tf.eye(3))
     return tf.reshape(_truncate(mixed + 1e-3), image.shape)
 
 
 def contrast(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-    """0 gives the image's mean grey everywhere, 1 the image."""
+    """0 gives the image's mean gray everywhere, 1 the image."""
     mean = tf.reduce_mean(tf.cast(_wide(image), tf.float32), 0)
-    grey = tf.reduce_sum(tf.reduce_mean(tf.reshape(mean, [-1, 3]), 0) * tf.constant(GREY))
-    return _blend(tf.floor(grey + 0.5), image, factor)
+    gray = tf.reduce_sum(tf.reduce_mean(tf.reshape(mean, [-1, 3]), 0) * tf.constant(GRAY))
+    return _blend(tf.floor(gray + 0.5), image, factor)
 
 
 def brightness(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
@@ -213,7 +213,7 @@ def gaussian_blur(image: tf.Tensor, radius: tf.Tensor) -> tf.Tensor:
 
 
 def rotate(image: tf.Tensor, degrees: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Counter-clockwise about the centre."""
+    """Counter-clockwise about the center."""
     height, width, _ = image.shape
     angle = degrees * (math.pi / 180)
     cos, sin = tf.cos(angle), tf.sin(angle)
@@ -255,9 +255,9 @@ _IDENTITY = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0))
 
 
 def _warp(image, a, b, c, d, e, f) -> tuple[tf.Tensor, tf.Tensor]:
-    """Sample at x' = a x + b y + c, y' = d x + e y + f, in pixels with the first one's centre at 0.5."""
+    """Sample at x' = a x + b y + c, y' = d x + e y + f, in pixels with the first one's center at 0.5."""
     height, width, _ = image.shape
-    half = lambda p, q, r: r + 0.5 * (p + q) - 0.5  # TensorFlow counts from the first pixel's centre
+    half = lambda p, q, r: r + 0.5 * (p + q) - 0.5  # TensorFlow counts from the first pixel's center
     numbers = [a, b, half(a, b, c), d, e, half(d, e, f), 0.0, 0.0]
     fill = tf.constant(FILL * width, tf.float32)
     moved = tf.raw_ops.ImageProjectiveTransformV3(
@@ -286,9 +286,9 @@ def _fill_image(image: tf.Tensor) -> tf.Tensor:
     return tf.broadcast_to(tf.constant(FILL, tf.uint8), image.shape)
 
 
-def _grey(image: tf.Tensor) -> tf.Tensor:
+def _gray(image: tf.Tensor) -> tf.Tensor:
     """float32 [H, W], whole numbers."""
-    return tf.floor(tf.tensordot(tf.cast(image, tf.float32), tf.constant(GREY), 1) + 0.5)
+    return tf.floor(tf.tensordot(tf.cast(image, tf.float32), tf.constant(GRAY), 1) + 0.5)
 
 
 def _blend(other: tf.Tensor, image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:

@@ -1,0 +1,435 @@
+"""Every setting of a run: its name, default, range and meaning.
+
+A recipe edits `default()`, an `ml_collections.ConfigDict`, and command-line flags override it
+(--config.optim.learning_rate=8e-4). A command calls `resolve` once, at its start, and gets a `Config` of
+frozen dataclasses. Everything below the commands takes a `Config` or one of its sections.
+"""
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+
+def setting(
+    default: Any,
+    meaning: str,
+    *,
+    choices: tuple[str, ...] = (),
+    low: float | None = None,
+    above: float | None = None,
+    high: float | None = None,
+) -> Any:
+    """Declares a field of a section.
+
+    Args:
+      default: its default value.
+      meaning: one sentence for the settings page.
+      choices: the allowed values, if they are few.
+      low: the smallest allowed value.
+      above: a value that it must exceed.
+      high: the largest allowed value.
+    """
+    metadata = {"meaning": meaning, "choices": choices, "low": low, "above": above, "high": high}
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Section:
+    """Base of all sections: checks every field against its declared range."""
+
+    prefix: ClassVar[str] = "config."
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            _check_field(self.prefix + field.name, getattr(self, field.name), field.metadata)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model(Section):
+    """The model that is trained."""
+
+    prefix: ClassVar[str] = "config.model."
+
+    name: str = setting("lvvit_s", "Name of the model, one of tlvit.list_models().")
+    dtype: str = setting(
+        "bfloat16",
+        "Type of the computation. Parameters, norm statistics and losses are float32.",
+        choices=("float32", "bfloat16"),
+    )
+    options: Mapping[str, Any] = setting(
+        {}, "Any options of the model class, for example drop_path, depth or rule."
+    )
+    init_from: str = setting(
+        "",
+        "Checkpoint whose weights the run starts from: a workdir, a model folder or a PyTorch file. Position "
+        "embeddings are resized; heads for another number of classes are reinitialized.",
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data(Section):
+    """The images and score maps."""
+
+    prefix: ClassVar[str] = "config.data."
+
+    name: str = setting(
+        "imagenet2012",
+        'A TFDS data set, "digits" (scenes of handwritten digits), or a folder ROOT with images in '
+        "ROOT/SPLIT/CLASS/.",
+    )
+    dir: str = setting("", "Folder of the TFDS data sets. Empty: ~/tensorflow_datasets.")
+    train_split: str = setting("train", 'Training split, for example "train" or "train[:90%]".')
+    eval_split: str = setting("validation", "Evaluation split.")
+    score_maps: str = setting("", "Folder of the training split's score maps, written by tlvit annotate.")
+    label_crop: str = setting(
+        "aligned",
+        '"aligned" samples the score map where the pixels of the crop come from. "published" exchanges the '
+        "two axes of the crop, as the published code of 2021 does.",
+        choices=("aligned", "published"),
+    )
+    max_missing_maps: float = setting(
+        0.0,
+        "Largest fraction of images without a score map. Their target is their label.",
+        low=0,
+        high=1,
+    )
+    max_corrupt: float = setting(
+        0.001,
+        "Largest fraction of corrupt training images. Each is replaced by the next image.",
+        low=0,
+        high=1,
+    )
+    shuffle_gib: float = setting(2.0, "Host memory of the shuffle buffer, GiB of encoded images.", low=0)
+    threads: int = setting(0, "Threads that decode images. 0: one for each core.", low=0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Augment(Section):
+    """Augmentation of the training images."""
+
+    prefix: ClassVar[str] = "config.augment."
+
+    crop_scale: tuple[float, float] = setting(
+        (0.08, 1.0), "Range of the random resized crop's area, as a fraction of the image.", above=0, high=1
+    )
+    crop_ratio: tuple[float, float] = setting(
+        (3 / 4, 4 / 3), "Range of the random resized crop's width / height.", above=0
+    )
+    hflip: float = setting(0.5, "Probability of a horizontal flip.", low=0, high=1)
+    interpolation: str = setting(
+        "random",
+        'Interpolation of the resize. "random" draws one of the two for every image.',
+        choices=("bilinear", "bicubic", "random"),
+    )
+    antialias: bool = setting(
+        False,
+        "Resize from the fully decoded image with antialiasing, as Pillow does. About half the images/s.",
+    )
+    randaugment: str = setting("rand-m9-n2-mstd0.5-inc1", "RandAugment policy. Empty: none.")
+    randaugment_on: str = setting(
+        "host",
+        'Where RandAugment runs: on the "host", or inside the training step on the "device" for hosts with '
+        "few cores.",
+        choices=("host", "device"),
+    )
+    three_augment: bool = setting(False, "DeiT III's 3-Augment: grayscale, solarize or blur.")
+    color_jitter: float = setting(0.0, "Strength of brightness, contrast and saturation jitter.", low=0)
+    repeats: int = setting(
+        1,
+        "Repeated augmentation: views of an image in one step. An epoch then has 1 / repeats of the images.",
+        low=1,
+    )
+    random_erasing: float = setting(
+        0.25, "Probability of random erasing with pixel noise, in the training step.", low=0, high=1
+    )
+    mixup: float = setting(0.0, "Alpha of mixup, without token labels only. 0: none.", low=0)
+    cutmix: float = setting(0.0, "Alpha of cutmix, without token labels only. 0: none.", low=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("crop_scale", "crop_ratio"):
+            pair = getattr(self, name)
+            if len(pair) != 2 or not pair[0] <= pair[1]:
+                raise ValueError(f"{self.prefix}{name} must be (low, high) with low <= high, not {pair}.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Loss(Section):
+    """Targets and loss."""
+
+    prefix: ClassVar[str] = "config.loss."
+
+    label_smoothing: float = setting(0.1, "Smoothing of labels and token labels.", low=0, high=1)
+    dense_weight: float = setting(1.0, "Weight of the patch tokens' loss.", low=0)
+    cls_weight: float = setting(1.0, "Weight of the class token's loss.", low=0)
+    cls_target: str = setting(
+        "annotator",
+        'Target of the class token with token labels: the score map ("annotator"), a mixture of map and '
+        'label ("published": as --ground-truth runs in the published code, "documented": as its '
+        'documentation says), or the "label".',
+        choices=("annotator", "published", "documented", "label"),
+    )
+    mixtoken: bool = setting(True, "MixToken among the images of each device, with token labels.")
+    plain_labels: bool = setting(False, "Allow training on labels alone, without mixup and cutmix.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Distill(Section):
+    """Distillation into a model with a distillation token (DeiT), without token labels."""
+
+    prefix: ClassVar[str] = "config.distill."
+
+    teacher: str = setting("", "Checkpoint of the teacher: a workdir, a model folder or a PyTorch file.")
+    kind: str = setting(
+        "hard",
+        '"hard" learns the teacher\'s argmax, "soft" its probabilities at temperature tau.',
+        choices=("hard", "soft"),
+    )
+    alpha: float = setting(0.5, "Weight of the teacher in the loss.", low=0, high=1)
+    tau: float = setting(1.0, "Temperature of soft distillation.", above=0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optim(Section):
+    """Optimizer and learning-rate schedule."""
+
+    prefix: ClassVar[str] = "config.optim."
+
+    name: str = setting("adamw", "Optimizer.", choices=("adamw", "lamb", "sgd"))
+    learning_rate: float = setting(
+        1.6e-3,
+        "Peak learning rate at a batch of base_batch_size; scaled linearly to config.batch_size.",
+        low=0,
+    )
+    base_batch_size: int = setting(1024, "Batch size that learning_rate is given for.", low=1)
+    weight_decay: float = setting(
+        0.05, "Weight decay. Vectors, pos_embed and class tokens are not decayed.", low=0
+    )
+    clip_norm: float = setting(0.0, "Largest global norm of the gradient. 0: no clipping.", low=0)
+    warmup_epochs: float = setting(5.0, "Length of the linear warm-up.", low=0)
+    warmup_lr: float = setting(1e-6, "First learning rate of the warm-up. Not scaled.", low=0)
+    min_lr: float = setting(1e-5, "Learning rate at the end of the cosine. Not scaled.", low=0)
+    schedule_unit: str = setting(
+        "epoch", "Whether the learning rate changes every epoch or every step.", choices=("epoch", "step")
+    )
+    lag_epochs: int = setting(
+        0, "Epochs by which the schedule runs late. DeiT's published loop runs one epoch late.", low=0
+    )
+    accumulate: int = setting(1, "Parts in which a batch is run, their gradients averaged.", low=1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ema(Section):
+    """Exponential moving average of parameters and BatchNorm statistics."""
+
+    prefix: ClassVar[str] = "config.ema."
+
+    decay: float = setting(0.99992, "Decay of the average. 0: no average.", low=0, high=1)
+    warmup: bool = setting(False, "Use min(decay, (1 + step) / (10 + step)), for short runs.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Eval(Section):
+    """Evaluation."""
+
+    prefix: ClassVar[str] = "config.eval."
+
+    every_epochs: int = setting(
+        1, "Epochs between evaluations. The last step is always evaluated. 0: only the last step.", low=0
+    )
+    batch_size: int = setting(0, "Images in an evaluation batch. 0: config.batch_size.", low=0)
+    image_size: tuple[int, ...] = setting(
+        (), "Image size in --mode=eval, (height, width). Empty: the checkpoint's."
+    )
+    crop_pct: float = setting(
+        0.0,
+        "The image is resized to image_size / crop_pct, then center-cropped. 0: the model's published value.",
+        low=0,
+        high=1,
+    )
+    interpolation: str = setting("bicubic", "Interpolation of the resize.", choices=("bilinear", "bicubic"))
+    max_corrupt: float = setting(
+        0.0, "Largest fraction of corrupt evaluation images. They are left out.", low=0, high=1
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Checkpoint(Section):
+    """Checkpoints."""
+
+    prefix: ClassVar[str] = "config.checkpoint."
+
+    every_epochs: int = setting(
+        1, "Epochs between checkpoints. The last step is always saved. 0: only the last step.", low=0
+    )
+    keep: int = setting(3, "Latest checkpoints that are kept, in addition to the best.", low=1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mesh(Section):
+    """The device mesh."""
+
+    prefix: ClassVar[str] = "config.mesh."
+
+    data: int = setting(-1, "Devices that share a batch. -1: all devices.", low=-1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(Section):
+    """All settings of a run."""
+
+    seed: int = setting(0, "Seeds initialization, data order, augmentation, drop path and mixing.", low=0)
+    batch_size: int = setting(1024, "Images in a step, over all devices.", low=1)
+    epochs: int = setting(300, "Epochs of the cosine schedule, warm-up included.", low=1)
+    cooldown_epochs: int = setting(10, "Further epochs at optim.min_lr.", low=0)
+    image_size: tuple[int, int] = setting(
+        (224, 224), "(height, width). One number on the command line means a square."
+    )
+    token_labels: bool = setting(
+        True, "Train all tokens on score maps. False: train the class token on labels."
+    )
+    log_every: int = setting(50, "Steps between progress lines.", low=1)
+    model: Model = dataclasses.field(default_factory=Model)
+    data: Data = dataclasses.field(default_factory=Data)
+    augment: Augment = dataclasses.field(default_factory=Augment)
+    loss: Loss = dataclasses.field(default_factory=Loss)
+    distill: Distill = dataclasses.field(default_factory=Distill)
+    optim: Optim = dataclasses.field(default_factory=Optim)
+    ema: Ema = dataclasses.field(default_factory=Ema)
+    eval: Eval = dataclasses.field(default_factory=Eval)
+    checkpoint: Checkpoint = dataclasses.field(default_factory=Checkpoint)
+    mesh: Mesh = dataclasses.field(default_factory=Mesh)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        mixing = self.augment.mixup or self.augment.cutmix
+        if self.token_labels and mixing:
+            raise ValueError(
+                f"config.token_labels excludes mixup ({self.augment.mixup:g}) and cutmix "
+                f"({self.augment.cutmix:g}): a score map belongs to one image. MixToken "
+                "(config.loss.mixtoken) takes their place; set both to 0."
+            )
+        if not (self.token_labels or mixing or self.loss.plain_labels):
+            raise ValueError(
+                "config.token_labels, mixup and cutmix are all off: a vision transformer overfits on labels "
+                "alone. Set config.augment.mixup=0.8 and config.augment.cutmix=1.0, or "
+                "config.loss.plain_labels=True."
+            )
+        if self.token_labels and self.distill.teacher:
+            raise ValueError(
+                "config.distill.teacher and config.token_labels are two recipes: choose one of them."
+            )
+
+    @property
+    def total_epochs(self) -> int:
+        """Length of the run: the cosine and the cooldown."""
+        return self.epochs + self.cooldown_epochs
+
+    @property
+    def eval_batch_size(self) -> int:
+        """Images in an evaluation batch."""
+        return self.eval.batch_size or self.batch_size
+
+
+def default() -> Any:
+    """All settings with their defaults as an `ml_collections.ConfigDict`, which recipes edit.
+
+    Example:
+      >>> config = tlvit.config.default()
+      >>> config.batch_size = 512
+      >>> config.model.options.drop_path = 0.1
+    """
+    from ml_collections import ConfigDict
+
+    return ConfigDict(to_dict(Config()))
+
+
+def resolve(config: Any) -> Config:
+    """Turns a `ConfigDict` or nested dict into a `Config`; settings that are left out have their defaults.
+
+    Raises:
+      ValueError: an unknown setting (the closest known name is given), a value out of its range, or settings
+        that exclude each other.
+    """
+    return _build(Config, config.to_dict() if hasattr(config, "to_dict") else config)
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The nested dict that `resolve` reads."""
+    return dataclasses.asdict(config)
+
+
+def settings() -> list[tuple[str, Any, str, str]]:
+    """(name, default, range, meaning) of every setting, in order; the settings page is made from this."""
+    rows = []
+    sections = [field.default_factory for field in dataclasses.fields(Config) if not field.metadata]
+    for section in (Config, *sections):
+        for field in dataclasses.fields(section):
+            if field.metadata:
+                name = section.prefix.removeprefix("config.") + field.name
+                value = getattr(section(), field.name)
+                rows.append((name, value, _range_text(field.metadata), field.metadata["meaning"]))
+    return rows
+
+
+def parse_image_size(size: int | str | tuple[int, ...] | list[int]) -> tuple[int, int]:
+    """(height, width) of 224, "224", "384x256" or a pair.
+
+    Raises:
+      ValueError: anything else.
+    """
+    try:
+        parts = size.lower().split("x") if isinstance(size, str) else size
+        parts = [int(p) for p in (parts if isinstance(parts, list | tuple) else [parts])]
+    except ValueError:
+        parts = []
+    if len(parts) not in (1, 2) or min(parts) < 1:
+        raise ValueError(f"An image size is one number or HEIGHTxWIDTH, not {size!r}.")
+    return parts[0], parts[-1]
+
+
+def _build(section: type, values: Mapping[str, Any]) -> Any:
+    fields = {field.name: field for field in dataclasses.fields(section)}
+    for name in values:
+        if name not in fields:
+            close = difflib.get_close_matches(name, fields, n=1)
+            hint = f"did you mean {section.prefix}{close[0]}?" if close else f"known: {', '.join(fields)}."
+            raise ValueError(f"{section.prefix}{name} is not a setting; {hint}")
+    arguments = {}
+    for name, value in values.items():
+        nested = fields[name].default_factory
+        if not fields[name].metadata:
+            arguments[name] = _build(nested, value)
+        elif name == "image_size":
+            arguments[name] = parse_image_size(value) if value else ()
+        else:
+            arguments[name] = tuple(value) if isinstance(value, list) else value
+    return section(**arguments)
+
+
+def _check_field(name: str, value: Any, rule: Mapping[str, Any]) -> None:
+    if not rule:
+        return
+    if rule["choices"] and value not in rule["choices"]:
+        raise ValueError(f"{name} must be {' or '.join(rule['choices'])}, not {value!r}.")
+    limits = (("low", "at least", lambda x, y: x >= y), ("above", "above", lambda x, y: x > y),
+              ("high", "at most", lambda x, y: x <= y))  # fmt: skip
+    for number in value if isinstance(value, tuple) else (value,):
+        if isinstance(number, float) and not math.isfinite(number):
+            raise ValueError(f"{name} must be a finite number, not {number}.")
+        for key, words, holds in limits:
+            if rule[key] is not None and not holds(number, rule[key]):
+                raise ValueError(f"{name} must be {words} {rule[key]:g}, not {number}.")
+
+
+def _range_text(rule: Mapping[str, Any]) -> str:
+    if rule["choices"]:
+        return " | ".join(rule["choices"])
+    low = f">= {rule['low']:g}" if rule["low"] is not None else ""
+    low = f"> {rule['above']:g}" if rule["above"] is not None else low
+    high = f"<= {rule['high']:g}" if rule["high"] is not None else ""
+    return ", ".join(part for part in (low, high) if part)
