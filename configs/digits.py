@@ -1,53 +1,51 @@
-"""The demo: token labels on scenes of real handwritten digits, a few minutes a training on two CPU cores.
+"""The demo: token labels on scenes of handwritten digits, a few minutes for each training on two CPU cores.
 
-`make demo` does all of it; by hand (the first line makes the data, once):
+`make demo` runs all of it. By hand (the first command writes the data set, once):
 
-    python -c "from tlvit.data.sources import digit_scenes; \\\\
+    python -c "from tlvit.data.sources import digit_scenes; \\
         digit_scenes.prepare('/tmp/demo/data', num_train=2000, num_test=2000)"
     python -m tlvit.main --config=configs/digits.py:annotator --workdir=/tmp/demo/annotator \\
         --config.data.dir=/tmp/demo/data
-    python -m tlvit.annotate --model=/tmp/demo/annotator --data=digits --data-dir=/tmp/demo/data \\
+    python -m tlvit.annotate --checkpoint=/tmp/demo/annotator --data=digits --data-dir=/tmp/demo/data \\
         --top-k=10 --out=/tmp/demo/score_maps
     python -m tlvit.main --config=configs/digits.py --workdir=/tmp/demo/student \\
         --config.data.dir=/tmp/demo/data --config.data.score_maps=/tmp/demo/score_maps
     python -m tlvit.main --config=configs/digits.py:no_token_labels --workdir=/tmp/demo/baseline \\
         --config.data.dir=/tmp/demo/data
 
-Measured accuracy (python -m scripts.compare_token_labels): see the README's table.
+Hardware: two CPU cores. Published: nothing. Measured with tlvit: the README's table
+(python -m scripts.compare_token_labels).
 """
 
-from configs import common
+from tlvit.config import check_variant, default
 
-ARMS = ("token_labels", "no_token_labels", "annotator")
-SCENES = {"num_train": 2000, "num_test": 2000}  # of tlvit.data.sources.digit_scenes.prepare
-TOP_K = 10  # all classes: a cell's full distribution
+VARIANTS = ("token_labels", "no_token_labels", "annotator")
+SCENES = {"num_train": 2000, "num_test": 2000}  # arguments of tlvit.data.sources.digit_scenes.prepare
+TOP_K = 10  # all classes: the score maps hold every cell's whole distribution
 
 
-def get_config(arm: str = "token_labels"):
-    if arm not in ARMS:
-        raise ValueError(
-            f"configs/digits.py:{arm} is unknown; after the colon comes one of {', '.join(ARMS)}."
-        )
-    config = common.get_config()
+def get_config(variant: str = "token_labels"):
+    check_variant("digits", variant, VARIANTS)
+    config = default()
     config.image_size = (48, 48)
     config.batch_size = 64
     config.epochs = 40
-    config.floor_epochs = 0
-    config.token_labels = arm == "token_labels"
+    config.cooldown_epochs = 0
+    config.token_labels = variant == "token_labels"
     config.data.name = "digits"
     config.data.eval_split = "test"
     config.model.dtype = "float32"
-    # A strong crop often loses the digit: the map follows, the label does not.
+    # A small crop often misses the large digit. The score map then says so; the image label does not.
     config.augment.crop_scale = (0.15, 1.0)
-    config.augment.flip = 0.0  # a mirrored 3 is no 3
+    config.augment.hflip = 0.0  # mirrored digits are not digits
     config.augment.randaugment = ""
-    config.augment.erasing = 0.0
+    config.augment.random_erasing = 0.0
     config.loss.mixtoken = False
     config.loss.plain_labels = True
-    config.optim.reference_batch = 64
+    config.optim.base_batch_size = 64
     config.optim.learning_rate = 1e-3
     config.optim.warmup_epochs = 3.0
-    config.optim.schedule_per = "step"
+    config.optim.schedule_unit = "step"
     config.optim.clip_norm = 1.0
     config.ema.decay = 0.99
     config.ema.warmup = True
@@ -62,11 +60,11 @@ def get_config(arm: str = "token_labels"):
         "num_heads": 4,
         "stem_width": 32,
         "skip_lam": 1.0,
-        "rule": "class",  # of inference, for all arms: without token labels the token head learns nothing
+        "rule": "class",  # for all variants: without token labels the token head is not trained
     }
-    if arm == "annotator":
+    if variant == "annotator":
         config.batch_size = 32
-        config.optim.reference_batch = 32
+        config.optim.base_batch_size = 32
         config.optim.learning_rate = 1e-2
         config.augment.crop_scale = (0.5, 1.0)
         config.model.name = "regnety_002"  # its family, at a size for 48-pixel scenes: 12x12 cells

@@ -1,68 +1,65 @@
-"""Every config loads, holds only keys of configs/common.py and builds its model abstractly, with the
-published recipe's values."""
+"""Every recipe resolves, builds its model abstractly, and has the published values."""
 
 import importlib
-import pathlib
 
 import pytest
+from conftest import ROOT
 from flax import nnx
 
-from configs import common
-from tlvit.checkpoints.model_info import ModelInfo, image_size_pair
+from tlvit.config import parse_image_size, resolve, to_dict
+from tlvit.main import recipe_names
 from tlvit.models.functional import count_parameters, functionalize
-from tlvit.training import optimizer as optim
-from tlvit.training.check_config import check_numbers
+from tlvit.models.table import published_crop_pct
+from tlvit.training.optimizer import make_schedule
+from tlvit.training.run_data import model_info
 
-CONFIGS = sorted(
-    p.stem for p in (pathlib.Path(__file__).parent.parent / "configs").glob("*.py") if p.stem != "common"
-)
-ARMS = {
+RECIPES = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem != "__init__")
+VARIANTS = {
     "digits": ["token_labels", "no_token_labels", "annotator"],
     "lvvit_folder": ["token_labels", "no_token_labels", "annotator"],
     "lvvit_finetune": ["lvvit_s", "lvvit_m", "lvvit_l"],
     "deit": ["deit_small_patch16_224", "deit_tiny_distilled_patch16_224"],
     "t2t_vit": ["t2t_vit_7", "t2t_vit_14", "t2t_vit_24", "t2t_vit_t_19"],
 }
-CASES = [(name, arm) for name in CONFIGS for arm in ARMS.get(name, [None])]
+CASES = [(name, variant) for name in RECIPES for variant in VARIANTS.get(name, [None])]
 
 
-def load(name, arm=None):
+class Source:
+    """The attributes of a source that `model_info` reads."""
+
+    num_classes, class_names = 1000, None
+
+
+def load(name, variant=None):
+    """The recipe's settings, resolved."""
     module = importlib.import_module(f"configs.{name}")
-    return module.get_config(arm) if arm else module.get_config()
+    return resolve(module.get_config(variant) if variant else module.get_config())
 
 
-def keys(config, prefix=""):
-    """Dotted names; the model's own options are free."""
-    for key, value in config.items():
-        if f"{prefix}{key}" == "model.options":
-            yield "model.options"
-        elif hasattr(value, "items"):
-            yield from keys(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}"
-
-
-@pytest.mark.parametrize(("name", "arm"), CASES)
-def test_config_has_only_known_keys_and_builds_its_model(name, arm):
-    config = load(name, arm)
-    assert set(keys(config)) == set(keys(common.get_config()))
-    check_numbers(config)
-    info = ModelInfo(
-        model=config.model.name,
-        num_classes=10 if name == "digits" else 1000,
-        image_size=image_size_pair(config.image_size),
-        overrides={"dtype": config.model.dtype, **config.model.options.to_dict()},
-    )
-    _, params, _ = functionalize(nnx.eval_shape(info.build))
+@pytest.mark.parametrize(("name", "variant"), CASES)
+def test_a_recipe_resolves_and_builds_its_model(name, variant):
+    config = load(name, variant)
+    _, params, _ = functionalize(nnx.eval_shape(model_info(config, Source()).build))
     assert count_parameters(params) > 10_000
-    if config.token_labels:
-        assert config.augment.mixup == config.augment.cutmix == 0
+    assert resolve(to_dict(config)) == config
 
 
-@pytest.mark.parametrize(("name", "arm"), CASES)
-def test_docstring_holds_the_command(name, arm):
+@pytest.mark.parametrize(("name", "variant"), CASES)
+def test_the_docstring_has_command_hardware_and_results(name, variant):
     text = importlib.import_module(f"configs.{name}").__doc__
     assert f"python -m tlvit.main --config=configs/{name}.py" in text
+    assert all(word in text for word in ("Hardware:", "Published", "Measured with tlvit:"))
+
+
+def test_recipes_import_the_settings_only():
+    for name in RECIPES:
+        lines = (ROOT / "configs" / f"{name}.py").read_text().splitlines()
+        imports = [line for line in lines if line.startswith(("import ", "from "))]
+        assert [line.split()[1] for line in imports] == ["tlvit.config"], name
+
+
+def test_recipes_are_found_by_name():
+    assert recipe_names() == RECIPES
 
 
 @pytest.mark.parametrize(
@@ -77,19 +74,16 @@ def test_docstring_holds_the_command(name, arm):
 def test_published_recipe(name, drop_path, learning_rate, crop_pct, size):
     config = load(name)
     assert config.model.name == name
-    assert config.model.options.drop_path == drop_path
-    optimizer = config.optim
-    assert (optimizer.learning_rate, optimizer.reference_batch) == (learning_rate, 1024)
-    assert optimizer.weight_decay == 0.05
-    assert (config.epochs, config.floor_epochs, config.optim.warmup_epochs) == (300, 10, 5)
-    assert (config.optim.warmup_start, config.optim.floor, config.optim.schedule_per) == (1e-6, 1e-5, "epoch")
-    assert (config.ema.decay, config.loss.smoothing, config.augment.erasing) == (0.99992, 0.1, 0.25)
-    assert (config.loss.dense_weight, config.loss.cls_weight, config.loss.cls_target) == (
-        1.0,
-        1.0,
-        "annotator",
-    )
-    assert (config.eval.crop_pct, image_size_pair(config.image_size)) == (crop_pct, size)
+    assert config.model.options["drop_path"] == drop_path
+    optim = config.optim
+    assert (optim.learning_rate, optim.base_batch_size) == (learning_rate, 1024)
+    assert optim.weight_decay == 0.05
+    assert (config.epochs, config.cooldown_epochs, optim.warmup_epochs) == (300, 10, 5)
+    assert (optim.warmup_lr, optim.min_lr, optim.schedule_unit) == (1e-6, 1e-5, "epoch")
+    loss, augment = config.loss, config.augment
+    assert (config.ema.decay, loss.label_smoothing, augment.random_erasing) == (0.99992, 0.1, 0.25)
+    assert (loss.dense_weight, loss.cls_weight, loss.cls_target) == (1.0, 1.0, "annotator")
+    assert (model_info(config, Source()).preprocessing.crop_pct, config.image_size) == (crop_pct, size)
     assert config.token_labels
     assert config.data.name == "imagenet2012"
 
@@ -101,44 +95,38 @@ def test_published_recipe(name, drop_path, learning_rate, crop_pct, size):
 def test_published_recipe_of_t2t_vit(model, learning_rate, weight_decay):
     config = load("t2t_vit", f"t2t_vit_{model}")
     assert (config.optim.learning_rate, config.optim.weight_decay) == (learning_rate, weight_decay)
-    assert (config.batch_size, config.optim.reference_batch, config.optim.warmup_epochs) == (512, 512, 10)
+    assert (config.batch_size, config.optim.base_batch_size, config.optim.warmup_epochs) == (512, 512, 10)
     assert (config.augment.mixup, config.augment.cutmix, config.ema.decay) == (0.8, 1.0, 0.99996)
     assert not config.token_labels
 
 
 def test_published_recipe_of_deit():
     config = load("deit", "deit_base_distilled_patch16_224")
-    assert (config.optim.learning_rate, config.optim.reference_batch) == (5e-4, 512)
-    assert (config.epochs, config.floor_epochs, config.optim.warmup_epochs) == (300, 0, 5)
+    assert (config.optim.learning_rate, config.optim.base_batch_size) == (5e-4, 512)
+    assert (config.epochs, config.cooldown_epochs, config.optim.warmup_epochs) == (300, 0, 5)
     assert (config.augment.repeats, config.augment.mixup, config.augment.cutmix) == (3, 0.8, 1.0)
     assert (config.distill.kind, config.distill.alpha, config.distill.tau) == ("hard", 0.5, 1.0)
-    assert config.eval.crop_pct == 0.875
+    assert model_info(config, Source()).preprocessing.crop_pct == 0.875
 
 
 def test_published_fine_tuning():
     config = load("lvvit_finetune", "lvvit_m")
-    optimizer = config.optim
-    assert (optimizer.learning_rate, optimizer.floor, optimizer.weight_decay) == (5e-6, 5e-6, 1e-8)
-    assert (config.model.options.drop_path, config.token_labels) == (0.2, True)
+    optim = config.optim
+    assert (optim.learning_rate, optim.min_lr, optim.weight_decay) == (5e-6, 5e-6, 1e-8)
+    assert (config.model.options["drop_path"], config.token_labels) == (0.2, True)
+    assert model_info(config, Source()).preprocessing.crop_pct == published_crop_pct("lvvit_m") == 1.0
+    assert parse_image_size(config.image_size) == (384, 384)
 
 
 @pytest.mark.parametrize("name", ["digits", "lvvit_folder", "lvvit_finetune", "deit", "t2t_vit"])
-def test_an_unknown_arm_is_named(name):
-    with pytest.raises(ValueError, match=f"configs/{name}.py:nonsense is unknown; after the colon comes"):
+def test_an_unknown_variant_is_refused(name):
+    with pytest.raises(ValueError, match=f"{name}:nonsense is not a variant of {name}; choose one of "):
         load(name, "nonsense")
 
 
 def test_published_schedule_at_known_epochs():
     config = load("lvvit_s")
-    optimizer = config.optim
-    schedule = optim.warmup_cosine(
-        peak=optimizer.learning_rate,
-        epochs=config.epochs,
-        steps_per_epoch=1,
-        warmup_epochs=optimizer.warmup_epochs,
-        warmup_start=optimizer.warmup_start,
-        floor=optimizer.floor,
-    )
+    schedule = make_schedule(config.optim, epochs=config.epochs, steps_per_epoch=1, batch_size=1024)
     assert float(schedule(0)) == pytest.approx(1e-6)
     assert float(schedule(150)) == pytest.approx((1.6e-3 + 1e-5) / 2)
     assert float(schedule(300)) == float(schedule(309)) == pytest.approx(1e-5)

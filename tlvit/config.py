@@ -8,7 +8,7 @@ frozen dataclasses. Everything below the commands takes a `Config` or one of its
 import dataclasses
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 
@@ -199,7 +199,7 @@ class Optim(Section):
 
     prefix: ClassVar[str] = "config.optim."
 
-    name: str = setting("adamw", "Optimizer.", choices=("adamw", "lamb", "sgd"))
+    name: str = setting("adamw", "Optimizer of the parameters.", choices=("adamw", "lamb", "sgd"))
     learning_rate: float = setting(
         1.6e-3,
         "Peak learning rate at a batch of base_batch_size; scaled linearly to config.batch_size.",
@@ -374,6 +374,18 @@ def settings() -> list[tuple[str, Any, str, str]]:
                 value = getattr(section(), field.name)
                 rows.append((name, value, _range_text(field.metadata), field.metadata["meaning"]))
     return rows
+
+
+def check_variant(recipe: str, variant: str, known: Iterable[str]) -> None:
+    """Refuses a variant (the text after the colon of --config=RECIPE:VARIANT) that a recipe does not have.
+
+    Raises:
+      ValueError: names the variants that it has.
+    """
+    if variant not in known:
+        raise ValueError(
+            f"{recipe}:{variant} is not a variant of {recipe}; choose one of {', '.join(known)}."
+        )
 
 
 def parse_image_size(size: int | str | tuple[int, ...] | list[int]) -> tuple[int, int]:

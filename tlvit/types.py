@@ -1,8 +1,9 @@
 """The data types that every layer shares: batch, score maps, targets, model output and MixToken mask.
 
 Letters for axes: B batch, H W image height and width, C channels, N tokens, D embedding width, P prefix
-tokens (class and distillation token), K classes kept for each cell, L classes, h w token grid or score-map grid,
-S shards of the batch, R labels of one image. All types are frozen dataclasses registered as JAX pytrees.
+tokens (class and distillation token), K classes kept for each cell, L classes, h w token grid or score-map
+grid, S shards of the batch, R labels of one image. All types are frozen dataclasses registered as JAX
+pytrees.
 """
 
 import dataclasses

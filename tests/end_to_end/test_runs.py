@@ -1,6 +1,10 @@
-"""The real programs on a tiny digits set: train, kill, resume, annotate, evaluate, convert, as a user runs
-them."""
+"""The commands on a tiny digits set: train, kill, resume, annotate, evaluate, convert.
 
+Runs that are compared bit for bit, or killed, are processes of their own with one device. Where only messages
+and files are checked, the command runs inside the test process, which has eight devices.
+"""
+
+import importlib
 import json
 import os
 import re
@@ -14,9 +18,12 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
+import tlvit
+from tlvit import main
+
 TINY = [
     "--config.batch_size=16",
-    "--config.optim.reference_batch=16",
+    "--config.optim.base_batch_size=16",
     "--config.epochs=4",
     "--config.optim.warmup_epochs=1.0",
     "--config.eval.every_epochs=2",
@@ -49,6 +56,15 @@ def run(module, *arguments, devices=1, status=0):
     return done.stdout
 
 
+def call(capfd, module, *arguments, status=0):
+    """Runs a command in this process; what it prints, both streams."""
+    capfd.readouterr()
+    returned = importlib.import_module(module).main([str(a) for a in arguments])
+    printed = "".join(capfd.readouterr())
+    assert returned == status, printed
+    return printed
+
+
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
     """A prepared digits set of 64 + 40 scenes."""
@@ -63,13 +79,8 @@ def scenes(tmp_path_factory):
 def annotator(scenes, tmp_path_factory):
     """A workdir of the annotator after four epochs of four steps."""
     workdir = tmp_path_factory.mktemp("annotator")
-    run(
-        "tlvit.main",
-        "--config=configs/digits.py:annotator",
-        f"--workdir={workdir}",
-        f"--config.data.dir={scenes}",
-        *TINY,
-    )
+    arguments = ["--config=digits:annotator", f"--workdir={workdir}", f"--config.data.dir={scenes}", *TINY]
+    assert main.main(arguments) == 0
     return workdir
 
 
@@ -77,21 +88,15 @@ def annotator(scenes, tmp_path_factory):
 def maps(scenes, annotator, tmp_path_factory):
     """Score maps of the training scenes."""
     folder = tmp_path_factory.mktemp("maps") / "maps"
-    text = run(
-        "tlvit.annotate",
-        f"--model={annotator}",
-        "--data=digits",
-        f"--data-dir={scenes}",
-        f"--out={folder}",
-        "--top-k=5",
-    )
-    assert "done" in text
+    command = importlib.import_module("tlvit.annotate")
+    arguments = [f"--checkpoint={annotator}", "--data=digits", f"--data-dir={scenes}", "--top-k=5"]
+    assert command.main([*arguments, f"--out={folder}"]) == 0
     return folder
 
 
 def student_command(scenes, maps, workdir, *more):
     return [
-        "--config=configs/digits.py", f"--workdir={workdir}", f"--config.data.dir={scenes}",
+        "--config=digits", f"--workdir={workdir}", f"--config.data.dir={scenes}",
         f"--config.data.score_maps={maps}", *TINY, *more,
     ]  # fmt: skip
 
@@ -122,12 +127,12 @@ def records(maps):
 
 
 def losses(workdir):
-    """Step -> training loss of the journal."""
+    """Step -> training loss in metrics.jsonl."""
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return {line["step"]: line["train/loss"] for line in lines if "train/loss" in line}
 
 
-def test_start_summary_says_what_runs(student):
+def test_the_summary_describes_the_run(student):
     _, text = student
     for part in (
         r"devices +1 x cpu",
@@ -142,7 +147,7 @@ def test_start_summary_says_what_runs(student):
         assert re.search(part, text), part
 
 
-def test_workdir_holds_config_metrics_events_checkpoints_and_picture(student):
+def test_workdir_has_config_metrics_events_checkpoints_and_picture(student):
     workdir, _ = student
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "train/loss" in line] == [2, 4, 6, 8, 10, 12, 14, 16]
@@ -157,10 +162,9 @@ def test_workdir_holds_config_metrics_events_checkpoints_and_picture(student):
 
 @pytest.mark.parametrize(
     ("number", "after"), [(signal.SIGTERM, 6), (signal.SIGINT, 6), (signal.SIGKILL, 12)]
-)  # checkpoints are written in the background: at step 12 that of step 4 is surely whole
+)  # checkpoints are written in the background: at step 12 the one of step 4 is complete by then
 def test_stopped_run_resumes_bit_for_bit(number, after, scenes, maps, student, tmp_path):
-    """Stopped by a signal in the middle and started again, the run ends in exactly the state of one that ran
-    through."""
+    """Stopped by a signal and started again, the run ends in exactly the state of an uninterrupted one."""
     arguments = student_command(scenes, maps, tmp_path)
     with (tmp_path / "out.txt").open("w") as out:
         process = subprocess.Popen(**command("tlvit.main", *arguments), stdout=out, stderr=subprocess.STDOUT)
@@ -176,7 +180,7 @@ def test_stopped_run_resumes_bit_for_bit(number, after, scenes, maps, student, t
         assert status == -signal.SIGKILL
     else:
         assert status == 75, text
-        assert "the same command goes on from there" in text
+        assert "the same command resumes" in text
         stopped, _ = last_state(tmp_path)
         assert after <= stopped < 16
     text = run("tlvit.main", *arguments)
@@ -190,35 +194,32 @@ def test_stopped_run_resumes_bit_for_bit(number, after, scenes, maps, student, t
     assert losses(tmp_path)[16] == losses(student[0])[16]
 
 
-def test_finished_run_is_only_evaluated(scenes, maps, student):
-    text = run("tlvit.main", *student_command(scenes, maps, student[0]))
+def test_finished_run_is_only_evaluated(scenes, maps, student, tmp_path, capfd):
+    shutil.copytree(student[0], tmp_path / "w")
+    text = call(capfd, "tlvit.main", *student_command(scenes, maps, tmp_path / "w"))
     assert "this run is complete: 16 of 16 steps" in text
     assert "evaluation on 40 images" in text
 
 
-def test_checkpoint_of_one_device_goes_on_on_four(scenes, maps, student, tmp_path):
+def test_checkpoint_of_one_device_is_resumed_on_four(scenes, maps, student, tmp_path, capfd):
     shutil.copytree(student[0], tmp_path / "w")
-    longer = student_command(scenes, maps, tmp_path / "w", "--config.epochs=5")
-    text = run("tlvit.main", *longer, devices=4)
+    longer = student_command(scenes, maps, tmp_path / "w", "--config.epochs=5", "--config.mesh.data=4")
+    text = call(capfd, "tlvit.main", *longer)
     assert "devices       4 x cpu" in text
     assert "resumed at step 16" in text
     assert last_state(tmp_path / "w")[0] == 20
 
 
-def test_evaluation_mode_agrees_with_training_and_counts_every_image(scenes, student):
-    evaluate = [
-        f"--workdir={student[0]}",
-        "--config=configs/digits.py",
-        f"--config.data.dir={scenes}",
-        "--mode=eval",
-    ]
+def test_evaluation_mode_agrees_with_training_and_counts_every_image(scenes, student, capfd):
+    evaluate = [f"--workdir={student[0]}", "--config=digits", f"--config.data.dir={scenes}", "--mode=eval"]
     results = []
     for batch_size, devices in ((16, 1), (24, 8)):
-        text = run("tlvit.main", *evaluate, f"--config.eval.batch_size={batch_size}", devices=devices)
+        size = (f"--config.eval.batch_size={batch_size}", f"--config.mesh.data={devices}")
+        text = call(capfd, "tlvit.main", *evaluate, *size)
         results.append(json.loads(text.splitlines()[-1]))
     trained = [json.loads(line) for line in (student[0] / "metrics.jsonl").read_text().splitlines()]
     evaluations = [line for line in trained if "eval/raw_top1" in line]
-    # Of equal ones the later is the best checkpoint.
+    # The later of two equal checkpoints is the best.
     best = max(evaluations, key=lambda e: (max(e["eval/raw_top1"], e["eval/ema_top1"]), e["step"]))
     for result in results:
         assert result["raw"]["count"] == result["ema"]["count"] == 40
@@ -226,59 +227,56 @@ def test_evaluation_mode_agrees_with_training_and_counts_every_image(scenes, stu
         assert result["ema"]["top1"] == pytest.approx(best["eval/ema_top1"])
 
 
-def test_annotation_interrupted_in_the_middle_continues(scenes, annotator, maps, tmp_path):
+def test_interrupted_annotation_resumes(scenes, annotator, maps, tmp_path, capfd):
     shutil.copytree(scenes, tmp_path / "data")
     [victim] = (tmp_path / "data").rglob("*train.tfrecord-00002-of-00004")
-    arguments = [f"--model={annotator}", "--data=digits", f"--data-dir={tmp_path / 'data'}", "--top-k=5"]
+    data = ["--data=digits", f"--data-dir={tmp_path / 'data'}"]
+    arguments = [f"--checkpoint={annotator}", *data, "--top-k=5"]
     out = tmp_path / "maps"
     victim.rename(tmp_path / "away")
-    text = run("tlvit.annotate", *arguments, f"--out={out}", status=1)
+    text = call(capfd, "tlvit.annotate", *arguments, f"--out={out}", status=1)
     assert victim.name in text
     assert "Traceback" not in text
     assert len(list(out.glob("maps-*"))) == 2
     (tmp_path / "away").rename(victim)
-    text = run("tlvit.annotate", *arguments, f"--out={out}")
-    assert "2 of 4 shards are there already" in text
-    for continued, at_once in zip(records(out), records(maps), strict=True):
-        assert continued["key"] == at_once["key"]
-        np.testing.assert_array_equal(continued["index"], at_once["index"])
-        np.testing.assert_array_equal(continued["value"], at_once["value"])
-    assert "is whole: 64 images" in run("tlvit.annotate", f"--check={out}")
+    text = call(capfd, "tlvit.annotate", *arguments, f"--out={out}")
+    assert "2 of 4 shards" in text
+    for resumed, uninterrupted in zip(records(out), records(maps), strict=True):
+        assert resumed["key"] == uninterrupted["key"]
+        np.testing.assert_array_equal(resumed["index"], uninterrupted["index"])
+        np.testing.assert_array_equal(resumed["value"], uninterrupted["value"])
+    assert "64 images" in call(capfd, "tlvit.maps", out, *data)
 
 
-def test_student_goes_to_pytorch_names_and_back(student, tmp_path):
+def test_the_student_is_exported_and_opened_again(student, tmp_path, capfd):
     path = tmp_path / "student.safetensors"
-    run("tlvit.convert", student[0], "--to=pytorch", f"--out={path}")
+    call(capfd, "tlvit.convert", f"--checkpoint={student[0]}", "--to=pytorch", f"--out={path}")
 
-    from tlvit.checkpoints.load import load
-
-    one, info = load(student[0])
-    other, again = load(path)
+    one, info = tlvit.load(student[0])
+    other, again = tlvit.load(path)
     assert info.model == again.model == "lvvit_s"
     images = np.random.RandomState(0).standard_normal((2, 48, 48, 3)).astype(np.float32)
     np.testing.assert_array_equal(one(images).logits, other(images).logits)
 
 
-def test_fine_tuning_starts_from_other_weights_at_another_size(scenes, maps, student, tmp_path):
-    text = run(
-        "tlvit.main", *student_command(scenes, maps, tmp_path, f"--config.model.init_from={student[0]}",
-                                       "--config.image_size=64", "--config.epochs=1")
-    )  # fmt: skip
+def test_fine_tuning_starts_from_other_weights_at_another_size(scenes, maps, student, tmp_path, capfd):
+    options = (f"--config.model.init_from={student[0]}", "--config.image_size=64", "--config.epochs=1")
+    text = call(capfd, "tlvit.main", *student_command(scenes, maps, tmp_path, *options))
     assert re.search(r"resized +1  pos_embed", text), text
     first = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
     assert np.isfinite(first["train/loss"])
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (
             ["--config.data.score_maps="],
-            r"config.token_labels is on but config.data.score_maps is empty.*tlvit.annotate",
+            r"config.token_labels is on, but config.data.score_maps is empty.*tlvit.annotate",
         ),
-        (["--config.image_size=50"], r"50x50 is no multiple of the patch size 8"),
+        (["--config.image_size=50"], r"50x50 is not a multiple of the patch size 8"),
         (["--config.model.name=lvvit_x"], r"Unknown model 'lvvit_x'; did you mean"),
-        (["--config.augment.mixup=0.8"], r"config.token_labels excludes augment.mixup"),
+        (["--config.augment.mixup=0.8"], r"config.token_labels excludes mixup"),
         (["--config.model.dtype=float16"], r"config.model.dtype must be float32 or bfloat16, not 'float16'"),
         (
             ["--config.loss.cls_target=no"],
@@ -289,50 +287,50 @@ def test_fine_tuning_starts_from_other_weights_at_another_size(scenes, maps, stu
         (["--config.batch_size=65"], r"64 training images .*65"),
     ],
 )
-def test_bad_settings_are_one_clear_sentence(change, said, scenes, maps, tmp_path):
-    text = run("tlvit.main", *student_command(scenes, maps, tmp_path, *change), status=1)
-    assert re.search(said, text), text
+def test_bad_settings_are_one_clear_sentence(change, message, scenes, maps, tmp_path, capfd):
+    text = call(capfd, "tlvit.main", *student_command(scenes, maps, tmp_path, *change), status=1)
+    assert re.search(message, text), text
     assert "Traceback" not in text
     assert not (tmp_path / "checkpoints").exists() or not any((tmp_path / "checkpoints").iterdir())
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (["--config.optim.learnign_rate=1"], "learning_rate"),
         (["--config.epochs=many"], "many"),
         (["--config.data.nmae=x"], 'Did you mean "name" instead of "nmae"'),
-        (["--config=configs/digits.py:x"], "after the colon comes one of token_labels"),
+        (["--config=configs/digits.py:x"], "x is not a variant of digits; choose one of token_labels"),
+        (["--config=digitz"], "'digitz' is not a shipped recipe or a .py file; recipes: deit, digits"),
         (["--config=configs/nothing.py"], "No such file or directory: 'configs/nothing.py'"),
         (["--config.model.options.depht=2"], "unexpected keyword argument 'depht'"),
         (["--confg=x"], "config"),
     ],
 )
-def test_unknown_key_and_wrong_type_are_refused(change, said, scenes, maps, tmp_path):
-    done = subprocess.run(
-        **command("tlvit.main", *student_command(scenes, maps, tmp_path, *change)),
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 1
-    assert said in done.stdout
-    assert "Traceback" not in done.stdout
+def test_unknown_settings_and_wrong_types_are_refused(
+    change, message, scenes, maps, tmp_path, capfd, monkeypatch
+):
+    monkeypatch.chdir(ROOT)
+    text = call(capfd, "tlvit.main", *student_command(scenes, maps, tmp_path, *change), status=1)
+    assert message in text
+    assert "Traceback" not in text
 
 
-def test_workdir_of_another_model_is_refused_and_kept(scenes, maps, student):
+def test_workdir_of_another_model_is_refused_and_kept(scenes, maps, student, capfd):
     before = (student[0] / "config.json").read_text()
     changed = student_command(scenes, maps, student[0], "--config.model.options.depth=3")
-    text = run("tlvit.main", *changed, status=1)
+    text = call(capfd, "tlvit.main", *changed, status=1)
     assert re.search(r"holds another run.*\n.*model.options", text), text
     assert (student[0] / "config.json").read_text() == before
 
 
-def test_not_finite_loss_stops_names_the_step_and_keeps_the_last_checkpoint(scenes, maps, tmp_path):
+def test_not_finite_loss_stops_names_the_step_and_keeps_the_last_checkpoint(scenes, maps, tmp_path, capfd):
     blow_up = [
         "--config.optim.learning_rate=1e30",
         "--config.optim.clip_norm=0.0",
         "--config.optim.warmup_epochs=2.0",
     ]
-    text = run("tlvit.main", *student_command(scenes, maps, tmp_path, *blow_up), status=1)
+    text = call(capfd, "tlvit.main", *student_command(scenes, maps, tmp_path, *blow_up), status=1)
     found = re.search(r"The loss of step (\d+) is (nan|inf)", text)
     assert found, text
     saved = [int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()]
@@ -343,7 +341,7 @@ def test_unreadable_last_checkpoint_falls_back_to_the_one_before(scenes, maps, s
     shutil.copytree(student[0], tmp_path / "w")
     shutil.rmtree(tmp_path / "w" / "checkpoints" / "16" / "state")
     text = run("tlvit.main", *student_command(scenes, maps, tmp_path / "w"))
-    assert "checkpoint of step 16 cannot be read and is passed over" in text
+    assert "checkpoint of step 16 cannot be read and is skipped" in text
     assert "resumed at step 12" in text
     _, again = last_state(tmp_path / "w")
     _, expected = last_state(student[0])
@@ -351,17 +349,17 @@ def test_unreadable_last_checkpoint_falls_back_to_the_one_before(scenes, maps, s
         np.testing.assert_array_equal(again[name], array, err_msg=name)
 
 
-def test_damaged_and_foreign_score_maps_are_refused(scenes, maps, tmp_path):
+def test_damaged_and_foreign_score_maps_are_refused(scenes, maps, tmp_path, capfd):
     from tlvit.data.sources import digit_scenes as digits
 
     damaged = tmp_path / "damaged"
     shutil.copytree(maps, damaged)
     shard = sorted(damaged.glob("maps-*"))[0]
     shard.write_bytes(shard.read_bytes()[:-20])
-    text = run("tlvit.main", *student_command(scenes, damaged, tmp_path / "a"), status=1)
+    text = call(capfd, "tlvit.main", *student_command(scenes, damaged, tmp_path / "a"), status=1)
     assert shard.name in text
     assert "Traceback" not in text
     digits.prepare(tmp_path / "other", num_train=48, num_test=40, num_shards=4)
-    text = run("tlvit.main", *student_command(tmp_path / "other", maps, tmp_path / "b"), status=1)
+    text = call(capfd, "tlvit.main", *student_command(tmp_path / "other", maps, tmp_path / "b"), status=1)
     assert "train48" in text
     assert "train64" in text

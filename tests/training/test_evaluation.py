@@ -1,26 +1,26 @@
 """Evaluation counts every image of a split once, whatever the batches and devices."""
 
 import json
-import subprocess
-import sys
 
 import jax
 import numpy as np
 import pytest
 import tensorflow as tf
 import tiny_imagenet
-from conftest import ROOT
 
-from tlvit.checkpoints.load import load, save_folder
+from tlvit import main as command
+from tlvit.checkpoints.load import load
 from tlvit.checkpoints.model_info import ModelInfo, Preprocessing
+from tlvit.checkpoints.native import save_model_folder
 from tlvit.checkpoints.torch_files import export
+from tlvit.config import resolve
 from tlvit.data.transforms import crop as transforms
 from tlvit.models.functional import functionalize
 from tlvit.ops.normalize import normalize
-from tlvit.training import mesh as sharding
-from tlvit.training import step as steps
 from tlvit.training.evaluation import evaluate, evaluate_checkpoint
+from tlvit.training.mesh import make_mesh, replicated
 from tlvit.training.prefetch import Prefetch
+from tlvit.training.step import make_eval_step
 from tlvit.types import Batch
 
 SIZE, CLASSES, COUNT = (48, 48), 10, 37
@@ -41,7 +41,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def weights():
-    """Two sets of weights of one model; "b" knows nothing but class 3."""
+    """Two sets of weights of one model; "b" always predicts class 3."""
     model = INFO.build(seed=1)
     net, params, stats = functionalize(model)
     bias = np.zeros(CLASSES, np.float32)
@@ -67,17 +67,18 @@ def expected(net, weights, images, labels):
 
 @pytest.mark.parametrize(("devices", "batch_size"), [(1, 16), (1, 37), (8, 16), (8, 64)])
 def test_every_image_counts_once(devices, batch_size, data, weights):
-    """37 images in batches of 16, 37 or 64: the padding, which the model sees too, must not count."""
+    """37 images in batches of 16, 37 or 64: the padding must not count."""
+    from tlvit.data.sources.open import open_source
+
     from tlvit.data import pipeline
-    from tlvit.data.sources import tfds as sources
 
     folder, images, labels = data
     net, both = weights
-    mesh = sharding.make_mesh(jax.devices()[:devices])
-    placed = jax.device_put(both, sharding.replicated(mesh))
-    source = sources.open_source("digits", "test", data_dir=str(folder))
-    batches = pipeline.eval_batches(source, batch_size=batch_size, image_size=SIZE, crop_pct=1.0)
-    step = steps.make_eval_step(net, mesh=mesh)
+    mesh = make_mesh(jax.devices()[:devices])
+    placed = jax.device_put(both, replicated(mesh))
+    source = open_source("digits", "test", data_dir=str(folder))
+    batches = pipeline.eval_batches(source, INFO, batch_size=batch_size)
+    step = make_eval_step(net, mesh, INFO.preprocessing)
     found = evaluate(step, placed, Prefetch(batches, mesh))
     assert found.keys() == {"a", "b"}
     for name in found:
@@ -88,15 +89,15 @@ def test_every_image_counts_once(devices, batch_size, data, weights):
 
 def test_no_image_is_an_error(weights):
     net, both = weights
-    with pytest.raises(ValueError, match="holds no image"):
-        evaluate(steps.make_eval_step(net, mesh=sharding.make_mesh()), both, [])
+    with pytest.raises(ValueError, match="has no images"):
+        evaluate(make_eval_step(net, make_mesh(), INFO.preprocessing), both, [])
 
 
 def test_sums_over_batches(weights):
     """Sums are added before they are divided: a short last batch weighs by its images."""
     net, both = weights
-    mesh = sharding.make_mesh(jax.devices()[:1])
-    step = steps.make_eval_step(net, mesh=mesh)
+    mesh = make_mesh(jax.devices()[:1])
+    step = make_eval_step(net, mesh, INFO.preprocessing)
     results = []
 
     def spying(params, stats, batch):
@@ -129,33 +130,33 @@ def config_for(folder, **changes):
     config.data.dir = str(folder)
     config.batch_size = 16
     config.update_from_flattened_dict(changes)
-    return config
+    return resolve(config)
 
 
 def test_model_folder(tmp_path, data, weights):
     folder, images, labels = data
     model = INFO.build(seed=1)
-    save_folder(tmp_path / "m", model, INFO)
+    save_model_folder(tmp_path / "m", model, INFO)
     found = evaluate_checkpoint(tmp_path / "m", config_for(folder))
     assert found == pytest.approx(expected(weights[0], weights[1]["a"], images, labels), rel=1e-5)
 
 
 def test_another_number_of_classes_is_refused(tmp_path, data):
     info = ModelInfo("lvvit_s", 7, SIZE, OPTIONS)
-    save_folder(tmp_path / "m", info.build(), info)
-    with pytest.raises(ValueError, match=r"m distinguishes 7 classes, digit_scenes/.*:test has 10"):
+    save_model_folder(tmp_path / "m", info.build(), info)
+    with pytest.raises(ValueError, match=r"m has 7 classes, but digit_scenes/.*:test has 10"):
         evaluate_checkpoint(tmp_path / "m", config_for(data[0]))
 
 
 def test_a_batch_that_does_not_fit_the_devices_is_refused(tmp_path, data):
-    save_folder(tmp_path / "m", INFO.build(), INFO)
+    save_model_folder(tmp_path / "m", INFO.build(), INFO)
     with pytest.raises(ValueError, match=r"20 images cannot be split evenly over 8 devices"):
         evaluate_checkpoint(tmp_path / "m", config_for(data[0], **{"eval.batch_size": 20}))
 
 
 @pytest.fixture(scope="module")
-def knows_class_2(tmp_path_factory):
-    """A safetensors file of a model of 1000 classes that sees class 2 everywhere."""
+def always_class_2(tmp_path_factory):
+    """A safetensors file of a model of 1000 classes that always predicts class 2."""
     info = ModelInfo("lvvit_t", 1000, (32, 32), {"dim": 32, "depth": 1, "num_heads": 2, "stem_width": 8})
     model = info.build()
     model.head.bias[...] = model.head.bias[...].at[2].set(100.0)
@@ -164,25 +165,23 @@ def knows_class_2(tmp_path_factory):
     return path
 
 
-def main(*arguments, status=0):
-    """`python -m tlvit.main --mode=eval …`: (its log, the JSON in its last line)."""
-    command = [sys.executable, "-m", "tlvit.main", "--mode=eval", "--config=configs/lvvit_t.py"]
-    done = subprocess.run(
-        [*command, *map(str, arguments)],
-        cwd=ROOT, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == status, done.stderr
-    return done.stdout + done.stderr, json.loads(done.stdout.splitlines()[-1]) if not status else None
+def main(capfd, *arguments, status=0):
+    """`python -m tlvit.main --mode=eval …` in this process: (its log, the JSON in its last line)."""
+    capfd.readouterr()
+    returned = command.main(["--mode=eval", "--config=lvvit_t", *map(str, arguments)])
+    out, err = capfd.readouterr()
+    assert returned == status, out + err
+    return out + err, json.loads(out.splitlines()[-1]) if not status else None
 
 
 SMALL = ("--config.eval.batch_size=16", "--config.model.dtype=float32")
 
 
-def test_real_labels_by_the_command_line(tmp_path, knows_class_2):
+def test_real_labels_by_the_command_line(tmp_path, always_class_2, capfd):
     """imagenet2012_real by its own builder: an image without labels does not count for ReaL."""
     tiny_imagenet.prepare_real(tmp_path, [[65, 2], [970], [], [809, 1, 2], [516]])
     log, found = main(
-        f"--checkpoint={knows_class_2}", *SMALL, f"--config.data.dir={tmp_path}",
+        capfd, f"--checkpoint={always_class_2}", *SMALL, f"--config.data.dir={tmp_path}",
         "--config.data.name=imagenet2012_real",
     )  # fmt: skip
     assert found["weights"]["count"] == 5
@@ -190,25 +189,25 @@ def test_real_labels_by_the_command_line(tmp_path, knows_class_2):
     assert "top-1 0.00%, top-5 0.00%, ReaL 50.00% on 5 images" in log
 
 
-def test_imagenet_v2_by_the_command_line(tmp_path, knows_class_2):
+def test_imagenet_v2_by_the_command_line(tmp_path, always_class_2, capfd):
     tiny_imagenet.prepare_v2(tmp_path, [2, 5, 2, 999])
     v2 = (
         f"--config.data.dir={tmp_path}", "--config.data.name=imagenet_v2/matched-frequency",
         "--config.data.eval_split=test",
     )  # fmt: skip
     for size in ((), ("--config.eval.image_size=48",)):
-        log, found = main(f"--checkpoint={knows_class_2}", *SMALL, *v2, *size)
+        log, found = main(capfd, f"--checkpoint={always_class_2}", *SMALL, *v2, *size)
         assert (found["weights"]["count"], found["weights"]["top1"]) == (4, 50), log
         assert "real" not in found["weights"]
 
 
-def test_the_command_line_says_what_is_missing():
-    assert "--workdir is missing, or --checkpoint" in main(status=1)[0]
+def test_the_command_line_says_what_is_missing(capfd):
+    assert "--workdir is missing, or --checkpoint" in main(capfd, status=1)[0]
 
 
 def test_another_image_size_than_the_checkpoints(tmp_path, data):
     folder, images, labels = data
-    save_folder(tmp_path / "m", model := INFO.build(seed=1), INFO)
+    save_model_folder(tmp_path / "m", model := INFO.build(seed=1), INFO)
     found = evaluate_checkpoint(tmp_path / "m", config_for(folder, **{"eval.image_size": (64, 64)}))
     large, _ = load(tmp_path / "m", image_size=64)
     net, params, stats = functionalize(large)
@@ -220,7 +219,7 @@ def test_another_image_size_than_the_checkpoints(tmp_path, data):
 
 
 def test_a_pytorch_file_of_the_configs_model(tmp_path, data):
-    """Its tensors are those of no model in the table: the config says which one, with which options."""
+    """Its tensors fit no model of the table: the settings name the model and its options."""
     folder, images, labels = data
     model = INFO.build(seed=1)
     export(model, tmp_path / "m.safetensors")

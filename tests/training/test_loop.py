@@ -1,5 +1,6 @@
 """The training loop: what it refuses, how it stops, and what precision and accumulation leave unchanged."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -10,20 +11,23 @@ import numpy as np
 import pytest
 
 from configs import digits as recipe
-from tlvit.checkpoints.load import save_folder
 from tlvit.checkpoints.model_info import ModelInfo
-from tlvit.checkpoints.native import Checkpoints, restore_for_inference
+from tlvit.checkpoints.native import Checkpoints, restore_for_inference, save_model_folder
+from tlvit.config import resolve
 from tlvit.data.score_maps.writer import ScoreMapWriter
-from tlvit.training import run_log as reporting
-from tlvit.training.loop import StopRequest, TrainResult, model_info, train
+from tlvit.training import run_log
+from tlvit.training.loop import ProfileWindow
+from tlvit.training.loop import train as train_resolved
+from tlvit.training.run_data import model_info
+from tlvit.training.stop_request import StopRequest
 
 TINY = {"patch_size": 8, "dim": 32, "depth": 1, "num_heads": 2}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def quiet():
-    """No message of this file reaches the terminal twice."""
-    reporting.log.setLevel("INFO")
+    """Messages of this file reach the terminal once."""
+    run_log.log.setLevel("INFO")
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +42,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def maps(data, tmp_path_factory):
-    """Score maps of the training scenes: the label everywhere, surer to the right."""
+    """Score maps of the training scenes: the label in every cell, with a logit that grows to the right."""
     from tlvit.data.sources import tfds as sources
 
     source = sources.open_source("digits", "train", data_dir=str(data))
@@ -56,12 +60,17 @@ def maps(data, tmp_path_factory):
     return folder
 
 
+def train(config, workdir, **options):
+    """Trains with the settings of a ConfigDict."""
+    return train_resolved(resolve(config), workdir, **options)
+
+
 def config_for(data, maps=None, **changes):
     config = recipe.get_config("token_labels" if maps else "no_token_labels")
     config.data.dir = str(data)
     config.data.score_maps = str(maps or "")
     config.model.options = dict(TINY, stem_width=None, skip_lam=1.0)
-    config.batch_size = config.optim.reference_batch = 16
+    config.batch_size = config.optim.base_batch_size = 16
     config.epochs = 2
     config.log_every = 1
     config.optim.warmup_epochs = 0.0
@@ -71,7 +80,7 @@ def config_for(data, maps=None, **changes):
     return config
 
 
-def journal(workdir):
+def metrics_of(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -82,13 +91,13 @@ def plain(data, maps, tmp_path_factory):
     return workdir, train(config_for(data, maps), workdir)
 
 
-def test_result_and_journal(plain):
+def test_result_and_metrics(plain):
     workdir, result = plain
     assert (result.finished, result.step) == (True, 4)
     keys = {f"eval/{w}_{k}" for w in ("raw", "ema") for k in ("top1", "top5", "loss")}
     assert result.metrics.keys() == keys | {"eval/images"}
     assert result.metrics["eval/images"] == 20
-    lines = journal(workdir)
+    lines = metrics_of(workdir)
     assert [line["step"] for line in lines if "train/loss" in line] == [1, 2, 3, 4]
     assert [line["step"] for line in lines if "eval/raw_top1" in line] == [2, 4]
     assert lines[-1] == {"step": 4, **result.metrics}
@@ -101,7 +110,7 @@ def test_bfloat16_and_accumulation_compute_the_same(plain, data, maps, tmp_path)
     config = config_for(data, maps, **{"model.dtype": "bfloat16", "optim.accumulate": 2})
     result = train(config, tmp_path)
     assert result.finished
-    ours, theirs = ([line for line in journal(w) if "train/loss" in line] for w in (tmp_path, plain[0]))
+    ours, theirs = ([line for line in metrics_of(w) if "train/loss" in line] for w in (tmp_path, plain[0]))
     assert len(ours) == 4
     for a, b in zip(ours, theirs, strict=True):
         assert a["train/loss"] == pytest.approx(b["train/loss"], rel=0.01)
@@ -109,33 +118,35 @@ def test_bfloat16_and_accumulation_compute_the_same(plain, data, maps, tmp_path)
         assert a["train/grad_norm"] == pytest.approx(b["train/grad_norm"], rel=0.1)
     params, _, extra = restore_for_inference(tmp_path)
     assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}
-    assert ModelInfo.from_json(extra).overrides["dtype"] == "bfloat16"
+    assert ModelInfo.from_json(extra).options["dtype"] == "bfloat16"
 
 
 def test_checkpoints_say_how_to_build_the_model(plain, data):
     _, _, extra = restore_for_inference(plain[0])
     info = ModelInfo.from_json(extra)
-    assert info == ModelInfo.from_json(model_info(config_for(data), Source()).to_json())
+    assert info.best_weights in ("raw", "ema")
+    expected = model_info(resolve(config_for(data)), Source())
+    assert dataclasses.replace(info, best_weights=None) == ModelInfo.from_json(expected.to_json())
     assert (info.model, info.image_size, info.num_classes) == ("lvvit_s", (48, 48), 10)
     assert info.preprocessing.crop_pct == 1.0
 
 
 class Source:
-    """As much of a source as `model_info` looks at."""
+    """The attributes of a source that `model_info` reads."""
 
     num_classes, num_examples, class_names = 10, 32, tuple("0123456789")
 
 
 def test_score_of_a_checkpoint_is_the_better_of_both(plain):
     """The best step is that of the highest of raw and averaged top-1."""
-    lines = [line for line in journal(plain[0]) if "eval/raw_top1" in line]
+    lines = [line for line in metrics_of(plain[0]) if "eval/raw_top1" in line]
     scores = {line["step"]: max(line["eval/raw_top1"], line["eval/ema_top1"]) for line in lines}
     checkpoints = Checkpoints(plain[0] / "checkpoints")
     assert checkpoints.best_step() == max(scores, key=lambda step: (scores[step], step))
     checkpoints.close()
 
 
-# What stops a run
+# Stopping
 
 
 def signals():
@@ -143,7 +154,7 @@ def signals():
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_only_asks(number):
+def test_the_first_signal_only_requests_a_stop(number):
     before = signals()
     with StopRequest() as stop:
         assert not stop.requested
@@ -156,22 +167,22 @@ def test_the_first_signal_only_asks(number):
 def test_a_second_ctrl_c_interrupts_at_once():
     before = signals()
 
-    def impatient():
+    def interrupted_twice():
         with StopRequest() as stop:
             os.kill(os.getpid(), signal.SIGTERM)
-            os.kill(os.getpid(), signal.SIGTERM)  # a scheduler may repeat it: still only asked
+            os.kill(os.getpid(), signal.SIGTERM)  # a scheduler may repeat it: still only a request
             assert stop.requested
             os.kill(os.getpid(), signal.SIGINT)
             pytest.fail("not interrupted")
 
     with pytest.raises(KeyboardInterrupt):
-        impatient()
+        interrupted_twice()
     assert signals() == before
 
 
 def stop_at(monkeypatch, step):
     """A SIGTERM while this step runs."""
-    add, count = reporting.Progress.add, []
+    add, count = run_log.Progress.add, []
 
     def spying(self, metrics):
         count.append(1)
@@ -179,11 +190,11 @@ def stop_at(monkeypatch, step):
             os.kill(os.getpid(), signal.SIGTERM)
         add(self, metrics)
 
-    monkeypatch.setattr(reporting.Progress, "add", spying)
+    monkeypatch.setattr(run_log.Progress, "add", spying)
 
 
 def test_asked_to_stop_in_its_last_step_a_run_is_finished_and_evaluated(data, tmp_path, monkeypatch):
-    """There is nothing left to continue: the accuracy would be missing for good."""
+    """Nothing is left to resume, so this run has to evaluate."""
     stop_at(monkeypatch, 2)
     result = train(config_for(data, epochs=1), tmp_path)
     assert result.finished
@@ -205,9 +216,9 @@ def test_a_model_without_token_head_trains_to_the_end(data, tmp_path):
 
 @pytest.mark.slow
 def test_after_a_blow_up_the_last_checkpoint_is_good(data, tmp_path):
-    """The second step's learning rate is absurd; its loss is still fine, and it is saved. With a sane rate
-    the run must be able to go on."""
-    changes = {"batch_size": 32, "optim.warmup_epochs": 1.0, "optim.schedule_per": "epoch", "epochs": 6}
+    """The second step's learning rate is far too high; its loss is still finite, and it is saved. With a
+    lower rate the run can be resumed."""
+    changes = {"batch_size": 32, "optim.warmup_epochs": 1.0, "optim.schedule_unit": "epoch", "epochs": 6}
     with pytest.raises(FloatingPointError):
         train(config_for(data, **changes, **{"optim.learning_rate": 1e30}), tmp_path)
     result = train(config_for(data, **changes, **{"optim.learning_rate": 1e-4}), tmp_path)
@@ -215,19 +226,19 @@ def test_after_a_blow_up_the_last_checkpoint_is_good(data, tmp_path):
 
 
 def distilled(data, teacher, **changes):
-    """The recipe of a small DeiT that a teacher distils."""
+    """The recipe of a small DeiT that a teacher distills."""
     config = config_for(data, **{"distill.teacher": str(teacher), **changes})
     config.model.name = "deit_tiny_distilled_patch16_224"
     config.model.options = dict(TINY)
     return config
 
 
-def test_a_run_of_its_own_kind_teaches(plain, data, tmp_path, caplog):
+def test_a_run_is_a_teacher(plain, data, tmp_path, caplog):
     with caplog.at_level("INFO", "tlvit"):
         result = train(distilled(data, plain[0]), tmp_path)
     assert result.finished
     assert f"teacher: lvvit_s from {plain[0]}, hard distillation" in caplog.text
-    assert all(np.isfinite(line["train/loss"]) for line in journal(tmp_path) if "train/loss" in line)
+    assert all(np.isfinite(line["train/loss"]) for line in metrics_of(tmp_path) if "train/loss" in line)
 
 
 def test_teachers_that_do_not_fit_are_refused(plain, data, maps, tmp_path):
@@ -241,36 +252,37 @@ def test_teachers_that_do_not_fit_are_refused(plain, data, maps, tmp_path):
     with pytest.raises(ValueError, match=r"teacher and config.token_labels are two recipes"):
         train(labeled, tmp_path)
     info = ModelInfo("regnety_002", 7, (48, 48))
-    save_folder(tmp_path / "seven", info.build(), info)
-    with pytest.raises(ValueError, match="seven distinguishes 7 classes, the data have 10"):
+    save_model_folder(tmp_path / "seven", info.build(), info)
+    with pytest.raises(ValueError, match="seven has 7 classes, but the data have 10"):
         train(distilled(data, tmp_path / "seven"), tmp_path / "w")
 
 
-def test_evaluation_that_fails_does_not_lose_the_epoch(data, maps, tmp_path, monkeypatch):
-    """An unreadable evaluation image shows only after the first epoch."""
+@pytest.mark.parametrize("kind", [ValueError, MemoryError])
+def test_evaluation_that_fails_does_not_lose_the_epoch(kind, data, maps, tmp_path, monkeypatch):
+    """A corrupt evaluation image is found only after the first epoch."""
 
     def fail(*args, **options):
-        assert options["max_bad"] == 0.25
-        raise ValueError("1 of 20 images cannot be read")
+        assert options["max_corrupt"] == 0.25
+        raise kind("1 of 20 images cannot be read")
         yield
 
-    config = config_for(data, maps, **{"eval.max_bad": 0.25})
-    with monkeypatch.context() as broken:
-        broken.setattr("tlvit.data.pipeline.eval_batches", fail)
-        with pytest.raises(ValueError, match="1 of 20 images"):
+    config = config_for(data, maps, **{"eval.max_corrupt": 0.25})
+    with monkeypatch.context() as patch:
+        patch.setattr("tlvit.data.pipeline.eval_batches", fail)
+        with pytest.raises(kind, match="1 of 20 images"):
             train(config, tmp_path)
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["2"]
     result = train(config_for(data, maps), tmp_path)
     assert (result.finished, result.step) == (True, 4)
 
 
-# What the config says
+# Records
 
 
 def test_model_info(data):
     config = config_for(data, **{"image_size": (48, 64), "model.dtype": "bfloat16", "eval.crop_pct": 0.8})
-    info = model_info(config, Source())
-    assert info.overrides == {"dtype": "bfloat16", **TINY, "stem_width": None, "skip_lam": 1.0}
+    info = model_info(resolve(config), Source())
+    assert info.options == {"dtype": "bfloat16", **TINY, "stem_width": None, "skip_lam": 1.0}
     assert (info.image_size, info.class_names, info.preprocessing.crop_pct) == (
         (48, 64),
         tuple("0123456789"),
@@ -278,8 +290,8 @@ def test_model_info(data):
     )
 
 
-def test_a_workdir_without_a_checkpoint_starts_anew_with_other_settings(data, tmp_path):
-    """What is left of a run that failed at once does not stand in the way."""
+def test_a_workdir_without_a_checkpoint_may_start_with_other_settings(data, tmp_path):
+    """The files of a run that failed before its first checkpoint do not matter."""
     config = config_for(data)
     other = config_for(data, **{"model.options.depth": 3, "batch_size": 8})
     (tmp_path / "config.json").write_text(json.dumps(other.to_dict()))
@@ -287,5 +299,27 @@ def test_a_workdir_without_a_checkpoint_starts_anew_with_other_settings(data, tm
     assert json.loads((tmp_path / "config.json").read_text())["batch_size"] == config.batch_size
 
 
-def test_result_is_a_value():
-    assert TrainResult(True, 3, {}) == TrainResult(finished=True, step=3, metrics={})
+def test_the_transfer_guard_refuses_a_batch_on_the_host(data, tmp_path, monkeypatch):
+    """A step may not move arrays: a batch that the prefetch left on the host is an error."""
+    monkeypatch.setattr("tlvit.training.prefetch.to_global", lambda batch, mesh: batch)
+    with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+        train(config_for(data), tmp_path)
+
+
+def test_a_profiler_trace_is_written(data, tmp_path):
+    train(config_for(data, epochs=1), tmp_path, profile=ProfileWindow(start=1, steps=1))
+    assert list(tmp_path.rglob("*.xplane.pb"))
+
+
+def test_without_an_average_the_raw_weights_are_the_best(data, tmp_path):
+    result = train(config_for(data, epochs=1, **{"ema.decay": 0.0}), tmp_path)
+    assert not any(key.startswith("eval/ema") for key in result.metrics)
+    assert ModelInfo.from_json(restore_for_inference(tmp_path)[2]).best_weights == "raw"
+
+
+def test_init_from_without_an_average(plain, data, tmp_path):
+    """The run keeps no average and can be resumed."""
+    changes = {"ema.decay": 0.0, "model.init_from": str(plain[0])}
+    first = train(config_for(data, epochs=1, **changes), tmp_path)
+    assert not any(key.startswith("eval/ema") for key in first.metrics)
+    assert train(config_for(data, epochs=2, **changes), tmp_path).step == 4

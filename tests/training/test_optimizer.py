@@ -10,21 +10,28 @@ import pytest
 from flax import nnx
 
 import tlvit
+from tlvit.config import Optim
 from tlvit.models.functional import functionalize
-from tlvit.training import optimizer as optim
+from tlvit.training import optimizer
 
 
-def cosine(t, peak=1.6e-3, floor=1e-5, epochs=300):
-    return floor + 0.5 * (peak - floor) * (1 + math.cos(math.pi * t / epochs))
+def cosine(t, peak=1.6e-3, lowest=1e-5, epochs=300):
+    return lowest + 0.5 * (peak - lowest) * (1 + math.cos(math.pi * t / epochs))
 
 
 def warmup(t, peak=1.6e-3):
     return 1e-6 + t * (peak - 1e-6) / 5
 
 
+def schedule_of(epochs=300, steps_per_epoch=10, batch_size=1024, **options):
+    return optimizer.make_schedule(
+        Optim(**options), epochs=epochs, steps_per_epoch=steps_per_epoch, batch_size=batch_size
+    )
+
+
 def test_the_published_schedule():
-    """Warm-up 5 from 1e-6, cosine from 1.6e-3 to 1e-5 at 300, ten epochs more at the floor; once an epoch."""
-    schedule = jax.jit(optim.warmup_cosine(peak=1.6e-3, epochs=300, steps_per_epoch=1251))
+    """Warm-up 5 from 1e-6, cosine from 1.6e-3 to 1e-5 at 300, ten cooldown epochs; changes every epoch."""
+    schedule = jax.jit(schedule_of(steps_per_epoch=1251))
     points = {
         0: 1e-6,
         1: warmup(1),
@@ -47,7 +54,7 @@ def test_epochs_begin_with_their_first_step_whatever_their_length(compiled):
     """In float32 41 * (1 / 41) is less than 1, and compilers divide so: the rate would come late."""
     late = []
     for length in range(1, 200):
-        schedule = optim.warmup_cosine(peak=1.0, epochs=20, steps_per_epoch=length, warmup_epochs=0)
+        schedule = schedule_of(epochs=20, steps_per_epoch=length, learning_rate=1.0, warmup_epochs=0)
         steps = np.arange(21) * length
         rates = (jax.jit(schedule) if compiled else schedule)(jnp.asarray(steps, jnp.int32))
         if np.abs(rates - np.array([cosine(t, 1.0, epochs=20) for t in range(21)])).max() > 1e-4:
@@ -55,8 +62,8 @@ def test_epochs_begin_with_their_first_step_whatever_their_length(compiled):
     assert late == []
 
 
-def test_per_step_and_lag():
-    schedule = optim.warmup_cosine(peak=1.6e-3, epochs=300, steps_per_epoch=10, per="step")
+def test_changes_every_step_and_lag():
+    schedule = schedule_of(schedule_unit="step")
     for step, rate in {
         0: 1e-6,
         5: warmup(0.5),
@@ -66,30 +73,28 @@ def test_per_step_and_lag():
         3050: 1e-5,
     }.items():
         np.testing.assert_allclose(schedule(step), rate, rtol=2e-5)
-    late = optim.warmup_cosine(peak=1.6e-3, epochs=300, steps_per_epoch=10, lag_epochs=1)
+    late = schedule_of(lag_epochs=1)
     for epoch, rate in {0: 1e-6, 1: 1e-6, 2: warmup(1), 6: cosine(5), 300: cosine(299), 301: 1e-5}.items():
         np.testing.assert_allclose(late(epoch * 10 + 3), rate, rtol=2e-5)
-    none = optim.warmup_cosine(peak=1.0, epochs=10, steps_per_epoch=3, warmup_epochs=0)
+    none = schedule_of(epochs=10, steps_per_epoch=3, learning_rate=1.0, warmup_epochs=0)
     np.testing.assert_allclose(none(0), 1.0, rtol=1e-6)
 
 
-def test_schedule_errors():
-    with pytest.raises(ValueError, match="not per 'week'"):
-        optim.warmup_cosine(peak=1.0, epochs=1, steps_per_epoch=1, per="week")
-    with pytest.raises(ValueError, match="0 epochs of 5 steps"):
-        optim.warmup_cosine(peak=1.0, epochs=0, steps_per_epoch=5)
-    with pytest.raises(ValueError, match="3 epochs of 0 steps"):
-        optim.warmup_cosine(peak=1.0, epochs=3, steps_per_epoch=0)
+def test_an_epoch_without_a_step_is_refused():
+    with pytest.raises(ValueError, match="at least one step in an epoch, not 0"):
+        schedule_of(epochs=3, steps_per_epoch=0)
 
 
 def test_linear_scaling():
-    assert optim.scale_learning_rate(1.6e-3, batch_size=256, reference_batch=1024) == pytest.approx(4e-4)
+    optim = Optim(learning_rate=1.6e-3, base_batch_size=1024)
+    assert optimizer.peak_learning_rate(optim, 256) == pytest.approx(4e-4)
+    np.testing.assert_allclose(schedule_of(batch_size=512, warmup_epochs=0)(0), 8e-4, rtol=1e-6)
 
 
 def test_decay_mask_of_lvvit():
     """timm's rule by official name: not vectors, not pos_embed, not cls_token."""
     _, params, _ = functionalize(nnx.eval_shape(lambda: tlvit.create_model("lvvit_t")))
-    mask = optim.decay_mask(params)
+    mask = optimizer.decay_mask(params)
     assert jax.tree.structure(mask) == jax.tree.structure(params)
     decayed = {
         ".".join(p.key for p in path) for path, value in jax.tree_util.tree_leaves_with_path(mask) if value
@@ -99,7 +104,7 @@ def test_decay_mask_of_lvvit():
     parts = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
     expected |= {f"blocks.{i}.{part}.kernel" for i in range(12) for part in parts}
     assert decayed == expected
-    assert not optim.decay_mask({"dist_token": jnp.zeros((1, 1, 4))})["dist_token"]
+    assert not optimizer.decay_mask({"dist_token": jnp.zeros((1, 1, 4))})["dist_token"]
 
 
 def adamw(p, grads, rates, decay, b1=0.9, b2=0.999, eps=1e-8):
@@ -125,7 +130,7 @@ def test_adamw_equals_torchs():
     params = {"kernel": rng.randn(3, 4).astype(np.float32), "bias": rng.randn(4).astype(np.float32)}
     grads = [{k: rng.randn(*v.shape).astype(np.float32) for k, v in params.items()} for _ in range(5)]
     rates = [0.1, 0.05, 0.2, 0.1, 0.01]
-    tx = optim.make_optimizer(
+    tx = optimizer.make_optimizer(
         params, learning_rate=lambda step: jnp.array(rates)[step], weight_decay=0.3, epsilon=1e-6, beta2=0.99
     )
     got = descend(tx, params, grads)
@@ -139,7 +144,7 @@ def test_sgd_equals_torchs():
     rng = np.random.RandomState(1)
     params = {"kernel": rng.randn(3, 4).astype(np.float32)}
     grads = [rng.randn(3, 4).astype(np.float32) for _ in range(4)]
-    tx = optim.make_optimizer(params, name="sgd", learning_rate=0.1, weight_decay=0.2, beta1=0.8)
+    tx = optimizer.make_optimizer(params, name="sgd", learning_rate=0.1, weight_decay=0.2, beta1=0.8)
     got = descend(tx, params, [{"kernel": g} for g in grads])["kernel"]
     p, buffer = params["kernel"], 0.0
     for g in grads:
@@ -152,10 +157,8 @@ def test_sgd_equals_torchs():
 def test_clipping_is_by_the_global_norm():
     params = {"a": jnp.zeros((2, 2)), "b": jnp.zeros(3)}
     grads = {"a": jnp.full((2, 2), 3.0), "b": jnp.array([0.0, 8.0, 0.0])}  # norm 10
-    step = lambda clip: descend(
-        optim.make_optimizer(params, name="sgd", learning_rate=1.0, weight_decay=0, beta1=0, clip_norm=clip),
-        params, [grads],
-    )  # fmt: skip
+    plain = {"name": "sgd", "learning_rate": 1.0, "weight_decay": 0, "beta1": 0}
+    step = lambda clip: descend(optimizer.make_optimizer(params, clip_norm=clip, **plain), params, [grads])
     jax.tree.map(lambda got, g: np.testing.assert_allclose(got, -g / 5, atol=1e-6), step(2.0), grads)
     for clip in (None, 20.0):
         jax.tree.map(lambda got, g: np.testing.assert_allclose(got, -g, atol=1e-6), step(clip), grads)
@@ -164,26 +167,26 @@ def test_clipping_is_by_the_global_norm():
 def test_every_optimizer_decays_only_what_is_masked():
     params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2), "pos_embed": jnp.ones((1, 2, 2))}
     zero = jax.tree.map(jnp.zeros_like, params)
-    for name in optim.OPTIMIZERS:
+    for name in optimizer.OPTIMIZERS:
         after = descend(
-            optim.make_optimizer(params, name=name, learning_rate=0.1, weight_decay=0.5), params, [zero]
+            optimizer.make_optimizer(params, name=name, learning_rate=0.1, weight_decay=0.5), params, [zero]
         )
         assert float(after["kernel"].max()) < 1, name
         np.testing.assert_array_equal(after["bias"], 1)
         np.testing.assert_array_equal(after["pos_embed"], 1)
     with pytest.raises(ValueError, match="adamw, lamb, sgd, not 'adam'"):
-        optim.make_optimizer(params, name="adam", learning_rate=0.1)
+        optimizer.make_optimizer(params, name="adam", learning_rate=0.1)
 
 
 def test_moving_average():
     ema, new = {"a": jnp.array([1.0, 2.0])}, {"a": jnp.array([3.0, 0.0])}
-    np.testing.assert_allclose(optim.update_ema(ema, new, 7, decay=0.9)["a"], [1.2, 1.8], atol=1e-6)
+    np.testing.assert_allclose(optimizer.update_ema(ema, new, 7, decay=0.9)["a"], [1.2, 1.8], atol=1e-6)
     # Warm-up: (1 + t) / (10 + t) until that passes the decay.
     for step, decay in {0: 0.1, 8: 0.5, 80: 0.9, 10000: 0.9}.items():
-        got = optim.update_ema(ema, new, jnp.int32(step), decay=0.9, warmup=True)["a"]
+        got = optimizer.update_ema(ema, new, jnp.int32(step), decay=0.9, warmup=True)["a"]
         np.testing.assert_allclose(
             got, np.array([1.0, 2.0]) * decay + np.array([3.0, 0.0]) * (1 - decay), atol=1e-6
         )
     # A slow average still moves in float32.
-    slow = optim.update_ema({"a": jnp.ones(1)}, {"a": jnp.full(1, 2.0)}, 0, decay=0.99992)["a"]
+    slow = optimizer.update_ema({"a": jnp.ones(1)}, {"a": jnp.full(1, 2.0)}, 0, decay=0.99992)["a"]
     np.testing.assert_allclose(slow - 1, [8e-5], rtol=2e-3)

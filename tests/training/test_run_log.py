@@ -1,4 +1,4 @@
-"""What a run says and writes: right numbers on the progress line, a journal that survives kills, logs."""
+"""The progress line, metrics.jsonl after a kill, TensorBoard events and log messages."""
 
 import json
 import logging
@@ -8,16 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tlvit.training import mesh as sharding
-from tlvit.training import run_log as reporting
+from tlvit.training import run_log
+from tlvit.training.run_log import MetricsFile, Progress, duration, read_metrics, start_logging
 
 
 class Clock:
-    """A clock that moves only when told."""
+    """A clock that the test sets."""
 
     def __init__(self, monkeypatch):
         self.now = 1000.0
-        monkeypatch.setattr(reporting.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(run_log.time, "perf_counter", lambda: self.now)
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def clock(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def logger(caplog):
-    """The `tlvit` logger as it was, heard by caplog."""
+    """The `tlvit` logger, captured by caplog and restored afterwards."""
     log = logging.getLogger("tlvit")
     before = log.handlers, log.propagate, log.level
     with caplog.at_level(logging.INFO, logger="tlvit"):
@@ -46,7 +46,7 @@ def step_metrics(loss, norm=1.0):
 def test_progress_line(clock, caplog):
     """10 of 40 steps of 32 images; the first step, which compiles, counts for the loss but not for the
     speed."""
-    progress = reporting.Progress(0, 40, steps_per_epoch=8, batch_size=32)
+    progress = Progress(0, 40, steps_per_epoch=8, batch_size=32)
     for i in range(1, 11):
         progress.add(step_metrics(i, norm=2 * i))
         clock.now += 0 if i == 1 else 0.5
@@ -68,7 +68,7 @@ def test_progress_line(clock, caplog):
 
 
 def test_the_next_line_counts_its_own_steps_only(clock):
-    progress = reporting.Progress(0, 40, steps_per_epoch=8, batch_size=32)
+    progress = Progress(0, 40, steps_per_epoch=8, batch_size=32)
     progress.add(step_metrics(9))
     clock.now += 3
     progress.flush(1, lr=1.0, wait_s=0.0)
@@ -80,7 +80,7 @@ def test_the_next_line_counts_its_own_steps_only(clock):
 
 
 def test_evaluation_and_saving_do_not_slow_the_line(clock):
-    progress = reporting.Progress(0, 40, steps_per_epoch=8, batch_size=32)
+    progress = Progress(0, 40, steps_per_epoch=8, batch_size=32)
     progress.add(step_metrics(1))
     progress.flush(1, lr=1.0, wait_s=0.0)
     clock.now += 600  # an evaluation
@@ -94,7 +94,7 @@ def test_evaluation_and_saving_do_not_slow_the_line(clock):
 
 
 def test_the_first_line_without_a_timed_step_has_no_speed(clock, caplog):
-    progress = reporting.Progress(0, 4, steps_per_epoch=2, batch_size=8)
+    progress = Progress(0, 4, steps_per_epoch=2, batch_size=8)
     progress.add(step_metrics(1))
     line = progress.flush(1, lr=1.0, wait_s=5.0)
     assert np.isnan([line["train/images_per_s"], line["train/data_wait"]]).all()
@@ -103,16 +103,16 @@ def test_the_first_line_without_a_timed_step_has_no_speed(clock, caplog):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_is_named_by_its_step(value):
-    """Step 17 of 11 to 20 that are looked at together."""
-    progress = reporting.Progress(10, 100, steps_per_epoch=10, batch_size=8)
+    """Step 17 is the first of steps 11 to 20 that is not finite."""
+    progress = Progress(10, 100, steps_per_epoch=10, batch_size=8)
     for step in range(11, 21):
         progress.add(step_metrics(value if step >= 17 else 1.0))
-    with pytest.raises(FloatingPointError, match=rf"The loss of step 17 is {value}, .*last checkpoint"):
+    with pytest.raises(FloatingPointError, match=rf"The loss of step 17 is {value} and .*last checkpoint"):
         progress.flush(20, lr=1.0, wait_s=0.0)
 
 
-def test_a_checked_step_is_not_named_for_a_later_one():
-    progress = reporting.Progress(0, 100, steps_per_epoch=10, batch_size=8)
+def test_the_named_step_counts_from_the_last_check():
+    progress = Progress(0, 100, steps_per_epoch=10, batch_size=8)
     for _ in range(4):
         progress.add(step_metrics(1.0))
     progress.check(4)
@@ -123,79 +123,80 @@ def test_a_checked_step_is_not_named_for_a_later_one():
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run_too():
-    """The loss of a step is from before its update: a NaN gradient has already spoiled the weights."""
-    progress = reporting.Progress(0, 100, steps_per_epoch=10, batch_size=8)
+    """The loss of a step is from before its update: with a NaN gradient the weights are NaN."""
+    progress = Progress(0, 100, steps_per_epoch=10, batch_size=8)
     progress.add(step_metrics(1.0, norm=float("nan")))
     with pytest.raises(FloatingPointError, match="step 1"):
         progress.check(1)
 
 
-# The journal
+# metrics.jsonl
 
 
-def journal_lines(path):
+def lines_of(path):
     return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_journal_goes_on_where_the_checkpoint_ends(tmp_path):
-    """Steps 10 to 40 were written, the checkpoint is of 20: 30 and 40 come again; a cut-off line goes."""
-    journal = reporting.Journal(tmp_path, 0)
+def test_metrics_resume_after_the_checkpoint(tmp_path):
+    """Steps 10 to 40 were written and the checkpoint is of step 20: the lines of 30 and 40 and an incomplete
+    line are removed."""
+    metrics = MetricsFile(tmp_path, 0)
     for step in (10, 20, 30, 40):
-        journal.write(step, {"train/loss": step / 10})
-    journal.write(20, {"eval/raw_top1": 12.5})
-    journal.close()
+        metrics.write(step, {"train/loss": step / 10})
+    metrics.write(20, {"eval/raw_top1": 12.5})
+    metrics.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 5, "train/lo')
-    journal = reporting.Journal(tmp_path, 20)
-    journal.write(30, {"train/loss": 3.5, "eval/images": float("nan"), "x": float("inf")})
-    journal.close()
-    assert journal_lines(tmp_path) == [
+    metrics = MetricsFile(tmp_path, 20)
+    metrics.write(30, {"train/loss": 3.5, "eval/images": float("nan"), "x": float("inf")})
+    metrics.close()
+    assert lines_of(tmp_path) == [
         {"step": 10, "train/loss": 1.0},
         {"step": 20, "train/loss": 2.0},
         {"step": 20, "eval/raw_top1": 12.5},
         {"step": 30, "train/loss": 3.5},
     ]
-    assert reporting.read_journal(tmp_path) == journal_lines(tmp_path)
+    assert read_metrics(tmp_path) == lines_of(tmp_path)
 
 
 def test_every_line_is_on_disk_at_once(tmp_path):
-    """A killed run loses no line that it has written."""
-    journal = reporting.Journal(tmp_path, 0)
-    journal.write(1, {"train/loss": 1.0})
-    assert journal_lines(tmp_path) == [{"step": 1, "train/loss": 1.0}]
-    journal.close()
+    """A killed run keeps all lines that it wrote."""
+    metrics = MetricsFile(tmp_path, 0)
+    metrics.write(1, {"train/loss": 1.0})
+    assert lines_of(tmp_path) == [{"step": 1, "train/loss": 1.0}]
+    metrics.close()
 
 
-def test_a_killed_runs_journal_can_be_drawn(tmp_path):
+def test_an_incomplete_last_line_is_ignored(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "train/loss": 1.0}\n{"step": 2, "tra')
-    assert reporting.read_journal(tmp_path) == [{"step": 1, "train/loss": 1.0}]
+    assert read_metrics(tmp_path) == [{"step": 1, "train/loss": 1.0}]
 
 
-def test_no_journal(tmp_path):
-    assert reporting.read_journal(tmp_path) == []
+def test_no_metrics(tmp_path):
+    assert read_metrics(tmp_path) == []
 
 
 def test_tensorboard_reads_the_events(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.util.tensor_util import make_ndarray
 
-    journal = reporting.Journal(tmp_path, 0)
+    metrics = MetricsFile(tmp_path, 0)
     for step in (1, 2, 3):
-        journal.write(step, {"train/loss": 2.0**step, "train/images_per_s": float("nan")})
-    journal.close()
+        metrics.write(step, {"train/loss": 2.0**step, "train/images_per_s": float("nan")})
+    metrics.close()
     events = EventAccumulator(str(tmp_path), size_guidance={"tensors": 0}).Reload()
     assert events.Tags()["tensors"] == ["train/loss"]
     found = [(e.step, float(make_ndarray(e.tensor_proto))) for e in events.Tensors("train/loss")]
     assert found == [(1, 2.0), (2, 4.0), (3, 8.0)]
 
 
-# Words
+# Messages
 
 
 def test_start_logging_writes_to_terminal_and_file(tmp_path, logger, capfd):
-    reporting.start_logging(tmp_path / "new" / "run")
+    start_logging(tmp_path / "new" / "run")
     logger.info("hello")
-    reporting.start_logging(tmp_path / "new" / "run")  # a second run in one process: no line twice
+    start_logging(tmp_path / "new" / "run")  # a second run in one process: no line twice
     logger.info("again")
     lines = (tmp_path / "new" / "run" / "log.txt").read_text().splitlines()
     assert [line.split("  ", 1)[1] for line in lines] == ["hello", "again"]
@@ -204,15 +205,9 @@ def test_start_logging_writes_to_terminal_and_file(tmp_path, logger, capfd):
 
 
 def test_start_logging_without_a_workdir(logger, capfd):
-    reporting.start_logging()
+    start_logging()
     logger.info("only here")
     assert "only here" in capfd.readouterr().err
-
-
-def test_table_and_devices(caplog):
-    reporting.print_table([("devices", "8"), ("model and size", "x")])
-    assert [r.getMessage() for r in caplog.records] == ["devices         8", "model and size  x"]
-    assert reporting.devices_text(sharding.make_mesh()) == "8 x cpu (cpu), mesh axis data=8"
 
 
 @pytest.mark.parametrize(
@@ -221,4 +216,4 @@ def test_table_and_devices(caplog):
      (360000, "100h00m"), (float("nan"), "?"), (float("inf"), "?")],
 )  # fmt: skip
 def test_duration(seconds, text):
-    assert reporting.duration(seconds) == text
+    assert duration(seconds) == text

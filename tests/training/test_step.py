@@ -1,8 +1,7 @@
-"""The jitted steps: devices, accumulation, donation, precision, randomness, and what the host pays."""
+"""The jitted steps: devices, accumulation, donation, precision and randomness."""
 
 import dataclasses
 import functools
-import time
 import zlib
 
 import jax
@@ -12,18 +11,37 @@ import optax
 import pytest
 
 import tlvit
+from tlvit.checkpoints.model_info import ModelInfo, Preprocessing
+from tlvit.config import Augment, Config, Distill, Ema, Loss, Optim
 from tlvit.models.functional import functionalize
 from tlvit.ops import losses
 from tlvit.ops.normalize import normalize
 from tlvit.ops.targets import make_targets, smooth_one_hot
-from tlvit.training import mesh as sharding
-from tlvit.training import optimizer as optim
-from tlvit.training import step as steps
+from tlvit.training.mesh import make_mesh, replicated
+from tlvit.training.optimizer import make_optimizer
 from tlvit.training.prefetch import to_global
 from tlvit.training.state import abstract_model, state_from
+from tlvit.training.step import Teacher, make_eval_step, make_train_step
 from tlvit.types import Batch, ScoreMaps
 
 CLASSES, SIZE, GRID = 5, 64, (4, 4)
+INFO = ModelInfo("lvvit_s", CLASSES, (SIZE, SIZE))
+
+
+def settings(augment=None, loss=None, ema=None, **options):
+    """Settings of a step without augmentation, unless they are given; options are those of Config."""
+    return Config(
+        augment=Augment(**{"randaugment": "", "random_erasing": 0.0, **(augment or {})}),
+        loss=Loss(**{"plain_labels": True, **(loss or {})}),
+        ema=Ema(**{"decay": 0.9, **(ema or {})}),
+        **options,
+    )
+
+
+PLAIN = settings(loss={"mixtoken": False})
+LABELS = settings(token_labels=False)
+DEFAULT = settings()
+ERASING = settings(augment={"random_erasing": 0.25})
 
 
 def build(name="lvvit_s", **options):
@@ -36,11 +54,10 @@ def build(name="lvvit_s", **options):
 build_vit = functools.partial(build, "vit")
 build_dropping = functools.partial(build, drop_path=0.5)
 build_bfloat16 = functools.partial(build, dtype=jnp.bfloat16)
-build_deep = functools.partial(build, depth=16, dim=8, num_heads=1)
 
 
 def make_batch(size=16, seed=0, maps=True):
-    """Random pictures, score maps, crops and flips."""
+    """Random images, score maps, crops and flips."""
     rng = np.random.RandomState(seed)
     index = np.argsort(rng.rand(size, CLASSES, 6, 6), axis=1)[:, :3].astype(np.uint16)
     value = (3 * rng.standard_normal(index.shape)).astype(np.float16)
@@ -57,7 +74,7 @@ def make_batch(size=16, seed=0, maps=True):
 
 
 def make_tx(params):
-    return optim.make_optimizer(params, learning_rate=3e-3)
+    return make_optimizer(params, learning_rate=3e-3)
 
 
 def frozen(params):
@@ -90,23 +107,28 @@ def start(model, tx, ema):
     return net, tx(params), host(dataclasses.replace(state, key=jax.random.key_data(state.key)))
 
 
-@functools.cache
-def compiled(devices, model, tx, ema, **options):
-    net, tx, _ = start(model, tx, ema)
-    mesh = sharding.make_mesh(jax.devices()[:devices])
-    return steps.make_train_step(net, tx, mesh=mesh, num_classes=CLASSES, **options)
+COMPILED = {}
+
+
+def compiled(devices, model, tx, ema, config, mix_shards):
+    """The step; tests that ask for the same one share it."""
+    key = repr((devices, model, tx, ema, config, mix_shards))
+    if key not in COMPILED:
+        net, optimizer, _ = start(model, tx, ema)
+        mesh = make_mesh(jax.devices()[:devices])
+        COMPILED[key] = make_train_step(net, optimizer, mesh, config, INFO, mix_shards=mix_shards)
+    return COMPILED[key]
 
 
 class Run:
     """A state and its step on some devices; every call trains one step and gives its metrics."""
 
-    def __init__(self, devices=1, *, model=build, tx=make_tx, ema=True, **options):
-        options = {"token_grid": GRID, "ema_decay": 0.9, **options}
-        self.mesh = sharding.make_mesh(jax.devices()[:devices])
+    def __init__(self, devices=1, *, config=None, model=build, tx=make_tx, ema=True, mix_shards=None):
+        self.mesh = make_mesh(jax.devices()[:devices])
         self.net, self.tx, state = start(model, tx, ema)
         state = dataclasses.replace(state, key=jax.random.wrap_key_data(state.key))
-        self.state = jax.device_put(state, sharding.replicated(self.mesh))
-        self.step = compiled(devices, model, tx, ema, **options)
+        self.state = jax.device_put(state, replicated(self.mesh))
+        self.step = compiled(devices, model, tx, ema, config or DEFAULT, mix_shards)
 
     def __call__(self, batch):
         self.state, metrics = self.step(self.state, to_global(batch, self.mesh))
@@ -119,7 +141,7 @@ def host(tree):
     return jax.tree.map(lambda x: np.array(x), tree)
 
 
-def farthest(a, b):
+def largest_difference(a, b):
     return max(
         jax.tree.leaves(jax.tree.map(lambda x, y: float(np.abs(np.asarray(x) - np.asarray(y)).max()), a, b))
     )
@@ -128,25 +150,25 @@ def farthest(a, b):
 @pytest.mark.parametrize(
     "options",
     [
-        {"mixtoken": False},
-        {"mix_shards": 8, "erasing": 0.25},
-        {"token_grid": None, "mixup": 0.8, "cutmix": 1.0, "mix_shards": 8},
+        {"config": PLAIN},
+        {"config": ERASING, "mix_shards": 8},
+        {"config": settings(augment={"mixup": 0.8, "cutmix": 1.0}, token_labels=False), "mix_shards": 8},
     ],
     ids=["plain", "mixtoken", "mixup"],
 )
-def test_one_and_eight_devices_train_alike(options):
+def test_one_and_eight_devices_give_the_same_losses(options):
     one, eight = Run(1, **options), Run(8, **options)
     for i in range(4):
         a, b = one(make_batch(seed=i)), eight(make_batch(seed=i))
         assert abs(a["loss"] - b["loss"]) < 1e-5
         assert abs(a["grad_norm"] / b["grad_norm"] - 1) < 1e-4
-    assert farthest(one.state.stats, eight.state.stats) < 1e-5
+    assert largest_difference(one.state.stats, eight.state.stats) < 1e-5
     assert int(one.state.step) == int(eight.state.step) == 4
 
 
-def test_a_step_only_sums_over_devices():
-    """Gradients and batch statistics; no image or token travels, no random draw is waited for."""
-    run = Run(8, mix_shards=8, erasing=0.25)
+def test_devices_only_exchange_sums():
+    """Gradients and batch statistics are all-reduced; images, tokens and random draws stay local."""
+    run = Run(8, config=ERASING, mix_shards=8)
     text = run.step.lower(run.state, to_global(make_batch(), run.mesh)).compile().as_text()
     assert "all-reduce" in text
     assert [
@@ -158,10 +180,11 @@ def test_a_step_only_sums_over_devices():
 
 def test_the_loss_of_the_first_step_is_the_formula():
     """Normalized on the device, targets from the maps, by hand from the parts."""
-    run, batch = (
-        Run(1, mixtoken=False, dense_weight=0.5, cls_weight=0.7, cls_target="documented", smoothing=0.2),
-        make_batch(),
-    )
+    loss = {
+        "mixtoken": False, "dense_weight": 0.5, "cls_weight": 0.7, "cls_target": "documented",
+        "label_smoothing": 0.2,
+    }  # fmt: skip
+    run, batch = Run(1, config=settings(loss=loss)), make_batch()
     images = (batch.image / 255.0 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
     state = host((run.state.params, run.state.stats))
     forward = jax.jit(functools.partial(run.net.apply, train=True))
@@ -173,15 +196,15 @@ def test_the_loss_of_the_first_step_is_the_formula():
         output, targets, dense_weight=0.5, cls_weight=0.7, cls_target="documented"
     )
     assert abs(run(batch)["loss"] - float(expected)) < 1e-5
-    assert farthest(run.state.stats, stats) < 1e-5
+    assert largest_difference(run.state.stats, stats) < 1e-5
 
 
 def test_without_token_labels_the_class_token_learns_the_label():
-    run, batch = Run(1, token_grid=None, ema=False), make_batch(maps=False)
+    run, batch = Run(1, config=LABELS, ema=False), make_batch(maps=False)
     forward = jax.jit(functools.partial(run.net.apply, train=True))
     output, _ = forward(run.state.params, run.state.stats, normalize(batch.image))
-    truth = smooth_one_hot(batch.label, CLASSES, 0.1)
-    expected = float(jnp.mean(losses.soft_cross_entropy(output.cls, truth)))
+    labels = smooth_one_hot(batch.label, CLASSES, 0.1)
+    expected = float(jnp.mean(losses.soft_cross_entropy(output.cls, labels)))
     assert abs(run(batch)["loss"] - expected) < 1e-5
     assert run.state.ema is None
 
@@ -200,33 +223,36 @@ def test_normalize():
 
 
 def test_accumulation_equals_one_batch_without_batch_norm():
-    options = {"token_grid": None, "model": build_vit, "tx": sgd}
-    whole, parts, spread = Run(1, **options), Run(1, accumulate=2, **options), Run(4, accumulate=2, **options)
+    options = {"model": build_vit, "tx": sgd}
+    halves = settings(token_labels=False, optim=Optim(accumulate=2))
+    whole, parts = Run(1, config=LABELS, **options), Run(1, config=halves, **options)
+    spread = Run(4, config=halves, **options)
     for i in range(3):
         a = whole(make_batch(seed=i))
         for run in (parts, spread):
             b = run(make_batch(seed=i))
             assert abs(a["loss"] - b["loss"]) < 1e-5
             assert abs(a["grad_norm"] - b["grad_norm"]) < 1e-5
-    assert farthest(whole.state.params, parts.state.params) < 1e-5
-    assert farthest(whole.state.params, spread.state.params) < 1e-5
+    assert largest_difference(whole.state.params, parts.state.params) < 1e-5
+    assert largest_difference(whole.state.params, spread.state.params) < 1e-5
 
 
 def test_accumulation_moves_the_statistics_once_a_part():
     """Two parts of equal content move BatchNorm twice: 1 - 0.9^2 of the way."""
     half = make_batch(8)
     batch = jax.tree.map(lambda x: np.repeat(x, 2, axis=0), half)  # part p holds images p, p + 2, …
-    run, once = Run(1, accumulate=2, mixtoken=False), Run(1, mixtoken=False)
+    halves = settings(loss={"mixtoken": False}, optim=Optim(accumulate=2))
+    run, once = Run(1, config=halves), Run(1, config=PLAIN)
     start = host(run.state.stats)
     loss, loss_once = run(batch)["loss"], once(half)["loss"]
     assert abs(loss - loss_once) < 1e-5
     first = jax.tree.map(lambda old, new: new - old, start, host(once.state.stats))
     twice = jax.tree.map(lambda old, step: old + 1.9 * step, start, first)
-    assert farthest(run.state.stats, twice) < 1e-5
+    assert largest_difference(run.state.stats, twice) < 1e-5
 
 
 def test_accumulation_stays_on_the_devices():
-    run = Run(8, accumulate=2)
+    run = Run(8, config=settings(optim=Optim(accumulate=2)))
     text = run.step.lower(run.state, to_global(make_batch(), run.mesh)).compile().as_text()
     assert [k for k in ("all-to-all", "collective-permute", "all-gather") if k in text] == []
 
@@ -247,16 +273,14 @@ def test_the_average_follows_parameters_and_statistics():
         run(make_batch(seed=i))
         new = {"params": run.state.params, "stats": run.state.stats}
         expected = jax.tree.map(lambda old, x: 0.9 * old + 0.1 * np.asarray(x), expected, new)
-        assert farthest(run.state.ema, expected) < 1e-5
-    assert farthest(run.state.ema["stats"], run.state.stats) > 1e-3
-    warm = Run(1, ema_warmup=True)
+        assert largest_difference(run.state.ema, expected) < 1e-5
+    assert largest_difference(run.state.ema["stats"], run.state.stats) > 1e-3
+    warm = Run(1, config=settings(ema={"warmup": True}))
     start = host(warm.state.ema)
     warm(make_batch())
     new = {"params": warm.state.params, "stats": warm.state.stats}
-    assert (
-        farthest(warm.state.ema, jax.tree.map(lambda old, x: 0.1 * old + 0.9 * np.asarray(x), start, new))
-        < 1e-5
-    )
+    expected = jax.tree.map(lambda old, x: 0.1 * old + 0.9 * np.asarray(x), start, new)
+    assert largest_difference(warm.state.ema, expected) < 1e-5
 
 
 def test_randomness_depends_on_key_and_step_alone():
@@ -275,7 +299,7 @@ def test_randomness_depends_on_key_and_step_alone():
 
 
 def test_bfloat16_computes_low_and_keeps_high():
-    exact, low = Run(1, mixtoken=False), Run(1, model=build_bfloat16, mixtoken=False)
+    exact, low = Run(1, config=PLAIN), Run(1, model=build_bfloat16, config=PLAIN)
     a, b = exact(make_batch())["loss"], low(make_batch())["loss"]
     assert 1e-6 < abs(a - b) < 0.02 * a
     for tree in (low.state.params, low.state.stats, low.state.ema, low.state.opt_state):
@@ -293,12 +317,12 @@ def test_a_tiny_problem_is_learned():
     index = np.broadcast_to(label.reshape(8, 1, 1, 1), (8, 1, 6, 6)).astype(np.uint16)
     maps = ScoreMaps(np.full(index.shape, 8, np.float16), index)
     batch = Batch(image, label, np.ones(8, bool), maps, make_batch(8).geometry)
-    run = Run(1, mixtoken=False)
+    run = Run(1, config=PLAIN)
     seen = [run(batch)["loss"] for _ in range(80)]
     # Targets smoothed by 0.1 over 5 classes keep an entropy of 0.3 to 0.4 in each of the two terms.
     assert seen[0] > 2.5
     assert seen[-1] < 1.1
-    evaluate = steps.make_eval_step(run.net, mesh=run.mesh)
+    evaluate = make_eval_step(run.net, run.mesh, Preprocessing())
     assert float(evaluate(run.state.params, run.state.stats, batch)["top1"]) == 8
 
 
@@ -308,7 +332,7 @@ def test_evaluation_uses_running_statistics_and_counts_no_padding():
     batch = Batch(batch.image, batch.label, mask, None, batch.geometry)
     for devices in (1, 8):
         run = Run(devices)
-        evaluate = steps.make_eval_step(run.net, mesh=run.mesh)
+        evaluate = make_eval_step(run.net, run.mesh, Preprocessing())
         sums = evaluate(run.state.params, run.state.stats, to_global(batch, run.mesh))
         logits = jax.jit(run.net.apply)(*host((run.state.params, run.state.stats)), normalize(batch.image))[
             0
@@ -321,20 +345,12 @@ def test_evaluation_uses_running_statistics_and_counts_no_padding():
 
 
 def test_errors():
-    with pytest.raises(ValueError, match=r"mixup \(0.8\).*cutmix \(0.0\)"):
-        Run(1, mixup=0.8)
-    with pytest.raises(ValueError, match="cutmix"):
-        Run(1, cutmix=1.0)
     with pytest.raises(ValueError, match=r"16 images.*3 equal parts"):
-        Run(1, accumulate=3)(make_batch())
+        Run(1, config=settings(optim=Optim(accumulate=3)))(make_batch())
     with pytest.raises(ValueError, match=r"16 images.*3 equal shards"):
         Run(1, mix_shards=3)(make_batch())
-    with pytest.raises(ValueError, match=r"cls_target.*'half'"):
-        Run(1, cls_target="half")(make_batch())
     with pytest.raises(ValueError, match="token head"):
         Run(1, model=build_vit)(make_batch())
-    with pytest.raises(ValueError, match=r"5x5.*4x4"):
-        Run(1, token_grid=(5, 5))(make_batch())
 
 
 def test_token_labels_without_maps_are_a_clear_error():
@@ -342,59 +358,27 @@ def test_token_labels_without_maps_are_a_clear_error():
         Run(1)(make_batch(maps=False))
 
 
-def test_a_token_grid_of_another_model_is_a_clear_error_without_mixtoken_too():
-    with pytest.raises(ValueError, match=r"5x5|25"):
-        Run(1, token_grid=(5, 5), mixtoken=False)(make_batch())
-
-
-def test_a_step_costs_the_host_little():
-    """As many leaves as lvvit_s has and next to no arithmetic: what is left is Python and dispatch."""
-    # The same 16 blocks, so the same leaves; a width of 8 and one image.
-    run = Run(1, model=build_deep, mixtoken=False)
-    assert len(jax.tree.leaves(run.state)) > 750
-    batch = to_global(make_batch(1), run.mesh)
-    state, _ = run.step(run.state, batch)
-    seconds = []
-    for _ in range(50):
-        jax.block_until_ready(state)
-        begin = time.thread_time()  # of this thread's own work: others may share the machine
-        state, _ = run.step(state, batch)
-        seconds.append(time.thread_time() - begin)
-    assert 1e3 * np.median(seconds) < 2.0
-
-
 @pytest.mark.parametrize("kind", losses.DISTILLATION)
-def test_a_teacher_teaches_the_distillation_token(kind):
-    """The loss of the first step, by hand; the teacher's arrays are neither constants nor changed."""
+def test_a_teacher_trains_the_distillation_token(kind):
+    """The loss of the first step, computed from its parts; the teacher's arrays are neither constants nor
+    changed."""
     options = {"dim": 16, "depth": 1, "num_heads": 2, "image_size": SIZE, "num_classes": CLASSES}
     student = functionalize(tlvit.create_model("deit_tiny_distilled_patch16_224", seed=1, **options))
     teacher = functionalize(build(seed=2))
-    how = {"kind": kind, "alpha": 0.3, "tau": 2.0}
-    mesh, batch = sharding.make_mesh(), make_batch(maps=False)
-    step = steps.make_train_step(
-        student[0], sgd(None), mesh=mesh, num_classes=CLASSES, smoothing=0.1,
-        teacher=steps.Teacher(*teacher, **how),
-    )  # fmt: skip
-    state = jax.device_put(state_from(*student[1:], sgd(None), ema=False), sharding.replicated(mesh))
+    distill = {"kind": kind, "alpha": 0.3, "tau": 2.0}
+    mesh, batch = make_mesh(), make_batch(maps=False)
+    config = settings(token_labels=False, distill=Distill(teacher="teacher", **distill))
+    step = make_train_step(student[0], sgd(None), mesh, config, INFO, teacher=Teacher(*teacher))
+    state = jax.device_put(state_from(*student[1:], sgd(None), ema=False), replicated(mesh))
     new, metrics = step(state, to_global(batch, mesh))
     images = normalize(batch.image)
     output, _ = student[0].apply(*student[1:], images)
-    taught = teacher[0].apply(*teacher[1:], images)[0].logits
-    truth = smooth_one_hot(jnp.asarray(batch.label), CLASSES, 0.1)
-    assert float(metrics["loss"]) == pytest.approx(
-        float(losses.distillation_loss(output, truth, taught, **how)), rel=1e-5
-    )
+    logits = teacher[0].apply(*teacher[1:], images)[0].logits
+    labels = smooth_one_hot(jnp.asarray(batch.label), CLASSES, 0.1)
+    expected = losses.distillation_loss(output, labels, logits, **distill)
+    assert float(metrics["loss"]) == pytest.approx(float(expected), rel=1e-5)
     moved = {
         k: float(jnp.abs(new.params[k]["kernel"] - student[1][k]["kernel"]).max())
         for k in ("head", "head_dist")
     }
     assert min(moved.values()) > 0  # both heads learn
-
-
-def test_a_teacher_and_token_labels_are_two_recipes():
-    net, params, stats = functionalize(build())
-    with pytest.raises(ValueError, match="two recipes"):
-        steps.make_train_step(
-            net, sgd(None), mesh=sharding.make_mesh(), num_classes=CLASSES, token_grid=GRID,
-            teacher=steps.Teacher(net, params, stats),
-        )  # fmt: skip

@@ -12,7 +12,7 @@ import tlvit
 from tlvit.checkpoints.torch_names import to_torch
 from tlvit.models.functional import functionalize, update
 from tlvit.ops import losses, mixing
-from tlvit.training import optimizer as optim
+from tlvit.training.optimizer import make_optimizer, update_ema
 from tlvit.types import TokenTargets
 
 
@@ -34,7 +34,7 @@ def run(published):
     net, params, stats = functionalize(model)
     tokens = model.grid[0] * model.grid[1]
     rate = lambda step: c["lr"] * (step + 1) / c["steps"]
-    tx = optim.make_optimizer(params, learning_rate=rate, weight_decay=c["wd"])
+    tx = make_optimizer(params, learning_rate=rate, weight_decay=c["wd"])
 
     @jax.jit
     def step(params, stats, opt_state, ema, images, targets, mix):
@@ -45,7 +45,7 @@ def run(published):
         (loss, new), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
         updates, opt_state = tx.update(grads, opt_state, params)
         params = optax.apply_updates(params, updates)
-        ema = optim.update_ema(ema, {"params": params, "stats": new}, 0, decay=0.9)
+        ema = update_ema(ema, {"params": params, "stats": new}, 0, decay=0.9)
         return loss, params, new, opt_state, ema
 
     opt_state, ema, seen = tx.init(params), {"params": params, "stats": stats}, []

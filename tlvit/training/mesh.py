@@ -1,4 +1,4 @@
-"""The mesh and what lies where on it: batches split over the `data` axis, the state on every device."""
+"""The device mesh: batches are split over its `data` axis, the training state is replicated."""
 
 from collections.abc import Sequence
 
@@ -6,10 +6,26 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 
-def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """One axis, `data`, over the given devices (all of all processes by default)."""
+def make_mesh(devices: Sequence[jax.Device] | None = None, *, data: int = -1) -> Mesh:
+    """A mesh with one axis, `data`.
+
+    Args:
+      devices: the devices to use; None: all devices of all processes.
+      data: how many of them share a batch; -1: all.
+
+    Raises:
+      ValueError: there are fewer devices, or `data` leaves out devices of a job with several processes.
+    """
     devices = jax.devices() if devices is None else list(devices)
-    return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+    count = len(devices) if data == -1 else data
+    if not 1 <= count <= len(devices):
+        raise ValueError(f"A mesh over {count} devices is not possible: there are {len(devices)}.")
+    if count < len(devices) and jax.process_count() > 1:
+        raise ValueError(
+            f"A job of {jax.process_count()} processes uses all of its {len(devices)} devices, not {count}: "
+            "set config.mesh.data=-1."
+        )
+    return jax.make_mesh((count,), ("data",), axis_types=(AxisType.Auto,), devices=devices[:count])
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -23,7 +39,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def local_batch_size(batch_size: int, mesh: Mesh) -> int:
-    """This process's share of a global batch.
+    """Images of a global batch that this process provides.
 
     Raises:
       ValueError: the batch cannot be split evenly over the devices.

@@ -1,4 +1,4 @@
-"""Learning-rate schedule, weight-decay mask, optimizer and the moving average of the weights."""
+"""Learning-rate schedule, weight-decay mask, optimizer, and moving average of the weights."""
 
 import math
 from collections.abc import Callable
@@ -7,98 +7,82 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from tlvit.config import Optim
 from tlvit.types import Array, PyTree
 
+Schedule = Callable[[Array | int], Array]
 NO_DECAY = ("pos_embed", "cls_token", "dist_token")
 OPTIMIZERS = ("adamw", "lamb", "sgd")
 
 
-def scale_learning_rate(learning_rate: float, *, batch_size: int, reference_batch: int) -> float:
-    """Linear scaling (Goyal et al. 2017): a rate given for `reference_batch` images, for `batch_size`
-    images."""
-    return learning_rate * batch_size / reference_batch
+def peak_learning_rate(optim: Optim, batch_size: int) -> float:
+    """The peak learning rate, scaled linearly with the batch size (Goyal et al. 2017, arXiv:1706.02677)."""
+    return optim.learning_rate * batch_size / optim.base_batch_size
 
 
-def warmup_cosine(
-    *, peak: float, epochs: int, steps_per_epoch: int, warmup_epochs: float = 5, warmup_start: float = 1e-6,
-    floor: float = 1e-5, per: str = "epoch", lag_epochs: int = 0,
-) -> Callable[[Array], Array]:  # fmt: skip
-    """Linear warm-up to `peak`, cosine to `floor` at `epochs`, constant after that (the published floor
-    epochs).
+def make_schedule(optim: Optim, *, epochs: int, steps_per_epoch: int, batch_size: int) -> Schedule:
+    """The learning rate: linear warm-up, cosine to `optim.min_lr` at `epochs`, constant after that.
+
+    The cosine starts at epoch 0, so the rate right after the warm-up is a little below the peak, as
+    published.
 
     Args:
-      peak: highest rate; the cosine starts at epoch 0, so just after the warm-up it is a little lower, as
-        published.
-      epochs: where the cosine ends.
-      steps_per_epoch: optimizer steps.
-      warmup_epochs, warmup_start: length and first value of the warm-up.
-      floor: last value.
-      per: "epoch", the rate moves once an epoch (published); or "step".
-      lag_epochs: epochs by which the schedule runs late (DeiT's published loop: 1).
+      optim: settings.
+      epochs: end of the cosine.
+      steps_per_epoch: optimizer steps in an epoch.
+      batch_size: images in a step, which scales the peak.
 
     Returns:
       step -> learning rate, float32.
 
     Raises:
-      ValueError: an unknown `per`, or no epoch or step at all.
+      ValueError: an epoch has no step.
     """
-    if per not in ("epoch", "step"):
-        raise ValueError(f'The schedule moves per "epoch" or per "step", not per {per!r}.')
-    if epochs <= 0 or steps_per_epoch <= 0:
-        raise ValueError(
-            f"A schedule needs epochs and steps, not {epochs} epochs of {steps_per_epoch} steps."
-        )
+    if steps_per_epoch < 1:
+        raise ValueError(f"A schedule needs at least one step in an epoch, not {steps_per_epoch}.")
+    peak = peak_learning_rate(optim, batch_size)
+    first, lowest = optim.warmup_lr, optim.min_lr
 
-    def schedule(step: Array) -> Array:
+    def schedule(step: Array | int) -> Array:
         step = jnp.asarray(step, jnp.int32)
-        # Whole epochs by integer division: compiled float division may fall short of them by one rounding.
-        t = step // steps_per_epoch if per == "epoch" else step / steps_per_epoch
-        t = jnp.maximum(t.astype(jnp.float32) - lag_epochs, 0.0)
-        warmup = warmup_start + t * (peak - warmup_start) / max(warmup_epochs, 1e-9)
-        cosine = floor + 0.5 * (peak - floor) * (1 + jnp.cos(math.pi * jnp.minimum(t / epochs, 1.0)))
-        return jnp.where(t < warmup_epochs, warmup, cosine)
+        # Integer division: a compiled float division can be one rounding below a whole epoch.
+        t = step // steps_per_epoch if optim.schedule_unit == "epoch" else step / steps_per_epoch
+        t = jnp.maximum(t.astype(jnp.float32) - optim.lag_epochs, 0.0)
+        warmup = first + t * (peak - first) / max(optim.warmup_epochs, 1e-9)
+        cosine = lowest + 0.5 * (peak - lowest) * (1 + jnp.cos(math.pi * jnp.minimum(t / epochs, 1.0)))
+        return jnp.where(t < optim.warmup_epochs, warmup, cosine)
 
     return schedule
 
 
-def decay_mask(params: PyTree) -> PyTree:
-    """True where weight decay applies: not on vectors (biases, norm scales), position embeddings and extra
-    tokens."""
-
-    def decays(path, leaf) -> bool:
-        return leaf.ndim > 1 and path[-1].key not in NO_DECAY
-
-    return jax.tree_util.tree_map_with_path(decays, params)
-
-
 def make_optimizer(
-    params: PyTree, *, name: str = "adamw", learning_rate: float | Callable[[Array], Array],
-    weight_decay: float = 0.05, clip_norm: float | None = None, beta1: float = 0.9, beta2: float = 0.999,
-    epsilon: float = 1e-8,
+    params: PyTree, *, name: str = "adamw", learning_rate: float | Schedule, weight_decay: float = 0.05,
+    clip_norm: float | None = None, beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8,
 ) -> optax.GradientTransformation:  # fmt: skip
-    """The optimizer of a run; decay is masked by `decay_mask` and decoupled (with sgd it joins the gradient).
+    """The optimizer. Weight decay is decoupled and masked by `decay_mask`; SGD adds it to the gradient.
 
     Args:
-      params: for the mask; shapes suffice.
-      name: "adamw" (Loshchilov & Hutter 2019; all published recipes), "lamb" (DeiT III) or "sgd" (momentum
-        beta1).
-      learning_rate: a number or step -> number.
-      weight_decay: coefficient.
-      clip_norm: largest global gradient norm, or None.
-      beta1, beta2, epsilon: of the moments.
+      params: parameters or their shapes, for the mask. name: "adamw" (Loshchilov & Hutter 2019, all published
+      recipes), "lamb" (DeiT III), or "sgd" with Nesterov
+        momentum beta1.
+      learning_rate: a number, or step -> number.
+      weight_decay: coefficient of the decay.
+      clip_norm: largest global norm of the gradient; None or 0 does not clip.
+      beta1: decay of the first moment.
+      beta2: decay of the second moment.
+      epsilon: added to the denominator.
 
     Raises:
       ValueError: an unknown name.
+
+    Example:
+      >>> tx = tlvit.make_optimizer(params, learning_rate=1e-3, weight_decay=0.05)
+      >>> opt_state = tx.init(params)
     """
     mask = decay_mask(params)
-    if name == "adamw":
-        core = optax.adamw(
-            learning_rate, b1=beta1, b2=beta2, eps=epsilon, weight_decay=weight_decay, mask=mask
-        )
-    elif name == "lamb":
-        core = optax.lamb(
-            learning_rate, b1=beta1, b2=beta2, eps=epsilon, weight_decay=weight_decay, mask=mask
-        )
+    if name in ("adamw", "lamb"):
+        make = optax.adamw if name == "adamw" else optax.lamb
+        core = make(learning_rate, b1=beta1, b2=beta2, eps=epsilon, weight_decay=weight_decay, mask=mask)
     elif name == "sgd":
         decay = optax.add_decayed_weights(weight_decay, mask=mask)
         core = optax.chain(decay, optax.sgd(learning_rate, momentum=beta1, nesterov=True))
@@ -107,11 +91,20 @@ def make_optimizer(
     return optax.chain(optax.clip_by_global_norm(clip_norm), core) if clip_norm else core
 
 
-def update_ema(ema: PyTree, new: PyTree, step: Array, *, decay: float, warmup: bool = False) -> PyTree:
-    """decay * ema + (1 - decay) * new, for parameters and statistics alike.
+def decay_mask(params: PyTree) -> PyTree:
+    """True for parameters with weight decay: all but vectors, position embeddings and prefix tokens."""
 
-    With `warmup` the decay is min(decay, (1 + step) / (10 + step)), so that a short run's average forgets its
-    start.
+    def decays(path: tuple, leaf: Array) -> bool:
+        return leaf.ndim > 1 and path[-1].key not in NO_DECAY
+
+    return jax.tree_util.tree_map_with_path(decays, params)
+
+
+def update_ema(ema: PyTree, new: PyTree, step: Array, *, decay: float, warmup: bool = False) -> PyTree:
+    """decay * ema + (1 - decay) * new, for parameters and BatchNorm statistics.
+
+    With `warmup` the decay is min(decay, (1 + step) / (10 + step)), so that the average of a short run is not
+    dominated by the initial weights.
     """
     t = jnp.asarray(step, jnp.float32)
     decay = jnp.minimum(decay, (1 + t) / (10 + t)) if warmup else decay

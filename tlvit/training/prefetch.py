@@ -1,4 +1,4 @@
-"""Batches on their way from the host to the devices."""
+"""Copies batches from the host to the devices, some steps ahead."""
 
 import collections
 import time
@@ -12,18 +12,8 @@ from tlvit.training.mesh import batch_sharding
 from tlvit.types import PyTree
 
 
-def to_global(batch: PyTree, mesh: Mesh) -> PyTree:
-    """This process's part of a batch (numpy arrays) -> global arrays, split over the mesh; returns before the
-    copy ends."""
-    sharding = batch_sharding(mesh)
-    if jax.process_count() == 1:
-        return jax.device_put(batch, sharding)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
-
-
 class Prefetch:
-    """Iterates over global batches, `depth` of them on their way to the devices; measures the time spent
-    waiting for data.
+    """Iterates over global batches, with `depth` of them on their way to the devices.
 
     Attributes:
       wait_s: seconds that `next` has waited for the host's pipeline since this was last set to 0.
@@ -50,3 +40,14 @@ class Prefetch:
         if not self._ready:
             raise StopIteration
         return self._ready.popleft()
+
+
+def to_global(batch: PyTree, mesh: Mesh) -> PyTree:
+    """Turns this process's part of a batch (NumPy arrays) into global arrays that are split over the mesh.
+
+    It returns before the copy is done.
+    """
+    sharding = batch_sharding(mesh)
+    if jax.process_count() == 1:
+        return jax.device_put(batch, sharding)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)

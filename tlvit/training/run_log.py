@@ -1,5 +1,4 @@
-"""What a run prints and writes: the summary at its start, the progress line, metrics.jsonl and TensorBoard
-events."""
+"""What a run writes while it trains: messages, the progress line, metrics.jsonl and TensorBoard events."""
 
 import json
 import logging
@@ -9,7 +8,6 @@ import time
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from tlvit.types import Array
 
@@ -17,8 +15,10 @@ log = logging.getLogger("tlvit")
 
 
 def start_logging(workdir: pathlib.Path | None = None) -> None:
-    """Sends tlvit's messages to the terminal and, on process 0, to log.txt in the workdir; the libraries'
-    chatter stays out."""
+    """Sends tlvit's messages to the terminal and, on process 0, to log.txt in the workdir.
+
+    Messages of libraries below the level of errors are hidden.
+    """
     for library in ("absl", "jax", "orbax"):
         logging.getLogger(library).setLevel(logging.ERROR)
     handlers: list[logging.Handler] = [logging.StreamHandler()]
@@ -32,14 +32,13 @@ def start_logging(workdir: pathlib.Path | None = None) -> None:
 
 
 class Progress:
-    """Collects each step's metrics without waiting for the device, and turns an interval of them into one
-    line.
+    """Collects the metrics of each step without waiting for the device and sums them up in one line.
 
     Args:
-      first_step: steps done before this run.
-      total_steps: of the whole training.
-      steps_per_epoch: for the epoch shown.
-      batch_size: images a step.
+      first_step: number of steps done before this process started.
+      total_steps: number of steps of the whole training.
+      steps_per_epoch: for the epoch that is shown.
+      batch_size: images in a step.
     """
 
     def __init__(self, first_step: int, total_steps: int, steps_per_epoch: int, batch_size: int):
@@ -52,7 +51,7 @@ class Progress:
         self._start: float | None = None
 
     def add(self, metrics: dict[str, Array]) -> None:
-        """One step's metrics, still on the device. The first step is waited for: it holds the compilation."""
+        """Adds the metrics of a step, still on the device. The first step, which compiles, is waited for."""
         self._pending.append(metrics)
         if self._start is None:
             start = time.perf_counter()
@@ -65,26 +64,26 @@ class Progress:
             self._timed += 1
 
     def check(self, step: int) -> None:
-        """Fetches what is pending.
+        """Fetches the metrics that are still on the device.
 
         Raises:
-          FloatingPointError: a loss is not finite; names the first such step.
+          FloatingPointError: a loss or gradient is not finite; names the first such step.
         """
         for i, values in enumerate(jax.device_get(self._pending)):
             loss, norm = float(values["loss"]), float(values["grad_norm"])
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 bad = step - len(self._pending) + 1 + i
                 raise FloatingPointError(
-                    f"The loss of step {bad} is {loss}, its gradient's norm {norm}: stopped without saving; "
-                    "the last checkpoint is from before. Try a lower learning_rate, optim.clip_norm=1.0 or "
-                    "model.dtype=float32."
+                    f"The loss of step {bad} is {loss} and the norm of its gradient is {norm}: stopped "
+                    "without saving. The last checkpoint is from before. Try a lower config.optim.learning_rate, "
+                    "config.optim.clip_norm=1.0 or config.model.dtype=float32."
                 )
             self._losses.append(loss)
             self._norms.append(norm)
         self._pending = []
 
     def flush(self, step: int, *, lr: float, wait_s: float) -> dict[str, float]:
-        """Prints the progress line of the steps since the last call and returns its numbers."""
+        """Prints the progress line of the steps since the last call and returns its values."""
         self.check(step)
         elapsed = time.perf_counter() - (self._start or time.perf_counter())
         rate = self._timed * self._batch_size / elapsed if self._timed else float("nan")
@@ -107,31 +106,31 @@ class Progress:
         return {f"train/{k}": v for k, v in line.items()}
 
     def restart(self) -> None:
-        """Starts the clock anew, after an evaluation or a checkpoint."""
+        """Restarts the clock, after an evaluation or a checkpoint."""
         self._timed, self._start = 0, time.perf_counter()
 
 
-class Journal:
-    """metrics.jsonl (a line an interval) and TensorBoard events of a workdir, by process 0.
+class MetricsFile:
+    """Writes metrics.jsonl and TensorBoard events of a workdir, on process 0.
 
-    Lines of steps after `first_step`, left by a run that was killed between two checkpoints, are dropped.
+    Lines after `first_step`, which a run wrote that was killed between two checkpoints, are removed.
     """
 
     def __init__(self, workdir: pathlib.Path, first_step: int):
         self._writes = jax.process_index() == 0
         if not self._writes:
             return
-        from clu import metric_writers  # imports TensorFlow: only where a run is
+        from clu import metric_writers  # imports TensorFlow, which only a run needs
 
         path = workdir / "metrics.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
         kept = [line for line in lines if _step_of(line) is not None and _step_of(line) <= first_step]
-        write_whole(path, "".join(line + "\n" for line in kept))
+        atomic_write_text(path, "".join(line + "\n" for line in kept))
         self._file = path.open("a")
         self._events = metric_writers.SummaryWriter(str(workdir))
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """One line {"step", …}; numbers that are not finite are left out."""
+        """Writes one line {"step", …}. Values that are not finite are left out."""
         if self._writes:
             values = {k: v for k, v in values.items() if math.isfinite(v)}
             self._file.write(json.dumps({"step": step, **values}) + "\n")
@@ -139,38 +138,24 @@ class Journal:
             self._events.write_scalars(step, values)
 
     def close(self) -> None:
+        """Closes both files."""
         if self._writes:
             self._file.close()
             self._events.close()
 
 
-def read_journal(workdir: str | pathlib.Path) -> list[dict[str, float]]:
-    """The lines of metrics.jsonl."""
+def read_metrics(workdir: str | pathlib.Path) -> list[dict[str, float]]:
+    """The lines of a workdir's metrics.jsonl."""
     path = pathlib.Path(workdir) / "metrics.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     return [json.loads(line) for line in lines if _step_of(line) is not None]
 
 
-def write_whole(path: pathlib.Path, text: str) -> None:
-    """The file holds the old text or the new one, whenever the process is killed."""
+def atomic_write_text(path: pathlib.Path, text: str) -> None:
+    """Writes a text file atomically: a killed process leaves either the old file or the new one."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text)
     temporary.replace(path)
-
-
-def print_table(rows: list[tuple[str, str]]) -> None:
-    """Logs label and text in two columns."""
-    width = max(len(label) for label, _ in rows)
-    for label, text in rows:
-        log.info("%s  %s", label.ljust(width), text)
-
-
-def devices_text(mesh: Mesh) -> str:
-    """What the run runs on."""
-    device = mesh.devices.flat[0]
-    processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
-    count = mesh.devices.size
-    return f"{count} x {device.device_kind} ({device.platform}){processes}, mesh axis data={count}"
 
 
 def duration(seconds: float) -> str:
@@ -183,7 +168,7 @@ def duration(seconds: float) -> str:
 
 
 def _step_of(line: str) -> int | None:
-    """The step of a journal line; None for the cut-off last line of a killed run."""
+    """The step of a line; None for an incomplete last line of a killed run."""
     try:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):

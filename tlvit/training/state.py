@@ -1,4 +1,4 @@
-"""Everything that a training step changes, as one pytree of plain nested dicts."""
+"""The training state: everything that a training step changes, as one pytree of nested dicts."""
 
 from collections.abc import Callable
 
@@ -15,13 +15,15 @@ from tlvit.types import Array, PyTree, pytree
 
 @pytree
 class TrainState:
-    """Attributes:
-    step: int32 scalar, optimizer steps done.
-    params: trained arrays.
-    stats: BatchNorm statistics and fixed buffers.
-    opt_state: of the optimizer.
-    ema: {"params", "stats"}, their moving average; or None.
-    key: PRNG key of the run; step s uses fold_in(key, s).
+    """The state between two steps.
+
+    Attributes:
+      step: int32 scalar, number of optimizer steps done.
+      params: trained arrays.
+      stats: BatchNorm statistics and fixed buffers.
+      opt_state: state of the optimizer.
+      ema: {"params", "stats"}, their moving average; None without one.
+      key: PRNG key of the run. Step s uses fold_in(key, s).
     """
 
     step: Array
@@ -33,48 +35,52 @@ class TrainState:
 
 
 def abstract_model(build: Callable[[], nnx.Module]) -> tuple[Net, PyTree, PyTree]:
-    """`functionalize` of a model that is never allocated: shapes in place of arrays."""
+    """`functionalize` of a model that is never allocated: (net, params, stats) with shapes for arrays."""
     return functionalize(nnx.eval_shape(build))
+
+
+def abstract_state(
+    build: Callable[[], nnx.Module], tx: optax.GradientTransformation, *, mesh: Mesh, ema: bool = True
+) -> TrainState:
+    """The shapes and shardings of a state, for restoring a checkpoint; nothing is allocated."""
+    _, params, stats = abstract_model(build)
+    shapes = jax.eval_shape(lambda p, s: state_from(p, s, tx, ema=ema), params, stats)
+    place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh))
+    return jax.tree.map(place, shapes)
 
 
 def init_state(
     build: Callable[[], nnx.Module],
-    make_tx: Callable[[PyTree], optax.GradientTransformation],
+    tx: optax.GradientTransformation,
     *,
     mesh: Mesh,
     seed: int = 0,
     ema: bool = True,
-) -> tuple[Net, optax.GradientTransformation, TrainState]:
-    """Builds the model abstractly, then the whole state in one compiled call, already in its place on the
-    mesh.
+) -> TrainState:
+    """Initializes a model and its whole state in one compiled call, directly on the mesh.
 
     Args:
-      build: makes the model, e.g. lambda: create_model("lvvit_s").
-      make_tx: params (shapes) -> optimizer.
+      build: makes the model, for example lambda: create_model("lvvit_s").
+      tx: the optimizer.
       mesh: the devices.
-      seed: of the run's random numbers.
+      seed: seeds the run's PRNG key (the model's initialization is seeded by `build`).
       ema: keep a moving average.
-
-    Returns:
-      (net, optimizer, state).
     """
-    net, params, _ = abstract_model(build)
-    tx = make_tx(params)
 
     def init() -> TrainState:
         _, params, stats = functionalize(build())
         return state_from(params, stats, tx, seed=seed, ema=ema)
 
-    # The program runs once: on a CPU, compiling it with all optimizations costs five times what that saves.
-    quick = {"xla_backend_optimization_level": 0} if mesh.devices.flat[0].platform == "cpu" else None
-    return net, tx, jax.jit(init, out_shardings=replicated(mesh), compiler_options=quick)()
+    # The program runs once. On a CPU, compiling it with optimizations takes five times what they save.
+    options = {"xla_backend_optimization_level": 0} if mesh.devices.flat[0].platform == "cpu" else None
+    return jax.jit(init, out_shardings=replicated(mesh), compiler_options=options)()
 
 
 def state_from(
     params: PyTree, stats: PyTree, tx: optax.GradientTransformation, *, seed: int = 0, ema: bool = True
 ) -> TrainState:
-    """The state at step 0 of a run that starts from (copies of) these weights; so does the average."""
-    params, stats = jax.tree.map(jnp.copy, (params, stats))  # a training step gives its arrays away
+    """The state at step 0 of a run that starts from copies of these weights, as does the average."""
+    params, stats = jax.tree.map(jnp.copy, (params, stats))  # a training step donates its arrays
     average = jax.tree.map(jnp.copy, {"params": params, "stats": stats}) if ema else None
     return TrainState(
         step=jnp.zeros((), jnp.int32),

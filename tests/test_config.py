@@ -1,0 +1,139 @@
+"""Settings: defaults, ranges, exclusions, and the way from a ConfigDict to Config and back."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+
+from tlvit.config import (
+    Augment,
+    Config,
+    Loss,
+    check_variant,
+    default,
+    parse_image_size,
+    resolve,
+    settings,
+    to_dict,
+)
+
+
+def changed(name, value):
+    """The default settings with one of them changed, as a recipe or flag does."""
+    config = default()
+    config.update_from_flattened_dict({name: value})
+    return config
+
+
+def test_defaults_survive_the_round_trip():
+    assert resolve(default()) == Config()
+    assert resolve(json.loads(json.dumps(to_dict(Config())))) == Config()
+    assert resolve({}) == Config()
+
+
+def test_a_change_arrives_in_its_section():
+    config = resolve(changed("optim.min_lr", 2e-5))
+    assert config.optim.min_lr == 2e-5
+    assert dataclasses.replace(config, optim=Config().optim) == Config()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("model.dtype", "float16", "config.model.dtype must be float32 or bfloat16, not 'float16'"),
+        ("data.label_crop", "left", "config.data.label_crop must be aligned or published, not 'left'"),
+        ("loss.cls_target", "half", "config.loss.cls_target must be annotator or .*label, not 'half'"),
+        ("augment.interpolation", "cubic", "must be bilinear or bicubic or random, not 'cubic'"),
+        ("augment.crop_scale", (1.5, 2.0), "config.augment.crop_scale must be at most 1, not 1.5"),
+        ("augment.crop_scale", (0.0, 0.5), "config.augment.crop_scale must be above 0, not 0.0"),
+        (
+            "augment.crop_ratio",
+            (2.0, 1.0),
+            r"crop_ratio must be \(low, high\) with low <= high, not \(2.0, 1.0\)",
+        ),
+        ("augment.crop_ratio", (1.0, 1.5, 2.0), r"crop_ratio must be \(low, high\)"),
+        ("eval.crop_pct", 1.5, "config.eval.crop_pct must be at most 1, not 1.5"),
+        ("log_every", 0, "config.log_every must be at least 1, not 0"),
+        ("augment.hflip", 2.0, "config.augment.hflip must be at most 1, not 2.0"),
+        ("ema.decay", math.nan, "config.ema.decay must be a finite number, not nan"),
+        ("optim.learning_rate", -1.0, "config.optim.learning_rate must be at least 0, not -1.0"),
+        ("optim.learning_rate", math.inf, "config.optim.learning_rate must be a finite number, not inf"),
+        ("optim.schedule_unit", "week", "config.optim.schedule_unit must be epoch or step, not 'week'"),
+        ("distill.tau", 0.0, "config.distill.tau must be above 0, not 0.0"),
+        ("epochs", 0, "config.epochs must be at least 1, not 0"),
+        ("mesh.data", -2, "config.mesh.data must be at least -1, not -2"),
+    ],
+)
+def test_values_out_of_range_are_refused(name, value, message):
+    with pytest.raises(ValueError, match=message):
+        resolve(changed(name, value))
+
+
+def test_unknown_settings_are_refused_with_the_closest_name():
+    with pytest.raises(
+        ValueError,
+        match=r"config.optim.learning_rat is not a setting; did you mean config.optim.learning_rate",
+    ):
+        resolve({"optim": {"learning_rat": 1.0}})
+    with pytest.raises(ValueError, match=r"config.xyz is not a setting; known: seed, batch_size"):
+        resolve({"xyz": 1})
+
+
+def test_settings_that_exclude_each_other():
+    for name in ("mixup", "cutmix"):
+        with pytest.raises(ValueError, match=r"config.token_labels excludes mixup \(0.*\) and cutmix"):
+            Config(augment=Augment(**{name: 0.8}))
+        Config(augment=Augment(**{name: 0.8}), token_labels=False)
+    with pytest.raises(ValueError, match="all off: a vision transformer overfits on labels alone"):
+        Config(token_labels=False)
+    Config(token_labels=False, loss=Loss(plain_labels=True))
+    config = default()
+    config.distill.teacher = "teacher.pth"
+    with pytest.raises(ValueError, match="two recipes"):
+        resolve(config)
+
+
+def test_every_setting_is_listed_once_with_its_meaning():
+    rows = settings()
+    names = [name for name, *_ in rows]
+    assert len(set(names)) == len(names)
+    flat = {}
+    for key, value in to_dict(Config()).items():
+        if isinstance(value, dict):
+            flat |= {f"{key}.{k}": v for k, v in value.items()}
+        else:
+            flat[key] = value
+    assert {name: value for name, value, *_ in rows} == flat
+    assert all(meaning.endswith(".") and len(meaning) > 10 for *_, meaning in rows)
+    ranges = {name: text for name, _, text, _ in rows}
+    assert ranges["augment.crop_scale"] == "> 0, <= 1"
+    assert ranges["optim.schedule_unit"] == "epoch | step"
+
+
+@pytest.mark.parametrize(
+    ("size", "pair"),
+    [(224, (224, 224)), ("224", (224, 224)), ("384x256", (384, 256)), ((96, 64), (96, 64)), ([48], (48, 48))],
+)
+def test_image_sizes(size, pair):
+    assert parse_image_size(size) == pair
+
+
+@pytest.mark.parametrize("size", ["large", "1x2x3", 0, (-1, 5), "", ()])
+def test_image_sizes_that_are_not(size):
+    with pytest.raises(ValueError, match="HEIGHTxWIDTH, not "):
+        parse_image_size(size)
+
+
+def test_one_number_means_a_square():
+    config = default()
+    config.image_size = (96,)  # what --config.image_size=96 gives
+    assert resolve(config).image_size == (96, 96)
+
+
+def test_variants():
+    check_variant("digits", "annotator", ("token_labels", "annotator"))
+    with pytest.raises(
+        ValueError, match="digits:x is not a variant of digits; choose one of token_labels, annotator"
+    ):
+        check_variant("digits", "x", ("token_labels", "annotator"))

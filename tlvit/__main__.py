@@ -1,0 +1,50 @@
+"""The `tlvit` command: `tlvit train …` is `python -m tlvit.main …`, the others `python -m tlvit.NAME …`.
+
+tlvit train --config=lvvit_s --workdir=/runs/lvvit_s --config.data.score_maps=/data/score_maps
+tlvit predict --checkpoint=/runs/lvvit_s photo.jpg
+"""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+import tlvit
+
+COMMANDS = {
+    "train": ("tlvit.main", "train or resume a run"),
+    "eval": ("tlvit.main", "evaluate a run or a checkpoint"),
+    "annotate": ("tlvit.annotate", "write the score maps of a data set"),
+    "maps": ("tlvit.maps", "check score maps, or import published ones"),
+    "predict": ("tlvit.predict", "classify image files"),
+    "convert": ("tlvit.convert", "convert checkpoints from and to PyTorch"),
+    "summary": ("tlvit.summary", "parameters, multiply-adds and published accuracy of models"),
+    "visualize": ("tlvit.visualize", "draw score maps and token predictions"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns the exit status."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(help_text())
+        return 0
+    name, *rest = arguments
+    if name == "--version":
+        print(f"tlvit {tlvit.__version__}")
+        return 0
+    if name not in COMMANDS:
+        print(f"error: tlvit has no command {name!r}\n\n{help_text()}", file=sys.stderr)
+        return 2
+    if name in ("train", "eval"):
+        rest = [f"--mode={name}", *rest]
+    return importlib.import_module(COMMANDS[name][0]).main(rest)
+
+
+def help_text() -> str:
+    """The text of --help."""
+    lines = [f"  {name:<11}{text}" for name, (_, text) in COMMANDS.items()]
+    return "\n".join([__doc__.strip(), "", "Commands (each has its own --help):", *lines])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""Refuses settings that do not fit the model, the data or the workdir, before a run starts."""
+
+import json
+import logging
+import pathlib
+
+from tlvit.config import Config, to_dict
+from tlvit.models.functional import Net
+from tlvit.ops.randaugment_policy import parse_policy
+
+log = logging.getLogger("tlvit")
+
+# A run may be resumed with other values of all settings but these.
+FIXED = ("seed", "image_size", "token_labels", "batch_size", "model.name", "model.dtype", "model.options",
+         "data.name", "data.train_split")  # fmt: skip
+# These change the order of the images from the next step on.
+ORDER = ("data.shuffle_gib", "augment.repeats")
+HINTS = {"batch_size": " (optim.accumulate=N runs a batch in N parts, which needs less memory)"}
+
+
+def check_model(config: Config, net: Net) -> None:
+    """Checks what the settings ask of the model.
+
+    Raises:
+      ValueError: token labels without a token head, a distillation token without a teacher or a teacher
+      without
+        a distillation token, token labels without score maps, or a malformed RandAugment policy.
+    """
+    parse_policy(config.augment.randaugment)
+    name, teacher = config.model.name, config.distill.teacher
+    if config.token_labels and not net.has_token_head:
+        raise ValueError(
+            f"config.token_labels needs a model with a token head, but {name} has none. Set "
+            "config.model.options.token_head=True (LV-ViT, T2T-ViT, DeiT), or config.token_labels=False."
+        )
+    if config.token_labels and not config.data.score_maps:
+        raise ValueError(
+            "config.token_labels is on, but config.data.score_maps is empty. Make score maps of the training "
+            "images once (python -m tlvit.annotate --help), or train without them: "
+            "--config.token_labels=False with mixup and cutmix."
+        )
+    if net.has_distillation_token and not teacher:
+        raise ValueError(
+            f"{name} has a distillation token, which only a teacher trains: set config.distill.teacher (a "
+            "workdir, a model folder or a PyTorch file), or choose a model without _distilled."
+        )
+    if teacher and not net.has_distillation_token:
+        raise ValueError(f"config.distill.teacher is {teacher}, but {name} has no distillation token.")
+
+
+def check_workdir(workdir: pathlib.Path, config: Config) -> None:
+    """Checks that the workdir's run has the same model, data and batch size.
+
+    Its learning rate, length and augmentation may differ. Checkpoints count steps, and the order of the
+    images depends on the batch size.
+
+    Raises:
+      ValueError: lists the settings that differ.
+    """
+    path = workdir / "config.json"
+    if not path.exists():
+        return
+    old, new = json.loads(path.read_text()), json.loads(json.dumps(to_dict(config)))
+    differing = [
+        f"  {name}: {_get(old, name)!r} in the workdir, {_get(new, name)!r} now{HINTS.get(name, '')}"
+        for name in FIXED
+        if _get(old, name) != _get(new, name)
+    ]
+    if differing:
+        raise ValueError(
+            f"{workdir} holds another run. Use a new --workdir, or its settings:\n" + "\n".join(differing)
+        )
+    for name in ORDER:
+        if _get(old, name) != _get(new, name):
+            log.warning(
+                "%s was %r and is now %r: the order of the images changes",
+                name, _get(old, name), _get(new, name),
+            )  # fmt: skip
+
+
+def _get(record: dict, name: str) -> object:
+    section, _, key = name.rpartition(".")
+    return (record.get(section, {}) if section else record).get(key)

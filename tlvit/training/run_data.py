@@ -1,0 +1,93 @@
+"""The data of a run: its sources and score maps, its streams of batches, and the model record that follows."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from tlvit.checkpoints.model_info import ModelInfo, Preprocessing
+from tlvit.config import Config
+from tlvit.models.table import published_crop_pct
+from tlvit.types import Batch
+
+
+@dataclasses.dataclass(frozen=True)
+class RunData:
+    """The images of a run.
+
+    Attributes:
+      train: Source of the training split.
+      eval: Source of the evaluation split.
+      maps: ScoreMapReader of the training split, or None without token labels.
+    """
+
+    train: Any
+    eval: Any
+    maps: Any
+
+
+def open_data(config: Config) -> RunData:
+    """Opens the images and score maps of a run and checks that they belong together.
+
+    Raises:
+      ValueError: they do not exist or do not fit, or the training images do not fill a batch.
+    """
+    # TensorFlow is imported here, not above, so that the lower layers run without it.
+    from tlvit.data.score_maps.reader import open_score_maps
+    from tlvit.data.sources.open import open_source
+
+    data_dir = config.data.dir or None
+    source = open_source(config.data.name, config.data.train_split, data_dir=data_dir)
+    eval_source = open_source(config.data.name, config.data.eval_split, data_dir=data_dir)
+    maps = None
+    if config.token_labels:
+        maps = open_score_maps(config.data.score_maps)
+        maps.check_against(source)
+    if config.batch_size > source.num_examples:
+        raise ValueError(
+            f"The {source.num_examples} training images are fewer than a batch of {config.batch_size}."
+        )
+    return RunData(train=source, eval=eval_source, maps=maps)
+
+
+def model_info(config: Config, source: Any) -> ModelInfo:
+    """The record that the run's checkpoints keep of their model, for a source's classes."""
+    return ModelInfo(
+        model=config.model.name,
+        num_classes=source.num_classes,
+        image_size=config.image_size,
+        options={"dtype": config.model.dtype, **config.model.options},
+        class_names=source.class_names,
+        preprocessing=Preprocessing(
+            crop_pct=config.eval.crop_pct or published_crop_pct(config.model.name),
+            interpolation=config.eval.interpolation,
+        ),
+    )
+
+
+def train_batches(data: RunData, config: Config, first_step: int) -> Iterator[Batch]:
+    from tlvit.data.pipeline import train_batches
+
+    return train_batches(
+        data.train,
+        data.maps,
+        config,
+        first_step=first_step,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+def eval_batches(data: RunData, config: Config, info: ModelInfo) -> Iterator[Batch]:
+    from tlvit.data import pipeline
+
+    return pipeline.eval_batches(
+        data.eval,
+        info,
+        batch_size=config.eval_batch_size,
+        max_corrupt=config.eval.max_corrupt,
+        threads=config.data.threads,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )

@@ -1,0 +1,105 @@
+"""The table that a run prints at its start: devices, model, data, token labels, augmentation, schedule."""
+
+import logging
+
+import jax
+from jax.sharding import Mesh
+
+from tlvit.config import Augment, Config
+from tlvit.models.functional import Net, count_parameters
+from tlvit.models.macs import model_macs
+from tlvit.training.optimizer import peak_learning_rate
+from tlvit.training.run_data import RunData
+from tlvit.training.state import TrainState
+
+log = logging.getLogger("tlvit")
+
+
+def print_summary(
+    config: Config, data: RunData, mesh: Mesh, net: Net, state: TrainState, total_steps: int
+) -> None:
+    """Logs the summary.
+
+    Args:
+      config: settings of the run.
+      data: its images and score maps.
+      mesh: the devices.
+      net: the model's computation.
+      state: the state that the run starts from.
+      total_steps: steps of the whole training.
+    """
+    train, evaluation = data.train, data.eval
+    rows = {
+        "devices": _devices(mesh),
+        "model": _model(config, net, state),
+        "train images": f"{train.num_examples} of {train.num_classes} classes, {train.identity}",
+        "eval images": f"{evaluation.num_examples}, {evaluation.identity}",
+        "token labels": _token_labels(config, data),
+        "augmentation": _augmentation(config),
+        "schedule": _schedule(config, total_steps),
+        "start": _start(config, int(state.step)),
+    }
+    width = max(map(len, rows))
+    for label, text in rows.items():
+        log.info("%s  %s", label.ljust(width), text)
+
+
+def _devices(mesh: Mesh) -> str:
+    device, count = mesh.devices.flat[0], mesh.devices.size
+    processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
+    return f"{count} x {device.device_kind} ({device.platform}){processes}, mesh axis data={count}"
+
+
+def _model(config: Config, net: Net, state: TrainState) -> str:
+    millions = count_parameters(state.params) / 1e6
+    macs = model_macs(net, state.params, state.stats, config.image_size) / 1e9
+    return f"{config.model.name}, {millions:.2f} M parameters, {macs:.2f} G MACs, {config.model.dtype}"
+
+
+def _token_labels(config: Config, data: RunData) -> str:
+    if data.maps is None:
+        teacher = ", the distillation token a teacher" if config.distill.teacher else ""
+        return f"OFF: the class token learns the labels{teacher}"
+    info = data.maps.info
+    grid = "x".join(map(str, info.grid))
+    return (
+        f"ON: {info.num_images - info.num_missing} maps of {grid} cells, top {info.top_k}, for "
+        f"{data.train.num_examples} images, by {info.annotator}, crop {config.data.label_crop}, class token "
+        f"learns the {config.loss.cls_target} target"
+    )
+
+
+def _augmentation(config: Config) -> str:
+    """The augmentations in the order in which they run."""
+    augment: Augment = config.augment
+    size = "x".join(map(str, config.image_size))
+    steps = [
+        f"{augment.repeats} views of an image" if augment.repeats > 1 else "",
+        f"crop {augment.crop_scale[0]:g}-{augment.crop_scale[1]:g}",
+        f"{augment.interpolation} resize to {size}",
+        f"flip {augment.hflip:g}",
+        "3-Augment" if augment.three_augment else "",
+        f"color jitter {augment.color_jitter:g}" if augment.color_jitter else "",
+        f"{augment.randaugment} on the {augment.randaugment_on}" if augment.randaugment else "",
+        f"random erasing {augment.random_erasing:g}" if augment.random_erasing else "",
+        f"mixup {augment.mixup:g}" if augment.mixup else "",
+        f"cutmix {augment.cutmix:g}" if augment.cutmix else "",
+        "MixToken" if config.token_labels and config.loss.mixtoken else "",
+    ]
+    return ", ".join(step for step in steps if step)
+
+
+def _schedule(config: Config, total_steps: int) -> str:
+    optim = config.optim
+    peak = peak_learning_rate(optim, config.batch_size)
+    return (
+        f"{config.epochs} + {config.cooldown_epochs} epochs = {total_steps} steps of {config.batch_size} "
+        f"images; peak learning rate {peak:.2e} ({optim.learning_rate:g} for batch {optim.base_batch_size}), "
+        f"changes every {optim.schedule_unit}"
+    )
+
+
+def _start(config: Config, step: int) -> str:
+    if step:
+        return f"resumed at step {step}"
+    return f"weights of {config.model.init_from}" if config.model.init_from else "new weights"
