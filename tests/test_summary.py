@@ -1,14 +1,16 @@
-"""tlvit.summary: counts equal the published ones, and count what they say."""
+"""Parameters and multiply-adds equal the published ones; activations follow depth and remat."""
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from tlvit import list_models, summary
+from tlvit.checkpoints.model_info import ModelInfo
+from tlvit.checkpoints.native import save_model_folder
 from tlvit.models.macs import count_macs
 from tlvit.summary import PUBLISHED_TOP1, _sizes, main, summarize, table
 
-# Millions of parameters and billions of multiply-adds as the published implementations give them, rounded so.
+# Millions of parameters and billions of multiply-adds as the published implementations state them, rounded.
 PUBLISHED = {
     ("lvvit_t", 224): (8.535, 2.9),
     ("lvvit_s", 224): (26.152, 6.6),
@@ -76,11 +78,11 @@ def test_macs_of_products_convolutions_and_loops():
     assert count(jax.jit(lambda a: jax.nn.relu(a @ a)), (4, 4)) == 64
     assert count(jax.checkpoint(lambda a: a @ a), (4, 4)) == 64
     assert count(lambda a: jax.lax.scan(lambda c, _: (c @ c, None), a, None, length=3)[0], (4, 4)) == 3 * 64
-    dear, cheap = lambda a: a @ a @ a, lambda a: a
-    assert count(lambda a: jax.lax.cond(a[0, 0] > 0, dear, cheap, a), (4, 4)) == 2 * 64
+    costly, cheap = lambda a: a @ a @ a, lambda a: a
+    assert count(lambda a: jax.lax.cond(a[0, 0] > 0, costly, cheap, a), (4, 4)) == 2 * 64
 
 
-def test_activations_follow_depth_and_rematerialisation():
+def test_activations_follow_depth_and_remat():
     options = {"dim": 24, "num_heads": 2, "stem_width": 8, "image_size": 64}
     kept = lambda **more: summarize("lvvit_s", **options, **more).activation_bytes
     two, four, six = (kept(depth=d) for d in (2, 4, 6))
@@ -110,6 +112,17 @@ def test_command(capsys):
     assert "unknown at this size" in printed
     assert main(["lvvit_x"]) == 1
     assert "did you mean" in capsys.readouterr().err
+
+
+def test_a_checkpoint_is_summarized_at_its_own_size(tmp_path, capsys):
+    info = ModelInfo("lvvit_t", 7, (64, 64), {"dim": 24, "depth": 1, "num_heads": 2, "stem_width": 8})
+    save_model_folder(tmp_path / "m", info.build(), info)
+    assert main([f"--checkpoint={tmp_path / 'm'}"]) == 0
+    printed = capsys.readouterr().out
+    assert "tokens      4 x 4" in printed
+    expected = summarize("lvvit_t", image_size=64, num_classes=7, **info.options)
+    assert f"{expected.parameters:,} " in printed
+    assert main([f"--checkpoint={tmp_path / 'nothing'}"]) == 1
 
 
 def test_table_of_all_models(capsys, monkeypatch):

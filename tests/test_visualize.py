@@ -1,4 +1,4 @@
-"""The picture shows what it says: cells in their places and colors, wrong predictions marked, the curves."""
+"""The report: cells in the right position and color, wrong predictions marked, curves, token classes."""
 
 import json
 import math
@@ -6,17 +6,17 @@ import math
 import numpy as np
 import pytest
 from flax import nnx
+from PIL import Image
 
 pytest.importorskip("matplotlib")
 
 from tlvit import visualize
-from tlvit.checkpoints.load import save_folder
 from tlvit.checkpoints.model_info import ModelInfo, Preprocessing
-from tlvit.checkpoints.native import Checkpoints
+from tlvit.checkpoints.native import Checkpoints, save_model_folder
 from tlvit.models.functional import functionalize
 from tlvit.ops.normalize import normalize
 from tlvit.training.state import state_from
-from tlvit.visualize import ClassMap, class_map, draw, report
+from tlvit.visualize import ClassMap, class_map, draw, draw_tokens, report
 
 OPTIONS = {"patch_size": 8, "dim": 32, "depth": 2, "num_heads": 2, "stem_width": 8}
 
@@ -26,26 +26,26 @@ def info_of(name="lvvit_s", size=(48, 48), **options):
 
 
 def known_map(prediction):
-    """One image, 2 x 3 cells of 4 classes: sure cells of class 0, 1, 2 above; unsure, by chance, sure 3
-    below."""
+    """One image, 2 x 3 cells, 4 classes. Top row: classes 0, 1, 2 with probability 0.97; bottom row: class 0
+    with 0.4, chance, class 3 with 0.97."""
     probability = np.full((1, 2, 3, 4), 0.25)
     for (y, x), k in {(0, 0): 0, (0, 1): 1, (0, 2): 2, (1, 2): 3}.items():
         probability[0, y, x] = 0.01
         probability[0, y, x, k] = 0.97
     probability[0, 1, 0] = (0.4, 0.2, 0.2, 0.2)
-    return ClassMap("what it sees", probability, np.array([prediction]))
+    return ClassMap("the model", probability, np.array([prediction]))
 
 
 def panels(figure):
-    """The axes that show pictures, top row first."""
+    """The axes that show images, top row first."""
     return [axis for axis in figure.axes if axis.images]
 
 
 IMAGE = np.arange(16 * 24 * 3, dtype=np.uint8).reshape(1, 16, 24, 3)
 
 
-def test_every_cell_has_its_class_color_in_its_place():
-    """Read from the picture itself: the pixels at the centers of the cells."""
+def test_every_cell_has_the_color_of_its_class():
+    """Checked on the pixels at the centers of the cells."""
     from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -68,7 +68,7 @@ def test_every_cell_has_its_class_color_in_its_place():
     np.testing.assert_allclose(pixels[len(pixels) - 1 - round(row), round(column)], gray, atol=4)
 
 
-def test_sure_cells_carry_their_class_and_unsure_ones_none():
+def test_only_cells_with_a_high_probability_name_their_class():
     names = ["zero", "one", "two", "a very long name"]
     figure = draw(IMAGE, np.array([2]), [known_map(2)], {}, class_names=names)
     axis = panels(figure)[1]
@@ -76,13 +76,13 @@ def test_sure_cells_carry_their_class_and_unsure_ones_none():
     assert written == {(3.5, 3.5): "zero", (11.5, 3.5): "one", (19.5, 3.5): "two", (19.5, 11.5): "a very"}
 
 
-def test_the_image_is_shown_as_it_is_with_its_class():
+def test_the_image_is_shown_with_its_class():
     figure = draw(IMAGE, np.array([2]), [known_map(2)], {}, title="a run")
     picture = panels(figure)[0]
     np.testing.assert_array_equal(picture.images[0].get_array(), IMAGE[0])
     assert picture.get_title() == "class 2"
     assert figure.get_suptitle() == "a run"
-    assert [a.get_ylabel() for a in panels(figure)] == ["test images", "what it sees"]
+    assert [a.get_ylabel() for a in panels(figure)] == ["test images", "the model"]
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_wrong_predictions_are_marked(prediction, text, color):
 
 
 def test_one_class_has_one_color_in_every_row():
-    """A class that only one of two models sees does not shift the colors of the other's."""
+    """A class that only one of two models predicts does not change the colors of the other's."""
     other = known_map(2)
     other.probability[..., :] = (0.01, 0.01, 0.01, 0.97)
     figure = draw(IMAGE, np.array([1]), [known_map(2), other], {})
@@ -121,7 +121,7 @@ def test_curves():
     }
 
 
-def test_class_map_is_the_models_own():
+def test_class_map_equals_the_models_softmax():
     model = info_of().build(seed=1)
     images = np.random.RandomState(0).randint(256, size=(3, 48, 48, 3)).astype(np.uint8)
     view = class_map("x", model, info_of(), images)
@@ -131,6 +131,22 @@ def test_class_map_is_the_models_own():
     np.testing.assert_allclose(view.probability, expected, rtol=1e-4)
     np.testing.assert_array_equal(view.prediction, logits.argmax(-1))
     assert view.probability.shape == (3, 6, 6, 10)
+
+
+def test_token_colors_are_drawn_over_their_tokens():
+    image = Image.new("RGB", (60, 40), (128, 128, 128))
+    tokens = np.zeros((2, 3, 4), np.float32)
+    tokens[..., 3] = 1.0  # one class with probability 1 except in two cells
+    tokens[0, 2] = [0, 1, 0, 0]
+    tokens[1, 0] = [0.4, 0.3, 0.2, 0.1]
+    drawn = np.asarray(draw_tokens(image, tokens, ["a", "b", "c", "d"]), int)
+    zoom = round(384 / 60)
+    np.testing.assert_array_equal(drawn[: 40 * zoom, : 60 * zoom], 128)  # the image on the left
+    right = drawn[: 40 * zoom, 60 * zoom + 8 :]
+    cell = lambda y, x: right[(20 * y + 10) * zoom, (20 * x + 10) * zoom]
+    np.testing.assert_array_equal(cell(0, 0), cell(1, 2))
+    assert np.abs(cell(0, 0) - cell(0, 2)).max() > 60
+    assert np.abs(cell(0, 0) - 128).max() > np.abs(cell(1, 0) - 128).max() > 0  # lower opacity
 
 
 # The report of a run
@@ -146,7 +162,7 @@ def data(tmp_path_factory):
 
 
 def make_run(path, data, info):
-    """A workdir as a run leaves it: config, a checkpoint, a journal."""
+    """A workdir with config.json, a checkpoint and metrics.jsonl."""
     import optax
 
     _, params, stats = functionalize(info.build(seed=1))
@@ -163,8 +179,8 @@ def make_run(path, data, info):
     return path
 
 
-def seen(monkeypatch):
-    """What `report` draws: the figures that pass through `draw`."""
+def drawn_figures(monkeypatch):
+    """The arguments and figures of all calls of `draw`."""
     figures = []
     original = visualize.draw
 
@@ -180,14 +196,14 @@ def test_report_of_a_run(tmp_path, data, monkeypatch):
     """Test images of different classes, the annotator's and the student's row, both runs' curves."""
     run = make_run(tmp_path / "run", data, info_of())
     base = make_run(tmp_path / "base", data, info_of())
-    save_folder(tmp_path / "annotator", info_of().build(seed=5), info_of())
-    figures = seen(monkeypatch)
+    save_model_folder(tmp_path / "annotator", info_of().build(seed=5), info_of())
+    figures = drawn_figures(monkeypatch)
     path = report(run, annotator=tmp_path / "annotator", baseline=base, count=4)
     assert path == run / "report.png"
     assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     ((images, labels, views, curves), figure), = figures  # fmt: skip
     assert len(set(labels.tolist())) == len(images) == 4
-    assert [v.title.split()[2] for v in views] == ["annotator", "student"]
+    assert [v.title.split()[-1] for v in views] == ["annotator", "student"]
     assert {k: len(v) for k, v in curves.items()} == {"this run": 3, "without token labels": 3}
     np.testing.assert_allclose(
         views[0].probability, class_map("", info_of().build(seed=5), info_of(), images).probability, rtol=1e-4
@@ -197,7 +213,7 @@ def test_report_of_a_run(tmp_path, data, monkeypatch):
 
 def test_annotator_of_another_image_size(tmp_path, data):
     run = make_run(tmp_path / "run", data, info_of())
-    save_folder(tmp_path / "annotator", info_of(size=(64, 64)).build(), info_of(size=(64, 64)))
+    save_model_folder(tmp_path / "annotator", info_of(size=(64, 64)).build(), info_of(size=(64, 64)))
     assert report(run, annotator=tmp_path / "annotator", count=2).exists()
 
 
@@ -209,11 +225,11 @@ def test_run_of_a_model_without_token_head(tmp_path, data):
 def test_the_command(tmp_path, data, caplog, monkeypatch):
     monkeypatch.setattr(visualize, "start_logging", lambda: None)
     run = make_run(tmp_path / "run", data, info_of())
-    assert visualize.main([str(run), "--count=2"]) == 0
+    assert visualize.main([f"--checkpoint={run}", "--count=2"]) == 0
     assert (run / "report.png").exists()
-    assert visualize.main([str(tmp_path / "nothing")]) == 1
+    assert visualize.main([f"--checkpoint={tmp_path / 'nothing'}"]) == 1
     assert "nothing" in caplog.records[-1].getMessage()
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "config.json").write_text((run / "config.json").read_text())
-    assert visualize.main([str(tmp_path / "empty")]) == 1
+    assert visualize.main([f"--checkpoint={tmp_path / 'empty'}"]) == 1
     assert "empty" in caplog.records[-1].getMessage()

@@ -1,12 +1,11 @@
 """Classifies image files with a trained model.
 
-python -m tlvit.predict WORKDIR photo.jpg                                   # a run, or a model folder
-python -m tlvit.predict weights.pth --model=lvvit_s photos/ 'more/*.png'    # a PyTorch file, many images
-python -m tlvit.predict MODEL photo.jpg --json --tokens=tokens.png          # and what every token says
+python -m tlvit.predict --checkpoint=/runs/lvvit_s photo.jpg
+python -m tlvit.predict --checkpoint=weights.pth --model=lvvit_s photos/ 'more/*.png' --json
+python -m tlvit.predict --checkpoint=/runs/lvvit_s photo.jpg --tokens=tokens.png
 """
 
 import argparse
-import colorsys
 import dataclasses
 import glob
 import json
@@ -18,18 +17,26 @@ from collections.abc import Iterable, Iterator, Sequence
 import jax
 import numpy as np
 from flax import nnx
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from tlvit.checkpoints.load import load
-from tlvit.checkpoints.model_info import ModelInfo, Preprocessing, image_size_pair
+from tlvit.checkpoints.model_info import ModelInfo
+from tlvit.config import parse_image_size
 from tlvit.models.functional import functionalize
+from tlvit.ops.normalize import normalize
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm")
 
 
 @dataclasses.dataclass(frozen=True)
 class ClassScore:
-    """A class, its name (its index where names are unknown) and its probability."""
+    """A class with its probability.
+
+    Attributes:
+      index: of the class.
+      name: its name; the index as text where names are unknown.
+      probability: in [0, 1].
+    """
 
     index: int
     name: str
@@ -38,11 +45,13 @@ class ClassScore:
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """Attributes:
-    path: of the image.
-    top: the most probable classes, best first; empty where the image could not be read.
-    tokens: float32 [h, w, L], class probabilities of every token, if they were asked for.
-    error: why the image could not be read, or None.
+    """The result for one image.
+
+    Attributes:
+      path: of the image.
+      top: the most probable classes, best first; empty if the image could not be read.
+      tokens: float32 [h, w, L], class probabilities of every token, if they were requested.
+      error: why the image could not be read, or None.
     """
 
     path: pathlib.Path
@@ -60,24 +69,34 @@ def predict(
     batch_size: int = 32,
     tokens: bool = False,
 ) -> Iterator[Prediction]:
-    """Classifies image files, a batch at a time, in their order.
+    """Classifies image files in their order, a batch at a time.
 
     Args:
-      model, info: as from `tlvit.load`.
-      paths: of images; unreadable ones give a Prediction with an error.
-      top: classes a prediction names, at most L.
-      batch_size: images the model sees at once.
-      tokens: also the probabilities of every token.
+      model: from `tlvit.load`.
+      info: from `tlvit.load`; its preprocessing is applied.
+      paths: image files. One that cannot be read gives a Prediction with an error.
+      top: number of classes in a prediction.
+      batch_size: images in a batch.
+      tokens: also compute the class probabilities of every token.
+
+    Yields:
+      A Prediction for each path.
 
     Raises:
-      ValueError: tokens of a model that classifies none.
+      ValueError: `tokens` for a model that does not classify its tokens.
+
+    Example:
+      >>> model, info = tlvit.load("/runs/lvvit_s")
+      >>> for result in tlvit.predict(model, info, ["photo.jpg"]):
+      ...     print(result.path, result.top[0].name)
     """
-    if tokens and not _has_tokens(model, info):
+    if tokens and not model.has_dense_logits:
         raise ValueError(f"This {info.model} has no token head, so its tokens have no classes.")
     net, params, stats = functionalize(model)
 
     @jax.jit
     def run(params, stats, images):
+        images = normalize(images, info.preprocessing.mean, info.preprocessing.std)
         output = net.apply(params, stats, images)[0]
         maps = None
         if tokens:
@@ -89,7 +108,7 @@ def predict(
     for start in range(0, len(paths), batch_size):
         read = [_try_read(p, info) for p in paths[start : start + batch_size]]
         good = [x for x in read if not isinstance(x, str)]
-        if good:  # filled up with zeros, so that all batches have one shape and the program is compiled once
+        if good:  # padded with zeros: all batches have one shape, and the program is compiled once
             batch = np.stack(good + [np.zeros_like(good[0])] * (batch_size - len(good)))
             probabilities, maps = jax.device_get(run(params, stats, batch))
         row = 0
@@ -103,8 +122,9 @@ def predict(
 
 
 def list_images(sources: Iterable[str | pathlib.Path]) -> list[pathlib.Path]:
-    """Image files of files, folders (with all below them) and glob patterns, in order; a file that does not
-    exist stays in the list, to be reported when it is read.
+    """The image files of files, folders (recursively) and glob patterns, in order.
+
+    A file that does not exist stays in the list and is reported when it is read.
 
     Raises:
       ValueError: a folder or pattern without images.
@@ -129,7 +149,7 @@ def read_image(path: str | pathlib.Path) -> Image.Image:
     """Opens an image file as RGB.
 
     Raises:
-      ValueError: the file is no image or a broken one.
+      ValueError: the file is not an image, or it is corrupt.
     """
     try:
         with Image.open(path) as image:
@@ -138,14 +158,18 @@ def read_image(path: str | pathlib.Path) -> Image.Image:
         raise ValueError(str(error) or type(error).__name__) from error
 
 
-def crop(image: Image.Image, *, image_size: tuple[int, int], crop_pct: float) -> Image.Image:
-    """The part that the model sees: resized (bicubic) to cover image_size / crop_pct, then the center.
+def crop(
+    image: Image.Image, *, image_size: tuple[int, int], crop_pct: float, interpolation: str = "bicubic"
+) -> Image.Image:
+    """Resizes an image to cover image_size / crop_pct and crops its center, as tlvit's evaluation does.
 
-    Sizes and offsets are rounded as torchvision's Resize and CenterCrop do, and as in tlvit's evaluation.
+    Sizes and offsets are rounded as torchvision's Resize and CenterCrop do.
 
     Args:
       image: of any size.
       image_size: (height, width) of the result.
+      crop_pct: fraction of the resized image that is kept.
+      interpolation: "bicubic" or "bilinear".
     """
     size = (image.height, image.width)
     target = [math.floor(s / crop_pct) for s in image_size]
@@ -155,53 +179,18 @@ def crop(image: Image.Image, *, image_size: tuple[int, int], crop_pct: float) ->
         for t, z, s in zip(target, zoom, size, strict=True)
     ]
     top, left = (round((s - i) / 2) for s, i in zip(scaled, image_size, strict=True))
-    resized = image.resize((scaled[1], scaled[0]), Image.Resampling.BICUBIC)
+    resized = image.resize((scaled[1], scaled[0]), Image.Resampling[interpolation.upper()])
     return resized.crop((left, top, left + image_size[1], top + image_size[0]))
 
 
-def normalize(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:
-    """RGB image -> float32 [H, W, 3], the model's input."""
-    pixels = np.asarray(image, np.float32) / 255
-    return (pixels - np.asarray(preprocessing.mean, np.float32)) / np.asarray(preprocessing.std, np.float32)
-
-
-def draw_tokens(image: Image.Image, tokens: np.ndarray, names: Sequence[str] | None = None) -> Image.Image:
-    """The image beside itself under the classes of its tokens: the color is the class, its strength the
-    probability; the classes that most tokens have are named below.
-
-    Args:
-      image: as the model saw it.
-      tokens: [h, w, L] probabilities.
-      names: of the classes; their indices if not given.
-    """
-    zoom = max(1, round(384 / max(image.size)))
-    image = image.resize((image.width * zoom, image.height * zoom), Image.Resampling.BICUBIC)
-    classes, strength = tokens.argmax(-1), tokens.max(-1)
-    order, counts = np.unique(classes, return_counts=True)
-    order = order[np.argsort(-counts, kind="stable")]
-    color = {int(c): _color(i) for i, c in enumerate(order)}
-    colors = np.array([[color[int(c)] for c in row] for row in classes], np.uint8)
-    enlarge = lambda cells: Image.fromarray(cells).resize(image.size, Image.Resampling.NEAREST)
-    flat, alpha = enlarge(colors), enlarge((70 + 130 * strength).astype(np.uint8))
-    shown = [int(c) for c in order[:8]]
-    canvas = Image.new("RGB", (2 * image.width + 8, image.height + 8 + 16 * len(shown)), "white")
-    canvas.paste(image, (0, 0))
-    canvas.paste(Image.composite(flat, image, alpha), (image.width + 8, 0))
-    draw = ImageDraw.Draw(canvas)
-    for i, c in enumerate(shown):
-        y, cells = image.height + 8 + 16 * i, int((classes == c).sum())
-        draw.rectangle((4, y, 16, y + 12), fill=color[c])
-        draw.text((22, y), f"{names[c] if names else c}: {cells} of {classes.size} tokens", fill="black")
-    return canvas
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status: 1 if the model cannot be opened or no image could be read."""
+    """The command; returns the exit status: 1 if the model cannot be opened or no image could be read."""
     options = _parse(arguments)
     try:
         paths = list_images(options.images)
-        ema = {"auto": None, "ema": True, "raw": False}[options.weights]
-        model, info = load(options.checkpoint, model=options.model, ema=ema, image_size=options.image_size)
+        model, info = load(
+            options.checkpoint, model=options.model, weights=options.weights, image_size=options.image_size
+        )
         if options.classes:
             names = pathlib.Path(options.classes).read_text().splitlines()
             info = dataclasses.replace(info, class_names=tuple(names))
@@ -224,29 +213,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _try_read(path: pathlib.Path, info: ModelInfo) -> np.ndarray | str:
-    """The model's input, or what is wrong with the file."""
+    """The pixels of the model's input, uint8 [H, W, 3], or the reason why the file cannot be read."""
     try:
-        return normalize(_view(path, info), info.preprocessing)
+        return np.asarray(_view(path, info))
     except ValueError as error:
         return str(error)
 
 
 def _view(path: pathlib.Path, info: ModelInfo) -> Image.Image:
-    image = read_image(path)
-    return crop(image, image_size=info.image_size, crop_pct=info.preprocessing.crop_pct)
-
-
-def _has_tokens(model: nnx.Module, info: ModelInfo) -> bool:
-    """Whether the model gives logits for every cell; convolutional models always do."""
-    if not hasattr(model, "dense_logits"):
-        return False
-    images = jax.ShapeDtypeStruct((1, *info.image_size, 3), np.float32)
-    net, params, stats = functionalize(model)
-    try:
-        jax.eval_shape(lambda p, s, x: net.bind(p, s).dense_logits(x), params, stats, images)
-    except ValueError:
-        return False
-    return True
+    """The image as the model sees it."""
+    how = info.preprocessing
+    return crop(
+        read_image(path),
+        image_size=info.image_size,
+        crop_pct=how.crop_pct,
+        interpolation=how.interpolation,
+    )
 
 
 def _best(probabilities: np.ndarray, info: ModelInfo, top: int) -> tuple[ClassScore, ...]:
@@ -272,12 +254,14 @@ def _record(result: Prediction) -> dict:
 
 
 def _write_tokens(result: Prediction, info: ModelInfo, path: pathlib.Path) -> None:
+    from tlvit.visualize import draw_tokens
+
     path.parent.mkdir(parents=True, exist_ok=True)
     draw_tokens(_view(result.path, info), result.tokens, info.class_names).save(path)
 
 
 def _token_path(wanted: str, image: pathlib.Path, number: int, count: int) -> pathlib.Path:
-    """As asked for one image; with number and name of the image put in between for several."""
+    """The given path for one image; with the number and name of the image inserted for several."""
     path = pathlib.Path(wanted)
     return (
         path
@@ -286,29 +270,29 @@ def _token_path(wanted: str, image: pathlib.Path, number: int, count: int) -> pa
     )
 
 
-def _color(i: int) -> tuple[int, int, int]:
-    """Colors far apart from each other: the hue turns by the golden ratio."""
-    return tuple(round(255 * c) for c in colorsys.hsv_to_rgb((0.02 + 0.618034 * i) % 1, 0.85, 0.95))
-
-
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        "tlvit.predict", description="Classifies image files with a trained model."
+        "tlvit predict",
+        description="Classify image files with a trained model.",
+        epilog="example:\n  tlvit predict --checkpoint=/runs/lvvit_s photo.jpg photos/ --top=3",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "checkpoint", metavar="MODEL", help="a workdir, a model folder, a .pth or .safetensors file"
+    add = parser.add_argument
+    add("images", nargs="+", metavar="IMAGE", help="image files, folders or glob patterns")
+    add("--checkpoint", required=True, help="a workdir, a model folder, or a .pth or .safetensors file")
+    add("--model", help="architecture of a PyTorch file, if its tensors do not tell")
+    add(
+        "--weights",
+        choices=("auto", "ema", "raw"),
+        default="auto",
+        help="auto: those that scored best (auto)",
     )
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders or glob patterns")
-    parser.add_argument("--model", help="name of a PyTorch file's model, where its tensors do not tell")
-    parser.add_argument(
-        "--weights", choices=("auto", "ema", "raw"), default="auto", help="auto: EMA where there is one"
-    )
-    parser.add_argument("--image-size", type=image_size_pair, help="384 or 384x256, to use the model at")
-    parser.add_argument("--classes", metavar="FILE", help="class names, one a line")
-    parser.add_argument("--top", type=int, default=5, help="classes to print an image")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--json", action="store_true", help="print a list of all results instead")
-    parser.add_argument("--tokens", metavar="PNG", help="draw the class of every token over the image")
+    add("--image-size", type=parse_image_size, help="384 or 384x256; the checkpoint's by default")
+    add("--classes", metavar="FILE", help="class names, one a line")
+    add("--top", type=int, default=5, help="number of classes to print (5)")
+    add("--batch-size", type=int, default=32, help="images in a batch (32)")
+    add("--json", action="store_true", help="print all results as a JSON list")
+    add("--tokens", metavar="PNG", help="draw the class of every token over the image")
     return parser.parse_args(arguments)
 
 

@@ -1,10 +1,11 @@
-"""What a model costs: parameters, multiply-adds, activation memory, image size, and its published accuracy.
+"""Prints parameters, multiply-adds, activation memory and published accuracy of models.
 
-    python -m tlvit.summary lvvit_s              # one model; --image-size=384, --num-classes=10
-    python -m tlvit.summary --all                # the README's table, as markdown
+    python -m tlvit.summary lvvit_s --image-size=384
+    python -m tlvit.summary --checkpoint=/runs/lvvit_s
+    python -m tlvit.summary --all
 
-Nothing is typed in but the published accuracies: multiply-adds are counted in the traced program and memory
-in the arrays that its derivative keeps; no weights are made.
+Multiply-adds are counted in the traced program, and activation memory in the arrays that its derivative
+keeps. No weights are allocated. Only the published accuracies are typed in.
 """
 
 import argparse
@@ -12,16 +13,18 @@ import dataclasses
 import re
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tlvit.checkpoints.model_info import default_image_size, image_size_pair
-from tlvit.models.functional import count_parameters, functionalize
+from tlvit.checkpoints.load import load
+from tlvit.config import parse_image_size
+from tlvit.models.functional import Net, count_parameters, functionalize
 from tlvit.models.layers import Buffer
 from tlvit.models.macs import model_macs
-from tlvit.models.table import create_model, list_models
+from tlvit.models.table import create_model, list_models, published_image_size
 from tlvit.types import Array, PyTree
 
 PAPERS = {
@@ -74,15 +77,17 @@ PUBLISHED_TOP1 = {
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """Attributes:
-    model: name.
-    image_size: (height, width).
-    parameters: scalars as PyTorch counts them: T2T-ViT's fixed tables too, not BatchNorm's statistics.
-    macs: multiply-adds of the matrix products and convolutions for one image.
-    activation_bytes: what the backward pass of one image keeps in float32, without rematerialisation.
-    tokens: (h, w) of the token grid, or None.
-    top1: published ImageNet accuracy at this size, percent, or None.
-    source: of top1.
+    """The figures of a model.
+
+    Attributes:
+      model: name.
+      image_size: (height, width).
+      parameters: scalars as PyTorch counts them: with T2T-ViT's fixed tables, without BatchNorm statistics.
+      macs: multiply-adds of matrix products and convolutions for one image.
+      activation_bytes: memory that the backward pass of one image needs, in float32, without remat.
+      tokens: (h, w) of the token grid, or None.
+      top1: published ImageNet accuracy at this size in percent, or None.
+      source: paper of top1, or None.
     """
 
     model: str
@@ -96,24 +101,24 @@ class Summary:
 
 
 def summarize(
-    name: str, *, image_size: int | tuple[int, int] | None = None, num_classes: int = 1000, **overrides
+    name: str, *, image_size: int | tuple[int, int] | None = None, num_classes: int = 1000, **options: Any
 ) -> Summary:
-    """Counts what a model costs, abstractly: in a second or so and without its weights.
+    """Counts parameters, multiply-adds and activations of a model without allocating it.
 
     Args:
       name: one of `list_models()`.
-      image_size: int or (height, width); the one of the published evaluation by default.
+      image_size: int or (height, width); None: that of the published evaluation.
       num_classes: L.
-      **overrides: further options of the model.
+      **options: options of the model class.
 
     Raises:
       ValueError: an unknown name, or options that do not fit together.
     """
-    size = image_size_pair(default_image_size(name) if image_size is None else image_size)
-    model = nnx.eval_shape(lambda: create_model(name, num_classes=num_classes, image_size=size, **overrides))
+    size = parse_image_size(published_image_size(name) if image_size is None else image_size)
+    model = nnx.eval_shape(lambda: create_model(name, num_classes=num_classes, image_size=size, **options))
     net, params, stats = functionalize(model)
     images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
-    top1 = PUBLISHED_TOP1.get((name, size[0])) if size[0] == size[1] and not overrides else None
+    top1 = PUBLISHED_TOP1.get((name, size[0])) if size[0] == size[1] and not options else None
     papers = [paper for prefix, paper in PAPERS.items() if name.startswith(prefix)]
     return Summary(
         model=name,
@@ -121,7 +126,7 @@ def summarize(
         parameters=count_parameters(params) + count_parameters(nnx.state(model, Buffer)),
         macs=model_macs(net, params, stats, size),
         activation_bytes=_kept_bytes(net, params, stats, images),
-        tokens=getattr(model, "grid", None),
+        tokens=net.grid,
         top1=top1,
         source=papers[0] if top1 is not None else None,
     )
@@ -146,17 +151,8 @@ def table(summaries: Sequence[Summary]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status."""
-    parser = argparse.ArgumentParser("tlvit.summary", description="What a model costs.")
-    parser.add_argument("model", nargs="*", help="one or more names")
-    parser.add_argument("--all", action="store_true", help="every model, as a markdown table")
-    parser.add_argument(
-        "--image-size", type=image_size_pair, help="224 or 384x256; the published one by default"
-    )
-    parser.add_argument("--num-classes", type=int, default=1000)
-    options = parser.parse_args(arguments)
-    if bool(options.model) == options.all:
-        parser.error("give model names or --all")
+    """The command; returns the exit status."""
+    options = _parse(arguments)
     try:
         if options.all:
             rows = [
@@ -165,16 +161,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(table([summarize(n, image_size=s, num_classes=options.num_classes) for n, s in rows]))
         for name in options.model:
             print(_describe(summarize(name, image_size=options.image_size, num_classes=options.num_classes)))
-    except ValueError as error:
+        if options.checkpoint:
+            _, info = load(options.checkpoint, weights=options.weights)
+            size = options.image_size or info.image_size
+            classes = {"image_size": size, "num_classes": info.num_classes}
+            print(_describe(summarize(info.model, **classes, **info.options)))
+    except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def _kept_bytes(net, params: PyTree, stats: PyTree, images: Array) -> int:
-    """Bytes that the derivative of the training forward pass keeps, parameters and images not counted."""
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        "tlvit summary",
+        description="Print parameters, multiply-adds and published accuracy of models.",
+        epilog="example:\n  tlvit summary lvvit_s --image-size=384",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("model", nargs="*", metavar="MODEL", help="names of models")
+    add("--checkpoint", help="a workdir, model folder or file, instead of names")
+    add("--weights", choices=("auto", "ema", "raw"), default="auto", help="of the checkpoint (auto)")
+    add("--all", action="store_true", help="every model, as a markdown table")
+    add("--image-size", type=parse_image_size, help="224 or 384x256; the published size by default")
+    add("--num-classes", type=int, default=1000, help="number of classes (1000)")
+    options = parser.parse_args(arguments)
+    if bool(options.model) + options.all + bool(options.checkpoint) != 1:
+        parser.error("give model names, --checkpoint or --all")
+    return options
 
-    def kept(params, stats, images):
+
+def _kept_bytes(net: Net, params: PyTree, stats: PyTree, images: Array) -> int:
+    """Bytes that the derivative of the training forward pass keeps, without parameters and images."""
+
+    def kept(params: PyTree, stats: PyTree, images: Array) -> list[Array]:
         given = {id(x) for x in jax.tree.leaves((params, stats, images))}
         forward = lambda p: jax.tree.leaves(net.apply(p, stats, images, train=True)[0])
         residuals = jax.tree.leaves(jax.vjp(forward, params)[1])
@@ -201,15 +222,15 @@ def _describe(s: Summary) -> str:
 
 
 def _natural(name: str) -> list[tuple[bool, int, str]]:
-    """A sort key by which t2t_vit_7 comes before t2t_vit_10."""
+    """A sort key that puts t2t_vit_7 before t2t_vit_10."""
     return [(p.isdigit(), int(p) if p.isdigit() else 0, p) for p in re.split(r"(\d+)", name)]
 
 
 def _sizes(name: str, wanted: tuple[int, int] | None) -> list[int | tuple[int, int]]:
-    """The size asked for, or all that an accuracy is published for, or the default one."""
+    """The requested size, or all sizes with a published accuracy, or the default size."""
     if wanted is not None:
         return [wanted]
-    return [size for model, size in PUBLISHED_TOP1 if model == name] or [default_image_size(name)]
+    return [size for model, size in PUBLISHED_TOP1 if model == name] or [published_image_size(name)]
 
 
 if __name__ == "__main__":

@@ -1,27 +1,29 @@
-"""Draws report.png of a run: its curves, and what annotator and student see in every cell of a few test
-images.
+"""Draws report.png of a run: its curves, and the class of every token of some test images.
 
-python -m tlvit.visualize WORKDIR [--annotator=PATH]
+python -m tlvit.visualize --checkpoint=/runs/student --annotator=/runs/annotator
 """
 
 import argparse
+import colorsys
 import dataclasses
 import json
 import logging
 import math
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
+from PIL import Image, ImageDraw
 
 from tlvit.checkpoints.load import load
 from tlvit.checkpoints.model_info import ModelInfo
 from tlvit.models.functional import functionalize
 from tlvit.ops.normalize import normalize
-from tlvit.training.run_log import read_journal, start_logging
+from tlvit.training.run_log import read_metrics, start_logging
 from tlvit.types import Array
 
 log = logging.getLogger("tlvit")
@@ -29,12 +31,12 @@ log = logging.getLogger("tlvit")
 
 @dataclasses.dataclass(frozen=True)
 class ClassMap:
-    """A model's view of images, cell by cell.
+    """The classes that a model predicts for the tokens of some images.
 
     Attributes:
-      title: of the row.
-      probability: float [B, h, w, L].
-      prediction: int [B], the class of the whole image.
+      title: title of the row in the figure.
+      probability: float [B, h, w, L], class probabilities of every token.
+      prediction: int [B], the predicted class of the image.
     """
 
     title: str
@@ -52,17 +54,17 @@ def report(
     """Writes report.png into a workdir.
 
     Args:
-      workdir: of a run with at least one checkpoint.
-      annotator: checkpoint of the annotator, to show its maps beside the student's.
-      count: test images shown.
-      baseline: another workdir, whose accuracy is drawn for comparison.
+      workdir: workdir of a run with at least one checkpoint.
+      annotator: checkpoint of the annotator, to show its score maps as well.
+      count: number of test images.
+      baseline: workdir of another run, whose accuracy is drawn for comparison.
 
     Returns:
-      The file.
+      The path of the file.
 
     Raises:
-      ValueError: there is no checkpoint, or the data set is gone.
-      ImportError: matplotlib is missing.
+      ValueError: there is no checkpoint, or the data set does not exist any more.
+      ImportError: matplotlib is not installed.
     """
     workdir = pathlib.Path(workdir)
     config = json.loads((workdir / "config.json").read_text())
@@ -72,15 +74,15 @@ def report(
     images, labels = _test_images(config, info, count)
     views = []
     for name, (model, own) in loaded.items():
-        if not hasattr(model, "dense_logits") or getattr(model, "aux_head", True) is None:
-            continue  # it has no token head, and so no view of its own on a cell
+        if not model.has_dense_logits:
+            continue
         if own.image_size != info.image_size:
             model, own = load(paths[name], image_size=info.image_size)
-        views.append(class_map(f"what the {name}\nsees in each cell", model, own, images))
+        views.append(class_map(f"classes of the cells,\n{name}", model, own, images))
     names = info.class_names
-    curves = {"this run": read_journal(workdir)}
+    curves = {"this run": read_metrics(workdir)}
     if baseline:
-        curves["without token labels"] = read_journal(baseline)
+        curves["without token labels"] = read_metrics(baseline)
     figure = draw(images, labels, views, curves, class_names=names, title=_title(config, info))
     path = workdir / "report.png"
     figure.savefig(path, dpi=110)
@@ -109,16 +111,16 @@ def draw(
     *,
     class_names: Sequence[str] | None = None,
     title: str = "",
-):
-    """The figure: curves above, below a column an image with one row for each ClassMap.
+) -> Any:
+    """Makes the figure: curves at the top, below them a column for each image and a row for each ClassMap.
 
     Args:
       images: uint8 [B, H, W, 3].
       labels: int [B].
-      views: what to draw over the images.
-      curves: name of a run -> its journal.
-      class_names: one a class; numbers if not given.
-      title: over everything.
+      views: the rows.
+      curves: name of a run -> the lines of its metrics.jsonl.
+      class_names: None: class indices.
+      title: title of the figure.
 
     Returns:
       A matplotlib Figure.
@@ -152,13 +154,50 @@ def draw(
     return figure
 
 
-def _draw_map(axis, image: np.ndarray, probability: np.ndarray, colors: dict[int, Array], name) -> None:
-    """Every cell in the color of its most likely class, the stronger the surer, with the class written into
-    sure cells."""
+def draw_tokens(image: Image.Image, tokens: np.ndarray, names: Sequence[str] | None = None) -> Image.Image:
+    """Draws the image, and next to it the image under the classes of its tokens.
+
+    The color is the class and its opacity the probability. The most frequent classes are named below.
+
+    Args:
+      image: the image as the model sees it.
+      tokens: [h, w, L], probabilities.
+      names: class names; None: their indices.
+    """
+    zoom = max(1, round(384 / max(image.size)))
+    image = image.resize((image.width * zoom, image.height * zoom), Image.Resampling.BICUBIC)
+    classes, strength = tokens.argmax(-1), tokens.max(-1)
+    order, counts = np.unique(classes, return_counts=True)
+    order = order[np.argsort(-counts, kind="stable")]
+    color = {int(c): _distinct_color(i) for i, c in enumerate(order)}
+    colors = np.array([[color[int(c)] for c in row] for row in classes], np.uint8)
+    enlarge = lambda cells: Image.fromarray(cells).resize(image.size, Image.Resampling.NEAREST)
+    flat, alpha = enlarge(colors), enlarge((70 + 130 * strength).astype(np.uint8))
+    shown = [int(c) for c in order[:8]]
+    canvas = Image.new("RGB", (2 * image.width + 8, image.height + 8 + 16 * len(shown)), "white")
+    canvas.paste(image, (0, 0))
+    canvas.paste(Image.composite(flat, image, alpha), (image.width + 8, 0))
+    draw = ImageDraw.Draw(canvas)
+    for i, c in enumerate(shown):
+        y, cells = image.height + 8 + 16 * i, int((classes == c).sum())
+        draw.rectangle((4, y, 16, y + 12), fill=color[c])
+        draw.text((22, y), f"{names[c] if names else c}: {cells} of {classes.size} tokens", fill="black")
+    return canvas
+
+
+def _draw_map(
+    axis: Any,
+    image: np.ndarray,
+    probability: np.ndarray,
+    colors: dict[int, Array],
+    name: Callable[[int], str],
+) -> None:
+    """Draws every cell in the color of its most probable class, with opacity for the probability, and writes
+    the class into cells with a high probability."""
     height, width = image.shape[:2]
     best, sure = probability.argmax(-1), probability.max(-1)
     chance = 1 / probability.shape[-1]
-    strength = np.sqrt(np.clip((sure - chance) / (1 - chance), 0, 1))  # half sure is seen well already
+    strength = np.sqrt(np.clip((sure - chance) / (1 - chance), 0, 1))
     axis.imshow(image.mean(-1), cmap="gray", vmin=-60, vmax=320)
     paint = np.zeros((*best.shape, 4))
     for k in np.unique(best):
@@ -167,12 +206,12 @@ def _draw_map(axis, image: np.ndarray, probability: np.ndarray, colors: dict[int
     axis.imshow(paint, extent=(-0.5, width - 0.5, height - 0.5, -0.5), interpolation="nearest")
     h, w = best.shape
     for y, x in zip(*np.nonzero(strength > 0.5), strict=True):
-        place = ((x + 0.5) * width / w - 0.5, (y + 0.5) * height / h - 0.5)
+        center = ((x + 0.5) * width / w - 0.5, (y + 0.5) * height / h - 0.5)
         text = {"fontsize": max(5, 54 / max(h, w)), "color": "white", "fontweight": "bold"}
-        axis.text(*place, name(int(best[y, x]))[:6], ha="center", va="center", **text)
+        axis.text(*center, name(int(best[y, x]))[:6], ha="center", va="center", **text)
 
 
-def _draw_curves(figure, curves: dict[str, list[dict[str, float]]]) -> None:
+def _draw_curves(figure: Any, curves: dict[str, list[dict[str, float]]]) -> None:
     losses, accuracy = figure.subplots(1, 2)
     for i, (run, lines) in enumerate(curves.items()):
         color = f"C{i}"
@@ -201,20 +240,19 @@ def _colors(classes: Sequence[int]) -> dict[int, Array]:
     return {k: np.array(table(i % table.N)[:3]) for i, k in enumerate(classes)}
 
 
+def _distinct_color(i: int) -> tuple[int, int, int]:
+    """Color i of a series in which neighbors differ: the hue advances by the golden ratio."""
+    return tuple(round(255 * c) for c in colorsys.hsv_to_rgb((0.02 + 0.618034 * i) % 1, 0.85, 0.95))
+
+
 def _test_images(config: dict, info: ModelInfo, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first images of the evaluation split, one a class as far as they go."""
-    from tlvit.data import pipeline
-    from tlvit.data.sources import tfds as sources
+    """The first image of each class in the first batch of the evaluation split."""
+    from tlvit.data.pipeline import eval_batches
+    from tlvit.data.sources.open import open_source
 
     data = config["data"]
-    source = sources.open_source(data["name"], data["eval_split"], data_dir=data["dir"] or None)
-    batches = pipeline.eval_batches(
-        source,
-        batch_size=min(128, source.num_examples),
-        image_size=info.image_size,
-        crop_pct=info.preprocessing.crop_pct,
-    )
-    batch = next(iter(batches))
+    source = open_source(data["name"], data["eval_split"], data_dir=data["dir"] or None)
+    batch = next(iter(eval_batches(source, info, batch_size=min(128, source.num_examples))))
     _, first = np.unique(batch.label[batch.mask], return_index=True)
     chosen = np.sort(first)[:count]
     return batch.image[chosen], batch.label[chosen]
@@ -222,29 +260,33 @@ def _test_images(config: dict, info: ModelInfo, count: int) -> tuple[np.ndarray,
 
 def _title(config: dict, info: ModelInfo) -> str:
     if config["token_labels"]:
-        return f"{info.model} trained with token labels: every cell has a target of its own"
+        return f"{info.model} trained with token labels"
     return f"{info.model} trained on image labels"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m tlvit.visualize", description="Draw report.png of a run."
+        "tlvit visualize",
+        description="Draw report.png of a run: its curves, and the class of every token of some test images.",
+        epilog="example:\n  tlvit visualize --checkpoint=/runs/student --annotator=/runs/annotator",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("workdir")
-    parser.add_argument("--annotator", help="its checkpoint, to show its maps too")
-    parser.add_argument("--baseline", help="workdir of a run to compare the curves with")
-    parser.add_argument("--count", type=int, default=5, help="test images shown")
+    add = parser.add_argument
+    add("--checkpoint", required=True, metavar="WORKDIR", help="workdir of the run")
+    add("--annotator", metavar="CHECKPOINT", help="also show what the annotator sees in every cell")
+    add("--baseline", metavar="WORKDIR", help="run whose accuracy is drawn for comparison")
+    add("--count", type=int, default=5, help="number of test images (5)")
     options = parser.parse_args(arguments)
     start_logging()
     try:
         path = report(
-            options.workdir, annotator=options.annotator, baseline=options.baseline, count=options.count
+            options.checkpoint, annotator=options.annotator, baseline=options.baseline, count=options.count
         )
     except (ValueError, FileNotFoundError, ImportError) as error:
         log.error("%s", error)
         return 1
-    log.info("drawn: %s", path)
+    log.info("drew %s", path)
     return 0
 
 
