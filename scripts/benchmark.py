@@ -1,13 +1,15 @@
-"""Measures the parts of a run; the last line printed is JSON.
+"""Measures the parts of a run. The last line printed is JSON.
 
     python -m scripts.benchmark step --model lvvit_s --batch 16         # images/s of the whole training step
     python -m scripts.benchmark compile --model lvvit_s --batch 128     # FLOPs, bytes, collectives
-    python -m scripts.benchmark compile --topology v5e:2x4 --batch 1024 # the same for TPUs that are not here
+    python -m scripts.benchmark compile --topology v5e:2x4 --batch 1024 # compiled for TPUs, without a TPU
     python -m scripts.benchmark input --help                            # images/s of the data pipeline
-    python -m scripts.benchmark resume --help                           # its start in the middle of an epoch
+    python -m scripts.benchmark resume --help                           # start in the middle of an epoch
 
-`step` and `compile` run token labels as a recipe does: uint8 images and top-5 score maps go in; targets,
-MixToken, forward, backward, AdamW and the moving average are inside. They need no TensorFlow.
+`step` and `compile` run the training step with token labels: its inputs are uint8 images and top-5 score
+  maps, and
+it contains targets, MixToken, forward and backward pass, AdamW and the moving average. They need no
+TensorFlow.
 """
 
 import argparse
@@ -18,20 +20,21 @@ import resource
 import statistics
 import sys
 import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
+from jax.sharding import Mesh, Sharding
 
-from tlvit import create_model
-from tlvit.ops.randaugment_policy import parse_policy
-from tlvit.training import mesh as sharding
-from tlvit.training import optimizer as optim
-from tlvit.training import state
-from tlvit.training import step as steps
+from tlvit.checkpoints.model_info import ModelInfo
+from tlvit.config import Augment, Config, Loss, Optim
+from tlvit.training.mesh import batch_sharding, make_mesh
+from tlvit.training.optimizer import make_optimizer
 from tlvit.training.prefetch import to_global
-from tlvit.types import Batch, ScoreMaps
+from tlvit.training.state import TrainState, abstract_model, abstract_state, init_state
+from tlvit.training.step import make_train_step
+from tlvit.types import Batch, PyTree, ScoreMaps
 
 # Peak matrix rate (bfloat16) and memory bandwidth of a chip, from the vendors' data sheets.
 CHIPS = {
@@ -48,32 +51,37 @@ COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "coll
 
 
 def main(arguments: list[str]) -> int:
+    """The command; returns the exit status."""
     if arguments[:1] in (["input"], ["resume"]):
-        import tlvit.data  # noqa: F401 (before TensorFlow, which it keeps quiet)
+        import tlvit.data  # noqa: F401 (sets TensorFlow's log level before it is imported)
         from scripts import benchmark_input, benchmark_resume
 
         program = {"input": benchmark_input, "resume": benchmark_resume}[arguments[0]]
         return program.main(arguments[1:])
     options = parse(arguments)
     devices = topology_devices(options.topology) if options.topology else None
-    mesh = sharding.make_mesh(devices)
+    mesh = make_mesh(devices)
     result = measure_step(options, mesh) if options.what == "step" else inspect_program(options, mesh)
     result = {"model": options.model, "batch": options.batch, "dtype": options.dtype, **result}
     print(json.dumps(result))
     return 0
 
 
-def measure_step(options: argparse.Namespace, mesh) -> dict[str, float]:
-    """Runs the step and times it: the median over the steps after the first three."""
+def measure_step(options: argparse.Namespace, mesh: Mesh) -> dict[str, Any]:
+    """Times the step: the median over the steps after the first three.
+
+    `host_step_s` is the processor time that the host's thread needs to start one step.
+    """
     train_step, train_state, batch = build(options, mesh)
     batch = to_global(batch, mesh)
     start = time.perf_counter()
     compiled = train_step.lower(train_state, batch).compile()
     compile_s = time.perf_counter() - start
-    seconds = []
+    seconds, host = [], []
     for _ in range(3 + options.steps):
-        start = time.perf_counter()
+        start, host_start = time.perf_counter(), time.thread_time()
         train_state, metrics = compiled(train_state, batch)
+        host.append(time.thread_time() - host_start)
         jax.block_until_ready(metrics)
         seconds.append(time.perf_counter() - start)
     if not np.isfinite(float(metrics["loss"])):
@@ -84,13 +92,14 @@ def measure_step(options: argparse.Namespace, mesh) -> dict[str, float]:
         "images_per_s": options.batch / step_s,
         "step_s": step_s,
         "step_s_quartiles": [float(q) for q in np.percentile(seconds[3:], [25, 75])],
+        "host_step_s": statistics.median(host[3:]),
         "compile_s": compile_s,
         "peak_memory_bytes": peak_memory(mesh),
     }
 
 
-def inspect_program(options: argparse.Namespace, mesh) -> dict:
-    """Compiles the step and reads what it costs; nothing runs, so the chips need not be here."""
+def inspect_program(options: argparse.Namespace, mesh: Mesh) -> dict[str, Any]:
+    """Compiles the step and reads its cost from the program. Nothing runs, so no TPU is needed."""
     train_step, train_state, batch = build(options, mesh, abstract=True)
     start = time.perf_counter()
     compiled = train_step.lower(train_state, batch).compile()
@@ -119,40 +128,34 @@ def inspect_program(options: argparse.Namespace, mesh) -> dict:
     return result
 
 
-def build(options: argparse.Namespace, mesh, *, abstract: bool = False):
-    """The jitted step with a state and a batch of the right shapes (arrays, or shapes with shardings)."""
+def build(
+    options: argparse.Namespace, mesh: Mesh, *, abstract: bool = False
+) -> tuple[Callable, TrainState, Batch]:
+    """The jitted step with a state and a batch: arrays, or their shapes and shardings."""
     size = (options.image_size, options.image_size)
-    dtype = jnp.dtype(options.dtype)
-    overrides = {"drop_path": options.drop_path, "dtype": dtype, **({"remat": True} if options.remat else {})}
-    make = lambda: create_model(options.model, num_classes=options.classes, image_size=size, **overrides)
-    make_tx = lambda params: optim.make_optimizer(params, learning_rate=1e-4)
-    if abstract:
-        net, params, stats = state.abstract_model(make)
-        tx = make_tx(params)
-        train_state = jax.eval_shape(
-            lambda: state.state_from(*jax.tree.map(jnp.zeros_like, (params, stats)), tx)
-        )
-        train_state = with_sharding(train_state, sharding.replicated(mesh))
-        batch = with_sharding(jax.eval_shape(lambda: make_batch(options)), sharding.batch_sharding(mesh))
-    else:
-        net, tx, train_state = state.init_state(make, make_tx, mesh=mesh)
-        batch = make_batch(options)
-    grid = getattr(nnx.eval_shape(make), "grid", None)
-    train_step = steps.make_train_step(
-        net,
-        tx,
-        mesh=mesh,
-        num_classes=options.classes,
-        token_grid=grid,
-        accumulate=options.accumulate,
-        policy=parse_policy(options.randaugment),
-        erasing=options.erasing,
+    model = {"dtype": options.dtype, **json.loads(options.options)}
+    if options.remat:
+        model["remat"] = True
+    info = ModelInfo(options.model, options.classes, size, model)
+    net, shapes, _ = abstract_model(info.build)
+    config = Config(
+        token_labels=net.has_token_head,
+        augment=Augment(
+            randaugment=options.randaugment, randaugment_on="device", random_erasing=options.erasing
+        ),
+        loss=Loss(plain_labels=True),
+        optim=Optim(accumulate=options.accumulate),
     )
-    return train_step, train_state, batch
+    tx = make_optimizer(shapes, learning_rate=1e-4)
+    train_step = make_train_step(net, tx, mesh, config, info)
+    if abstract:
+        batch = with_sharding(jax.eval_shape(lambda: make_batch(options)), batch_sharding(mesh))
+        return train_step, abstract_state(info.build, tx, mesh=mesh), batch
+    return train_step, init_state(info.build, tx, mesh=mesh), make_batch(options)
 
 
 def make_batch(options: argparse.Namespace) -> Batch:
-    """Random images and maps, crops as random resized crops have them."""
+    """Random images and score maps with the geometry of random crops."""
     rng = np.random.default_rng(0)
     count, k, side = options.batch, 5, options.map_size
     index = rng.integers(0, options.classes - k, (count, 1, side, side)) + np.arange(k).reshape(1, k, 1, 1)
@@ -172,13 +175,14 @@ def make_batch(options: argparse.Namespace) -> Batch:
     )
 
 
-def with_sharding(tree, where):
+def with_sharding(tree: PyTree, where: Sharding) -> PyTree:
+    """The shapes of a tree with a sharding."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree)
 
 
-def topology_devices(name: str):
-    """Devices of a TPU topology ("v5e:2x4") that need not exist; compiling for them needs `pip install
-    "tlvit[tpu]"`."""
+def topology_devices(name: str) -> Sequence[jax.Device]:
+    """Devices of a TPU topology such as "v5e:2x4", to compile for. They need not exist, but `tlvit[tpu]` has
+    to be installed."""
     from jax.experimental import topologies
 
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
@@ -187,7 +191,7 @@ def topology_devices(name: str):
 
 
 def count_collectives(text: str) -> dict[str, dict[str, int]]:
-    """{kind: {count, bytes}} of a compiled program's text; bytes are those of the results on one chip."""
+    """{kind: {count, bytes}} of a compiled program's text. Bytes are those of the results on one chip."""
     found: dict[str, dict[str, int]] = {}
     bits = lambda dtype: int((re.search(r"\d+", dtype) or ["8"])[0])  # pred has none: a byte
     for kind in COLLECTIVES:
@@ -203,22 +207,23 @@ def count_collectives(text: str) -> dict[str, dict[str, int]]:
     return found
 
 
-def peak_memory(mesh) -> int:
-    """Bytes at the peak: of the first device where it counts them, else of this process."""
+def peak_memory(mesh: Mesh) -> int:
+    """Peak memory in bytes: of the first device if it reports it, otherwise of this process."""
     statistics_of = mesh.devices.flat[0].memory_stats() or {}
     return statistics_of.get("peak_bytes_in_use") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
+    """Reads the command line."""
     parser = argparse.ArgumentParser(prog="python -m scripts.benchmark", description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=["step", "compile", "input", "resume"])
     parser.add_argument("--model", default="lvvit_s")
-    parser.add_argument("--batch", type=int, default=16, help="images a step, over all devices")
+    parser.add_argument("--batch", type=int, default=16, help="images in a step, over all devices")
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--map-size", type=int, default=18, help="cells along a side of a score map")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--drop-path", type=float, default=0.1)
+    parser.add_argument("--options", default='{"drop_path": 0.1}', help="options of the model class, as JSON")
     parser.add_argument(
         "--randaugment", default="", help="policy of RandAugment on the device; none if empty"
     )

@@ -1,65 +1,73 @@
-"""The whole idea on two CPU cores in minutes: make demo, or: python -m scripts.demo --out runs/demo.
+"""Token labeling from annotator to PyTorch file on two CPU cores: make demo.
 
-Real handwritten digits in cluttered scenes; an annotator learns from image labels alone, scores every cell of
-every training image once, and an LV-ViT learns from these score maps with all of its tokens. The last steps
-export the student for PyTorch, check the export and draw report.png. Every step prints the command that does
-the same by hand.
+    python -m scripts.demo --out runs/demo
+
+An annotator learns to classify scenes of handwritten digits from image labels, and scores every cell of every
+training image once. An LV-ViT learns from these score maps with all of its tokens. The student is exported
+for PyTorch, the export is checked, and report.png is drawn. Every step prints the command that does the same
+by hand.
 """
 
 import argparse
 import pathlib
 import sys
 import time
+from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
+from tlvit.data.sources.open import open_source
+from tlvit.training.annotation import Annotator, annotate
 
 from configs import digits as recipe
-from tlvit import annotate, visualize
-from tlvit.checkpoints import torch_files as convert
+from tlvit import visualize
+from tlvit.checkpoints import torch_files
 from tlvit.checkpoints.load import load
-from tlvit.data.sources import digit_scenes as digits
-from tlvit.data.sources import tfds as sources
+from tlvit.checkpoints.model_info import ModelInfo
+from tlvit.config import resolve
+from tlvit.data.sources import digit_scenes
 from tlvit.models.functional import functionalize
 from tlvit.ops.normalize import normalize
-from tlvit.training import run_log as reporting
 from tlvit.training.loop import train
+from tlvit.training.run_log import duration, read_metrics, start_logging
 
 
 def main() -> int:
+    """Runs the demo; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", default="runs/demo", help="folder of everything the demo makes")
-    parser.add_argument("--epochs", type=int, help="of both trainings; the recipe's own by default")
+    parser.add_argument("--out", default="runs/demo", help="folder for all files of the demo")
+    parser.add_argument("--epochs", type=int, help="epochs of both trainings; the recipe's by default")
     options = parser.parse_args()
     out = pathlib.Path(options.out).absolute()
     out.mkdir(parents=True, exist_ok=True)
-    reporting.start_logging()
+    start_logging()
     start = time.perf_counter()
 
-    say("1/5  Scenes: one large digit gives the class, smaller ones of other classes stand around it.")
-    builder = digits.prepare(out / "data", **recipe.SCENES)
+    say("1/5  Scenes: a large digit is the class, with smaller digits of other classes around it.")
+    builder = digit_scenes.prepare(out / "data", **recipe.SCENES)
     splits = builder.info.splits
     print(f"     {splits['train'].num_examples} for training, {splits['test'].num_examples} for testing")
 
-    say("2/5  The annotator learns from the image labels alone.", run_command("annotator", out / "annotator"))
+    say("2/5  The annotator learns from the image labels.", run_command("annotator", out / "annotator"))
     annotator = run("annotator", out / "annotator", out, epochs=options.epochs)
 
     say(
         "3/5  It scores every cell of every training image once: the score maps.",
-        f"python -m tlvit.annotate --model={out}/annotator --data=digits --data-dir={out}/data "
-        f"--out={out}/score_maps",
+        f"python -m tlvit.annotate --checkpoint={out}/annotator --data=digits --data-dir={out}/data "
+        f"--top-k={recipe.TOP_K} --out={out}/score_maps",
     )
     annotate_training_scenes(out)
 
     say(
-        "4/5  The student, an LV-ViT, learns from the maps with all of its tokens.",
+        "4/5  The student, an LV-ViT, learns from the score maps with all of its tokens.",
         run_command("token_labels", out / "student"),
     )
     student = run("token_labels", out / "student", out, epochs=options.epochs)
 
     say(
-        "5/5  Export for PyTorch, check, picture.",
-        f"python -m tlvit.convert {out}/student --to=pytorch --out={out}/student.safetensors",
+        "5/5  The student is exported for PyTorch, checked and drawn.",
+        f"python -m tlvit.convert --checkpoint={out}/student --to=pytorch --out={out}/student.safetensors",
     )
     difference = export(out / "student", out / "student.safetensors", builder)
     picture = visualize.report(out / "student", annotator=out / "annotator")
@@ -71,11 +79,11 @@ def main() -> int:
         ("student, top-1 (raw weights)", f"{student['eval/raw_top1']:.1f} %"),
         ("student, training speed", f"{speed(out / 'student'):.0f} images/s"),
         ("export and re-import, largest difference", f"{difference:.1e} in the logits"),
-        ("the picture", str(picture)),
+        ("report", str(picture)),
         ("student for PyTorch", str(out / "student.safetensors")),
         ("runs (TensorBoard, checkpoints)", f"{out}/annotator, {out}/student"),
         ("score maps", f"{out}/score_maps"),
-        ("time", reporting.duration(time.perf_counter() - start)),
+        ("time", duration(time.perf_counter() - start)),
     ]
     width = max(len(label) for label, _ in rows)
     print("\n" + "\n".join(f"  {label.ljust(width)}   {text}" for label, text in rows))
@@ -84,42 +92,41 @@ def main() -> int:
 
 
 def run(
-    arm: str, workdir: pathlib.Path, out: pathlib.Path, *, epochs: int | None = None, seed: int = 0,
+    variant: str, workdir: pathlib.Path, out: pathlib.Path, *, epochs: int | None = None, seed: int = 0,
     changes: dict | None = None,
 ) -> dict[str, float]:  # fmt: skip
-    """One training, as `tlvit.main` does it; a finished one is only evaluated again."""
-    config = recipe.get_config(arm)
+    """Trains a variant of the digits recipe, as tlvit.main does. A finished run is only evaluated."""
+    config = recipe.get_config(variant)
     config.data.dir = str(out / "data")
-    config.data.score_maps = str(out / "score_maps") if arm == "token_labels" else ""
+    config.data.score_maps = str(out / "score_maps") if variant == "token_labels" else ""
     config.epochs = epochs or config.epochs
     config.seed = seed
     config.update_from_flattened_dict(changes or {})
-    result = train(config, workdir)
+    result = train(resolve(config), workdir)
     if not result.finished:
         sys.exit(75)
     return result.metrics
 
 
 def annotate_training_scenes(out: pathlib.Path) -> None:
-    """The score maps of the training scenes, by the annotator in `out`."""
-    model, info = load(out / "annotator")
-    source = sources.open_source("digits", "train", data_dir=str(out / "data"))
-    annotate.annotate(model, info, source, out / "score_maps", top_k=recipe.TOP_K)
+    """Writes the score maps of the training scenes with the annotator of `out`."""
+    source = open_source("digits", "train", data_dir=str(out / "data"))
+    annotate(Annotator(*load(out / "annotator")), source, out / "score_maps", top_k=recipe.TOP_K)
 
 
-def run_command(arm: str, workdir: pathlib.Path) -> str:
-    """The same by hand."""
-    name = "configs/digits.py" + ("" if arm == "token_labels" else f":{arm}")
-    maps = f" --config.data.score_maps={workdir.parent}/score_maps" if arm == "token_labels" else ""
+def run_command(variant: str, workdir: pathlib.Path) -> str:
+    """The command that trains a variant by hand."""
+    labeled = variant == "token_labels"
+    name = "configs/digits.py" + ("" if labeled else f":{variant}")
+    maps = f" --config.data.score_maps={workdir.parent}/score_maps" if labeled else ""
     data = f"--config.data.dir={workdir.parent}/data{maps}"
     return f"python -m tlvit.main --config={name} --workdir={workdir} {data}"
 
 
-def export(workdir: pathlib.Path, path: pathlib.Path, builder) -> float:
-    """Writes the student under PyTorch's names and reads it back; the largest difference of any logit on test
-    images."""
+def export(workdir: pathlib.Path, path: pathlib.Path, builder: Any) -> float:
+    """Exports the student, opens the export, and returns the largest difference of the logits."""
     model, info = load(workdir)
-    convert.export(model, path, info=info)
+    torch_files.export(model, path, info=info)
     again, _ = load(path)
     images = np.stack(
         [example["image"] for example in builder.as_dataset("test").take(32).as_numpy_iterator()]
@@ -128,22 +135,21 @@ def export(workdir: pathlib.Path, path: pathlib.Path, builder) -> float:
     return float(np.abs(one - other).max())
 
 
-def logits(model, info, images: np.ndarray) -> np.ndarray:
-    """By the model's rule of inference, [B, L]."""
+def logits(model: nnx.Module, info: ModelInfo, images: np.ndarray) -> np.ndarray:
+    """The inference logits [B, L] of uint8 images [B, H, W, 3]."""
     net, params, stats = functionalize(model)
     inputs = normalize(images, info.preprocessing.mean, info.preprocessing.std)
     return np.asarray(jax.jit(net.apply)(params, stats, inputs)[0].logits)
 
 
 def speed(workdir: pathlib.Path) -> float:
-    """Median images/s over the progress lines."""
-    rates = [
-        line["train/images_per_s"] for line in reporting.read_journal(workdir) if "train/images_per_s" in line
-    ]
+    """Median images/s of the progress lines of a run."""
+    rates = [line["train/images_per_s"] for line in read_metrics(workdir) if "train/images_per_s" in line]
     return float(np.median(rates)) if rates else float("nan")
 
 
 def say(text: str, command: str = "") -> None:
+    """Prints a step of the demo and its command."""
     print(f"\n{text}" + (f"\n     $ {command}" if command else ""), flush=True)
 
 

@@ -12,7 +12,8 @@ import tlvit
 
 # The names that other code relies on, from the design.
 PROMISED = {
-    "create_model", "list_models", "load", "export", "from_torch", "to_torch", "functionalize", "make_targets",
+    "create_model", "list_models", "load", "export", "from_torch", "to_torch", "functionalize",
+    "make_targets",
     "token_label_loss", "distillation_loss", "draw_mixtoken_mask", "mixtoken_mask_from_box", "mix_tokens",
     "make_optimizer", "resize_pos_embed", "annotate", "ScoreMapWriter", "open_score_maps", "open_source",
     "predict", "Batch", "ScoreMaps", "TokenTargets", "ModelOutput", "MixTokenMask", "Config",

@@ -8,6 +8,9 @@ import pytest
 
 from configs import digits as recipe
 from scripts import compare_token_labels, demo
+from tlvit.checkpoints import torch_files
+from tlvit.checkpoints.model_info import ModelInfo
+from tlvit.checkpoints.native import save_model_folder
 
 TINY = {"patch_size": 8, "dim": 32, "depth": 1, "num_heads": 2, "stem_width": None, "rule": "class"}
 TINY_ANNOTATOR = {"widths": (8,), "depths": (1,), "strides": (2,), "group_width": 8, "stem_width": 8}
@@ -32,7 +35,7 @@ def test_table_has_every_seed_mean_and_sample_deviation():
 def test_the_arms_differ_in_nothing_but_what_they_compare():
     """Same student, budget and data order; only the labels and their crop change."""
     configs = {}
-    for arm, (name, changes) in compare_token_labels.ARMS.items():
+    for arm, (name, changes) in compare_token_labels.RUNS.items():
         config = recipe.get_config(name)
         config.update_from_flattened_dict(changes)
         configs[arm] = config.to_dict()
@@ -47,7 +50,7 @@ def test_the_arms_differ_in_nothing_but_what_they_compare():
 
 
 def test_commands_shown_are_commands_that_exist(tmp_path):
-    """What the demo prints for doing a step by hand, given to the program's own flags."""
+    """The commands that the demo prints are accepted by the programs."""
     text = demo.run_command("token_labels", tmp_path / "student")
     assert shlex.split(text) == [
         "python", "-m", "tlvit.main", "--config=configs/digits.py", f"--workdir={tmp_path}/student",
@@ -73,45 +76,40 @@ def test_speed_is_the_median_of_the_progress_lines(tmp_path):
 
 
 def test_a_difference_in_the_class_token_shows_in_the_export_check(tmp_path, monkeypatch):
-    """An export that loses the class token's head would still pass: only the token head is looked at."""
-    from tlvit.checkpoints import model_info as restore
-    from tlvit.checkpoints import torch_files as convert
-    from tlvit.checkpoints.load import save_folder
-    from tlvit.data.sources import digit_scenes as digits
+    """The check compares the inference logits, which depend on both heads."""
+    from tlvit.data.sources import digit_scenes
 
-    info = restore.ModelInfo("lvvit_s", 10, (48, 48), TINY)
-    builder = digits.prepare(tmp_path / "data", num_train=1, num_test=32, num_shards=1)
-    save_folder(tmp_path / "m", info.build(), info)
-    export = convert.export
+    info = ModelInfo("lvvit_s", 10, (48, 48), TINY)
+    builder = digit_scenes.prepare(tmp_path / "data", num_train=1, num_test=32, num_shards=1)
+    save_model_folder(tmp_path / "m", info.build(), info)
+    export = torch_files.export
 
     def wrong(model, path, *, info):
         model.head.bias[...] = model.head.bias[...] + 5
         export(model, path, info=info)
         model.head.bias[...] = model.head.bias[...] - 5
 
-    monkeypatch.setattr(convert, "export", wrong)
+    monkeypatch.setattr(torch_files, "export", wrong)
     assert demo.export(tmp_path / "m", tmp_path / "m.safetensors", builder) == pytest.approx(5, abs=1e-3)
 
 
 def test_a_faithful_export_shows_no_difference(tmp_path):
-    from tlvit.checkpoints import model_info as restore
-    from tlvit.checkpoints.load import save_folder
-    from tlvit.data.sources import digit_scenes as digits
+    from tlvit.data.sources import digit_scenes
 
-    info = restore.ModelInfo("lvvit_s", 10, (48, 48), TINY)
-    builder = digits.prepare(tmp_path / "data", num_train=1, num_test=32, num_shards=1)
-    save_folder(tmp_path / "m", info.build(), info)
+    info = ModelInfo("lvvit_s", 10, (48, 48), TINY)
+    builder = digit_scenes.prepare(tmp_path / "data", num_train=1, num_test=32, num_shards=1)
+    save_model_folder(tmp_path / "m", info.build(), info)
     assert demo.export(tmp_path / "m", tmp_path / "m.safetensors", builder) == 0.0
 
 
 @pytest.fixture
 def small(monkeypatch):
-    """The recipe, with less of everything."""
+    """The recipe with smaller models and fewer scenes."""
     whole = recipe.get_config
 
-    def get_config(arm="token_labels"):
-        config = whole(arm)
-        config.model.options = dict(TINY_ANNOTATOR if arm == "annotator" else TINY)
+    def get_config(variant="token_labels"):
+        config = whole(variant)
+        config.model.options = dict(TINY_ANNOTATOR if variant == "annotator" else TINY)
         return config
 
     monkeypatch.setattr(recipe, "get_config", get_config)
@@ -134,7 +132,7 @@ def test_the_demo_from_beginning_to_end(small, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "report.png").stat().st_size > 20_000
     assert (tmp_path / "student.safetensors").exists()
     assert (tmp_path / "score_maps" / "score_maps.json").exists()
-    assert demo.main() == 0  # again: what is there is used
+    assert demo.main() == 0  # a second time: finished runs are used
     assert "again" not in capsys.readouterr().err
 
 
@@ -144,11 +142,11 @@ def test_the_comparison_from_beginning_to_end(small, tmp_path, monkeypatch, caps
     assert compare_token_labels.main() == 0
     found = json.loads((tmp_path / "results.json").read_text())
     assert found["seeds"] == [4]
-    assert found.keys() == {"seeds", "annotator", *compare_token_labels.ARMS}
+    assert found.keys() == {"seeds", "annotator", *compare_token_labels.RUNS}
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][1:]
-    assert [row.split("|")[1].strip() for row in rows] == list(compare_token_labels.ARMS)
-    for row, arm in zip(rows, compare_token_labels.ARMS, strict=True):
-        assert f"{found[arm][0]['eval/ema_top1']:.1f}" in row
+    assert [row.split("|")[1].strip() for row in rows] == list(compare_token_labels.RUNS)
+    for row, title in zip(rows, compare_token_labels.RUNS, strict=True):
+        assert f"{found[title][0]['eval/ema_top1']:.1f}" in row
     configs = {p.parent.name: json.loads(p.read_text()) for p in tmp_path.glob("*_seed4/config.json")}
     assert {c["seed"] for c in configs.values()} == {4}
     assert len(configs) == 3
