@@ -1,7 +1,7 @@
 """Reads and writes tlvit's own checkpoints. This is the only file that uses Orbax.
 
-The folder `checkpoints/` of a run has one folder for each saved step, with the training state and a JSON record.
-A model folder (`save_model_folder`) has the arrays of one model and its ModelInfo.
+`checkpoints/` in a workdir has a folder for each saved step, with the training state and a JSON record.
+A model folder has the arrays of one model and its ModelInfo.
 """
 
 import contextlib
@@ -97,10 +97,8 @@ class Checkpoints:
           ValueError: the checkpoint belongs to another model or optimizer, or no checkpoint can be read.
         """
         steps = self.steps() if step is None else [step]
-        shapes = {
-            k: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
-            for k, x in _flatten_state(target).items()
-        }
+        struct = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+        shapes = {path: struct(x) for path, x in _flatten_state(target).items()}
         problem = ""
         for candidate in reversed(steps):
             restored, problem = self._restore_step(candidate, shapes)
@@ -165,20 +163,20 @@ def restore_for_inference(
       step: the step to read. Default: the step with the best score; the last one in a run without scores.
 
     Returns:
-      (params, stats, extra). `extra` is the JSON record saved with the step, to which "step" and "weights" ("ema"
-      or "raw") are added.
+      (params, stats, extra). `extra` is the JSON record of the step; "step" and "weights" ("ema" or "raw")
+      are added.
 
     Raises:
       ValueError: no such checkpoint, one that cannot be read, or one without EMA weights for weights="ema".
     """
     check_weights(weights)
     folder = pathlib.Path(workdir).absolute() / "checkpoints"
-    steps, manager = [], None
+    steps = []
     if folder.is_dir():
         options = ocp.CheckpointManagerOptions(best_fn=_score, create=False, read_only=True)
         manager = ocp.CheckpointManager(folder, item_handlers=_handlers(), options=options)
         steps = sorted(manager.all_steps())
-    if not steps or (step is not None and step not in steps):
+    if not steps or step not in (None, *steps):
         wanted = "" if step is None else f" of step {step} (found: {steps})"
         raise ValueError(f"{workdir} has no checkpoint{wanted}.")
     step = _best_step(manager, steps) if step is None else step
@@ -236,11 +234,11 @@ def load_model(path: str | pathlib.Path) -> tuple[PyTree, PyTree, dict[str, Any]
         raise ValueError(f"{path} is not a tlvit model folder (model/ and info/ expected).")
     with _reading(f"The model folder {path}"):
         with ocp.StandardCheckpointer() as reader:
-            saved = flatten(reader.metadata(path / "model").item_metadata)
-            model = reader.restore(path / "model", unflatten(_on_default_device(saved)))
+            target = _on_default_device(flatten(reader.metadata(path / "model").item_metadata))
+            model = reader.restore(path / "model", {"stats": {}, **unflatten(target)})
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
             record = reader.restore(path, args=ocp.args.Composite(info=ocp.args.JsonRestore()))["info"]
-    return model["params"], model.get("stats") or {}, dict(record)
+    return model["params"], model["stats"], dict(record)
 
 
 @contextlib.contextmanager
@@ -266,7 +264,7 @@ def _attempt(read: Callable[[], Any]) -> tuple[Any, str]:
 
 
 def _score(metrics: Mapping[str, float] | None) -> float:
-    return float((metrics or {}).get("score", -1.0))
+    return float((metrics or {}).get("score", -1.0))  # -1: the step was not evaluated
 
 
 def _best_step(manager: ocp.CheckpointManager, steps: list[int]) -> int:

@@ -1,9 +1,9 @@
 """Names and layouts of PyTorch: converts a model's arrays to and from an official state dict.
 
 The official name of a tensor is the path of the array in the module, joined by dots, with the leaf renamed
-(kernel and scale -> weight, mean and var -> running_mean and running_var). Kernels have their two channel axes
-last in Flax, and first and exchanged in PyTorch: a matrix is transposed, HWIO becomes OIHW. Other arrays have the
-same layout.
+(kernel and scale -> weight, mean and var -> running_mean and running_var). Kernels have their two channel
+axes last in Flax, and first and exchanged in PyTorch: a matrix is transposed, HWIO becomes OIHW. Other arrays
+have the same layout.
 """
 
 import contextlib
