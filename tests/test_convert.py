@@ -38,7 +38,12 @@ def test_pytorch_to_model_folder_and_back(tmp_path, capsys):
     torch.save({"state_dict": as_torch(1), "state_dict_ema": as_torch(2)}, tmp_path / "a.pth")
     (tmp_path / "names.txt").write_text("no\nyes\n")
     folder, out = tmp_path / "folder", tmp_path / "b.pth"
-    command = [f"--checkpoint={tmp_path / 'a.pth'}", "--model=regnety_002", f"--out={folder}", "--weights=raw"]
+    command = [
+        f"--checkpoint={tmp_path / 'a.pth'}",
+        "--model=regnety_002",
+        f"--out={folder}",
+        "--weights=raw",
+    ]
     assert main([*command, f"--classes={tmp_path / 'names.txt'}"]) == 0
     printed = capsys.readouterr().out
     assert "state_dict -> regnety_002, 2 classes" in printed
@@ -89,7 +94,12 @@ def test_workdir_to_model_folder_for_other_classes(tensors, tmp_path, capsys):
     model = INFO.build()
     from_torch(model, tensors)
     save_run(tmp_path / "run", model)
-    command = [f"--checkpoint={tmp_path / 'run'}", f"--out={tmp_path / 'm'}", "--heads=drop", "--num-classes=3"]
+    command = [
+        f"--checkpoint={tmp_path / 'run'}",
+        f"--out={tmp_path / 'm'}",
+        "--heads=drop",
+        "--num-classes=3",
+    ]
     assert main(command) == 0
     printed = capsys.readouterr().out
     assert "run: step 0, raw weights -> lvvit_s, 3 classes, 64x64 pixels" in printed
@@ -127,4 +137,6 @@ def test_help_shows_an_example(capsys):
     with pytest.raises(SystemExit) as caught:
         main(["--help"])
     assert caught.value.code == 0
-    assert "python -m tlvit.convert --checkpoint=weights.pth --model=lvvit_s --out=" in capsys.readouterr().out
+    assert (
+        "python -m tlvit.convert --checkpoint=weights.pth --model=lvvit_s --out=" in capsys.readouterr().out
+    )

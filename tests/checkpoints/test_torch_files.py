@@ -177,7 +177,8 @@ def test_malicious_pickles_execute_nothing(torch, tmp_path, kind):
     else:
         torch.save(record, path, _use_new_zipfile_serialization=kind != "legacy")
     with pytest.raises(
-        ValueError, match=r"malicious.pth is refused: it asks for (posix|nt|os).system. Nothing in it was executed"
+        ValueError,
+        match=r"malicious.pth is refused: it asks for (posix|nt|os).system. Nothing in it was executed",
     ):
         torch_files.read_weights(path)
     assert not mark.exists()
@@ -251,7 +252,9 @@ def test_another_number_of_classes_needs_drop_heads(tensors, tmp_path):
 
 
 def test_headers_of_version_0_1_are_read(tensors, tmp_path):
-    header = {k: v for k, v in INFO.to_json().items() if k not in ("options", "best_weights", "inference_rule")}
+    header = {
+        k: v for k, v in INFO.to_json().items() if k not in ("options", "best_weights", "inference_rule")
+    }
     header |= {"overrides": INFO.options, "preprocessing": {"crop_pct": 0.8}}
     safetensors.numpy.save_file(tensors, tmp_path / "x.safetensors", {"tlvit": json.dumps(header)})
     model, info = tlvit.load(tmp_path / "x.safetensors")
