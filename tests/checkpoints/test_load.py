@@ -54,7 +54,7 @@ def test_model_folder_round_trip(tmp_path):
 
 
 def test_model_folder_at_another_size(tmp_path):
-    """Position embeddings are resized, also to a grid with the same number of tokens; the rest is unchanged."""
+    """Position embeddings are resized, also for a grid with as many tokens; other arrays are unchanged."""
     model = INFO.build(seed=7)
     save_model_folder(tmp_path / "m", model, INFO)
     for size, grid in (((32, 96), (2, 6)), ((32, 64), (2, 4)), ((64, 32), (4, 2))):

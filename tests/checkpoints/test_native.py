@@ -1,4 +1,4 @@
-"""Native checkpoints: bit-equal, kept and deleted as documented, on other meshes, after crashes and full disks."""
+"""Native checkpoints: bit-equal, kept as documented, on other meshes, after crashes and full disks."""
 
 import dataclasses
 import json
@@ -189,8 +189,8 @@ def empty(step):
 
 @pytest.mark.parametrize(
     "damage",
-    [delete("state"), delete("extra"), delete("state/_METADATA"), delete("state/manifest.ocdbt"), delete("state/d"),
-     delete("_CHECKPOINT_METADATA", "state"), truncate, empty],
+    [delete("state"), delete("extra"), delete("state/_METADATA"), delete("state/manifest.ocdbt"),
+     delete("state/d"), delete("_CHECKPOINT_METADATA", "state"), truncate, empty],
     ids=["state", "extra", "tree", "manifest", "data", "metadata", "truncated", "empty"],
 )  # fmt: skip
 def test_a_damaged_checkpoint_is_skipped_and_its_step_can_be_saved_again(tmp_path, caplog, damage):
@@ -401,7 +401,7 @@ def test_weights_of_a_run_without_average_or_scores(tmp_path):
     params, _, extra = restore_for_inference(tmp_path)
     jax.tree.map(np.testing.assert_array_equal, params, make_state(2, ema=False).params)
     assert (extra["step"], extra["weights"]) == (2, "raw")
-    with pytest.raises(ValueError, match="step 2 in .* has no EMA weights"):
+    with pytest.raises(ValueError, match=r"step 2 in .* has no EMA weights"):
         restore_for_inference(tmp_path, weights="ema")
 
 

@@ -222,7 +222,7 @@ def test_a_failed_export_leaves_the_old_file(torch, tensors, tmp_path, monkeypat
         torch_files.export(INFO.build(), path)
     assert [p.name for p in tmp_path.iterdir()] == ["x.pth"]
     assert path.read_bytes() == b"old"
-    with pytest.raises(ValueError, match="the ending must be one of .safetensors, .pth"):
+    with pytest.raises(ValueError, match=r"the ending must be one of \.safetensors, \.pth"):
         torch_files.export(INFO.build(), tmp_path / "x.bin")
 
 

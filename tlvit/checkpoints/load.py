@@ -96,18 +96,16 @@ def open_checkpoint(
     Raises:
       ValueError: as of `load`; or another number of classes without `drop_heads`.
     """
-    check_weights(weights)
     path = pathlib.Path(path)
     if path.is_dir():
-        saved, fill = _read_folder(path, weights), _from_native
-        if model not in (None, saved.info.model):
-            raise ValueError(f"{path} holds a {saved.info.model}, not a {model}.")
+        saved, fill = _read_folder(path, weights, model), _from_native
     else:
-        saved, fill = read_weights(path, weights=weights), from_torch
+        saved = read_weights(path, weights=weights)
         if saved.info is None or model not in (None, saved.info.model):
             patch_size = options.get("patch_size", 16)
             found = identify(saved.tensors, model=model, pos_grid=pos_grid, patch_size=patch_size)
             saved = dataclasses.replace(saved, info=found)
+        fill = from_torch
     if num_classes not in (None, saved.info.num_classes) and not drop_heads:
         raise ValueError(
             f"{path} has heads for {saved.info.num_classes} classes, not {num_classes}; drop_heads=True "
@@ -121,7 +119,7 @@ def open_checkpoint(
         class_names=None if drop_heads else saved.info.class_names,
     )
     if pos_grid is None and image_size is not None:
-        pos_grid = nnx.eval_shape(saved.info.build).grid
+        pos_grid = nnx.eval_shape(dataclasses.replace(info, image_size=saved.info.image_size).build).grid
     heads = HEADS if drop_heads else ()
     arrays = {name: array for name, array in saved.tensors.items() if not name.startswith(heads)}
     allow = (*heads, *allow, *(() if image_size is None else ("pos_embed",)))
@@ -133,7 +131,7 @@ def open_checkpoint(
     return Opened(net, info, report, saved.section)
 
 
-def _read_folder(path: pathlib.Path, weights: str) -> Weights:
+def _read_folder(path: pathlib.Path, weights: str, model: str | None) -> Weights:
     """The arrays of a workdir or model folder, by path in the model."""
     if (path / "checkpoints").is_dir():
         params, stats, record = restore_for_inference(path, weights=weights)
@@ -141,9 +139,13 @@ def _read_folder(path: pathlib.Path, weights: str) -> Weights:
     else:
         params, stats, record = load_model(path)
         section = "model folder"
+        check_weights(weights)
         if weights == "ema":
             raise ValueError(f"{path} has one set of weights, not marked as EMA; use weights='auto'.")
-    return Weights({**flatten(params), **flatten(stats)}, section, ModelInfo.from_json(record))
+    info = ModelInfo.from_json(record)
+    if model not in (None, info.model):
+        raise ValueError(f"{path} holds a {info.model}, not a {model}.")
+    return Weights({**flatten(params), **flatten(stats)}, section, info)
 
 
 def _from_native(

@@ -52,7 +52,7 @@ class ModelInfo:
     preprocessing: Preprocessing = Preprocessing()
     best_weights: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.class_names is not None and len(self.class_names) != self.num_classes:
             raise ValueError(f"{len(self.class_names)} class names for {self.num_classes} classes.")
         if self.best_weights not in (None, "raw", "ema"):

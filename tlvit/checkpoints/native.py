@@ -163,8 +163,7 @@ def restore_for_inference(
       step: the step to read. Default: the step with the best score; the last one in a run without scores.
 
     Returns:
-      (params, stats, extra). `extra` is the JSON record of the step; "step" and "weights" ("ema" or "raw")
-      are added.
+      (params, stats, extra): the JSON record of the step, with "step" and "weights" ("ema" or "raw") added.
 
     Raises:
       ValueError: no such checkpoint, one that cannot be read, or one without EMA weights for weights="ema".
@@ -251,8 +250,7 @@ def _reading(what: str) -> Iterator[None]:
 
 
 def _attempt(read: Callable[[], Any]) -> tuple[Any, str]:
-    """(what was read, ""), or (None, reason) if this or another process failed: all must resume from the same
-    checkpoint."""
+    """(what was read, ""), or (None, reason) if any process failed: all resume from the same checkpoint."""
     found, problem = None, ""
     try:
         found = read()
