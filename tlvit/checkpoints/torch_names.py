@@ -59,14 +59,15 @@ def from_torch(
       ValueError: tensors that do not fit and are not allowed to differ, with their shapes; or position
         embeddings that cannot be resized.
     """
-    shapes = official_shapes(model)
+    own = model_arrays(model)
+    paths = {_official_name(path): path for path in own}
+    shapes = {name: _official_shape(path, own[path].shape) for name, path in paths.items()}
     tensors = {
         name: as_float32(name, tensor) if name in shapes else tensor
         for name, tensor in state_dict.items()
         if not name.endswith("num_batches_tracked")
     }
     chosen, report = fit_arrays(model, shapes, tensors, allow=allow, pos_grid=pos_grid)
-    paths = {_official_name(path): path for path in model_arrays(model)}
     set_model_arrays(model, {paths[k]: _from_official(paths[k], tensor) for k, tensor in chosen.items()})
     return report
 
@@ -87,10 +88,8 @@ def to_torch(model: nnx.Module) -> dict[str, np.ndarray]:
 
 def official_shapes(model: nnx.Module) -> dict[str, tuple[int, ...]]:
     """Returns official name -> shape of a model's tensors. The model may be one of `nnx.eval_shape`."""
-    return {
-        _official_name(path): _to_official(path, np.broadcast_to(False, array.shape)).shape
-        for path, array in model_arrays(model).items()
-    }
+    own = model_arrays(model)
+    return {_official_name(path): _official_shape(path, array.shape) for path, array in own.items()}
 
 
 def identify(
@@ -222,6 +221,10 @@ def _guess_image_size(
 def _official_name(path: str) -> str:
     *parents, leaf = path.split("/")
     return ".".join([*parents, LEAVES.get(leaf, leaf)])
+
+
+def _official_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    return _to_official(path, np.broadcast_to(False, shape)).shape
 
 
 def _to_official(path: str, array: np.ndarray) -> np.ndarray:
