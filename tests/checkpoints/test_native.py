@@ -62,7 +62,7 @@ def save_steps(folder, steps, *, keep=3, scores=None):
     ours = Checkpoints(folder, keep=keep)
     for i, step in enumerate(steps):
         ours.save(make_state(step), score=scores[i] if scores else None, extra={"at": step})
-    ours.cdelete()
+    ours.close()
 
 
 def folders(path):
@@ -74,7 +74,7 @@ def test_round_trip_is_bit_equal(tmp_path):
     state = make_state(7, seed=3)
     ours = Checkpoints(tmp_path)
     ours.save(state, score=61.5, extra={"model": "lvvit_s", "image_size": [48, 48], "class_names": None})
-    ours.cdelete()
+    ours.close()
     again = Checkpoints(tmp_path)
     restored, extra = again.restore(make_state(0, seed=9))
     assert_equal(restored, state)
@@ -82,7 +82,7 @@ def test_round_trip_is_bit_equal(tmp_path):
     np.testing.assert_array_equal(jax.random.normal(restored.key, (3,)), jax.random.normal(state.key, (3,)))
     assert extra == {"model": "lvvit_s", "image_size": [48, 48], "class_names": None}
     assert (again.steps(), again.best_step()) == ([7], 7)
-    again.cdelete()
+    again.close()
 
 
 def test_restoring_into_shapes_and_a_state_without_average(tmp_path):
@@ -97,7 +97,7 @@ def test_restoring_into_shapes_and_a_state_without_average(tmp_path):
     shapes = TrainState(**{**vars(shapes), "key": state.key})
     assert_equal(ours.restore(shapes)[0], state)
     assert ours.best_step() is None
-    ours.cdelete()
+    ours.close()
 
 
 def test_the_state_may_be_donated_at_once(tmp_path):
@@ -112,10 +112,10 @@ def test_the_state_may_be_donated_at_once(tmp_path):
     ours.save(state)
     for _ in range(3):
         state = overwrite(state)
-    ours.cdelete()
+    ours.close()
     again = Checkpoints(tmp_path)
     restored, _ = again.restore(state)
-    again.cdelete()
+    again.close()
     for a, b in zip(to_numpy(restored), expected, strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -136,7 +136,7 @@ def test_the_last_ones_and_the_best_one_are_kept(tmp_path, scores, kept, best):
     again = Checkpoints(tmp_path, keep=2)
     assert (again.best_step(), again.steps()) == (best, [int(s) for s in kept])
     assert_equal(again.restore(make_state(), step=best)[0], make_state(best))
-    again.cdelete()
+    again.close()
 
 
 def test_a_saved_step_is_not_saved_again(tmp_path):
@@ -144,7 +144,7 @@ def test_a_saved_step_is_not_saved_again(tmp_path):
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
     ours = Checkpoints(tmp_path)
     ours.save(make_state(4, seed=1), score=99.0)
-    ours.cdelete()
+    ours.close()
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
@@ -157,7 +157,7 @@ def test_restoring_on_other_meshes(tmp_path):
         ours.save(state)
         ours.wait()
         state, _ = ours.restore(target)
-        ours.cdelete()
+        ours.close()
         assert_equal(state, make_state(1))
         for leaf, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(target), strict=True):
             assert leaf.sharding.is_equivalent_to(wanted.sharding, leaf.ndim)
@@ -207,7 +207,7 @@ def test_a_damaged_checkpoint_is_skipped_and_its_step_can_be_saved_again(tmp_pat
     ours.save(make_state(3, seed=5))
     ours.wait()
     assert_equal(ours.restore(make_state())[0], make_state(3, seed=5))
-    ours.cdelete()
+    ours.close()
 
 
 def test_an_earlier_damaged_checkpoint_does_not_matter(tmp_path):
@@ -218,7 +218,7 @@ def test_an_earlier_damaged_checkpoint_does_not_matter(tmp_path):
     assert folders(tmp_path) == ["1", "2", "3"]
     with pytest.raises(ValueError, match=r"None of the checkpoints of steps \[2\] can be read"):
         ours.restore(make_state(), step=2)
-    ours.cdelete()
+    ours.close()
 
 
 def test_nothing_readable_is_an_error_and_nothing_is_renamed(tmp_path):
@@ -229,7 +229,7 @@ def test_nothing_readable_is_an_error_and_nothing_is_renamed(tmp_path):
     ours = Checkpoints(tmp_path)
     with pytest.raises(ValueError, match=r"None of the checkpoints of steps \[1, 2\] can be read: \w+"):
         ours.restore(make_state())
-    ours.cdelete()
+    ours.close()
     assert folders(tmp_path) == ["1", "2"]
 
 
@@ -240,11 +240,11 @@ def test_a_step_that_is_damaged_twice(tmp_path):
     ours = Checkpoints(tmp_path)
     ours.restore(make_state())
     ours.save(make_state(3))
-    ours.cdelete()
+    ours.close()
     truncate(tmp_path / "3")
     ours = Checkpoints(tmp_path)
     restored, _ = ours.restore(make_state())
-    ours.cdelete()
+    ours.close()
     assert int(restored.step) == 2
 
 
@@ -260,7 +260,7 @@ def test_another_model_is_refused_and_its_arrays_listed(tmp_path):
     assert str(caught.value).count("\n") == 5  # the first five arrays
     with pytest.raises(ValueError, match=r"6 arrays differ:\n  ema/params.*: saved \(4,\), this run nothing"):
         ours.restore(make_state(ema=False))
-    ours.cdelete()
+    ours.close()
     assert folders(tmp_path) == ["1", "2"]
 
 
@@ -300,7 +300,7 @@ def test_killed_in_the_middle_of_a_save(tmp_path):
     assert float(restored.params["a"].min()) == float(restored.params["a"].max()) == 1.0
     assert ours.steps() == [1]
     ours.save(make_state(2))  # the interrupted step can be saved
-    ours.cdelete()
+    ours.close()
     assert "2" in folders(tmp_path)
 
 
@@ -397,7 +397,7 @@ def test_weights_of_a_run_without_average_or_scores(tmp_path):
     ours = Checkpoints(tmp_path / "checkpoints")
     for step in (1, 2):
         ours.save(make_state(step, ema=False))
-    ours.cdelete()
+    ours.close()
     params, _, extra = restore_for_inference(tmp_path)
     jax.tree.map(np.testing.assert_array_equal, params, make_state(2, ema=False).params)
     assert (extra["step"], extra["weights"]) == (2, "raw")

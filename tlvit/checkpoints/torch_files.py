@@ -82,6 +82,10 @@ def export(model: nnx.Module, path: str | pathlib.Path, *, info: ModelInfo | Non
     Raises:
       ValueError: the path has another ending.
       ImportError: torch is needed and not installed.
+
+    Example:
+      >>> model, info = tlvit.load("runs/lvvit_s")
+      >>> tlvit.export(model, "lvvit_s.safetensors", info=info)
     """
     path = pathlib.Path(path)
     if not path.name.endswith(ENDINGS):

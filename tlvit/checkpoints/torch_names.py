@@ -58,6 +58,10 @@ def from_torch(
     Raises:
       ValueError: tensors that do not fit and are not allowed to differ, with their shapes; or position
         embeddings that cannot be resized.
+
+    Example:
+      >>> model = tlvit.create_model("lvvit_s", num_classes=10)
+      >>> report = tlvit.from_torch(model, state_dict, allow=("head", "aux_head"))
     """
     own = model_arrays(model)
     paths = {_official_name(path): path for path in own}
@@ -76,6 +80,10 @@ def to_torch(model: nnx.Module) -> dict[str, np.ndarray]:
     """Returns the model's arrays as float32 with official names and layouts.
 
     PyTorch has a `num_batches_tracked` for each BatchNorm, which inference does not use; it is int64 0.
+
+    Example:
+      >>> tlvit.to_torch(model)["head.weight"].shape
+      (1000, 384)
     """
     tensors: dict[str, np.ndarray] = {}
     for path, array in model_arrays(model).items():
