@@ -96,8 +96,9 @@ class ModelInfo:
             preprocessing=dataclasses.replace(published_preprocessing(record["model"]), **stored),
             best_weights=record.get("best_weights"),
         )
-        if record.get("inference_rule", info.inference_rule) != info.inference_rule:
-            info.options["rule"] = record["inference_rule"]  # the model's default was another one then
+        rule = record.get("inference_rule")
+        if rule and info.model in MODELS and rule != info.inference_rule:
+            info.options["rule"] = rule  # the default of the model has changed since
         return info
 
     def _option(self, name: str) -> Any:
