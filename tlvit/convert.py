@@ -1,7 +1,7 @@
-"""Checkpoint files of PyTorch in and out.
+"""Converts checkpoints: PyTorch files to model folders, workdirs to model folders, and both to PyTorch files.
 
-python -m tlvit.convert weights.pth --model=lvvit_s --out=DIR          # PyTorch -> tlvit model folder
-python -m tlvit.convert WORKDIR --to=pytorch --out=weights.pth         # and back (or .safetensors)
+python -m tlvit.convert --checkpoint=weights.pth --model=lvvit_s --out=FOLDER    # PyTorch -> model folder
+python -m tlvit.convert --checkpoint=WORKDIR --out=weights.safetensors           # run -> PyTorch (or .pth)
 """
 
 import argparse
@@ -10,75 +10,101 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from tlvit.checkpoints.load import load, open_weights, save_folder
-from tlvit.checkpoints.model_info import image_size_pair
-from tlvit.checkpoints.torch_files import export, read_weights
-from tlvit.checkpoints.torch_names import to_torch
+from tlvit.checkpoints.load import open_checkpoint
+from tlvit.checkpoints.model_info import WEIGHTS
+from tlvit.checkpoints.native import save_model_folder
+from tlvit.checkpoints.torch_files import ENDINGS, export
+from tlvit.config import parse_image_size
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status."""
+    """Runs the command and returns its exit status."""
     options = _parse(arguments)
     try:
-        out = pathlib.Path(options.out)
-        if out.exists() and (out.is_file() or any(out.iterdir())):
-            raise ValueError(f"{options.out} exists already; choose another name or remove it.")
-        if options.to == "pytorch":
-            model, info = load(
-                options.source, model=options.model, ema=options.ema, image_size=options.image_size
-            )
-            export(model, options.out, info=info)
-            print(f"{info.model}: {len(to_torch(model))} tensors written to {options.out}")
-            return 0
-        weights = read_weights(options.source, ema=options.ema)
-        model, info, report = open_weights(
-            weights, model=options.model, num_classes=options.num_classes, image_size=options.image_size,
-            drop_heads=options.heads == "drop", allow=options.allow, pos_grid=options.pos_grid,
-        )  # fmt: skip
-        if options.class_names:
-            names = pathlib.Path(options.class_names).read_text().splitlines()
-            info = dataclasses.replace(info, class_names=tuple(names))
-        size = "x".join(map(str, info.image_size))
-        what = f"{info.model}, {info.num_classes} classes, {size} pixels"
-        print(f"{options.source}: {weights.section} -> {what}\n{report}")
-        save_folder(options.out, model, info)
-        print(f"written to {options.out}")
+        convert(options)
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
+def convert(options: argparse.Namespace) -> None:
+    """Opens the checkpoint, prints what was loaded, and writes it in the other format.
+
+    Raises:
+      ValueError: the output exists, or the checkpoint does not fit.
+      OSError: a file cannot be read or written.
+      ImportError: torch is needed and not installed.
+    """
+    out = pathlib.Path(options.out)
+    if out.exists() and (out.is_file() or any(out.iterdir())):
+        raise ValueError(f"{out} exists already; choose another name or remove it.")
+    opened = open_checkpoint(
+        options.checkpoint,
+        model=options.model,
+        weights=options.weights,
+        image_size=options.image_size,
+        pos_grid=options.pos_grid,
+        num_classes=options.num_classes,
+        drop_heads=options.heads == "drop",
+        allow=options.allow,
+    )
+    info = opened.info
+    if options.classes:
+        names = pathlib.Path(options.classes).read_text().splitlines()
+        info = dataclasses.replace(info, class_names=tuple(names))
+    size = "x".join(map(str, info.image_size))
+    print(
+        f"{options.checkpoint}: {opened.section} -> {info.model}, {info.num_classes} classes, {size} pixels"
+    )
+    print(opened.report)
+    if (options.to or ("pytorch" if out.name.endswith(ENDINGS) else "tlvit")) == "pytorch":
+        export(opened.model, out, info=info)
+    else:
+        save_model_folder(out, opened.model, info)
+    print(f"written to {out}")
+
+
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("tlvit.convert", description="Checkpoints from and to PyTorch.")
-    parser.add_argument(
-        "source", help="a .pth, .pt, .pth.tar or .safetensors file; or a workdir or model folder"
+    parser = argparse.ArgumentParser(
+        "python -m tlvit.convert",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--out", required=True, help="folder, or with --to=pytorch a .pth or .safetensors file"
+    add = parser.add_argument
+    add(
+        "--checkpoint",
+        required=True,
+        metavar="PATH",
+        help="a workdir, a model folder, or a .pth, .pt, .pth.tar or .safetensors file",
     )
-    parser.add_argument("--to", choices=("tlvit", "pytorch"), default="tlvit")
-    parser.add_argument("--model", help="name, where the tensors do not tell")
-    parser.add_argument(
-        "--weights", choices=("auto", "ema", "raw"), default="auto", help="auto: EMA where there is one"
+    add("--out", required=True, metavar="PATH", help="model folder, or .safetensors or .pth file, to write")
+    add("--to", choices=("tlvit", "pytorch"), help="format of --out; default: by its ending")
+    add("--model", metavar="NAME", help="architecture of a PyTorch file, if several have its tensors")
+    add(
+        "--weights",
+        choices=WEIGHTS,
+        default="auto",
+        help="EMA or raw weights; auto (default): those that scored best, else EMA if there are any",
     )
-    parser.add_argument(
-        "--heads", choices=("keep", "drop"), default="keep", help="drop: new ones, for other classes"
+    add("--classes", metavar="FILE", help="class names, one a line")
+    add("--heads", choices=("keep", "drop"), default="keep", help="drop: initialize new heads")
+    add("--num-classes", type=int, metavar="N", help="number of classes of new heads")
+    add(
+        "--image-size",
+        type=parse_image_size,
+        metavar="SIZE",
+        help="224 or 384x256; position embeddings are resized",
     )
-    parser.add_argument("--num-classes", type=int, help="with --heads=drop")
-    parser.add_argument(
-        "--image-size", type=image_size_pair, help="224 or 384x256: position embeddings are resized"
+    add(
+        "--pos-grid",
+        type=parse_image_size,
+        metavar="GRID",
+        help="height x width, such as 14x24, of the position embeddings of a PyTorch file; default: a square",
     )
-    parser.add_argument(
-        "--pos-grid", type=image_size_pair, help="of the file's position embeddings, if no square"
-    )
-    parser.add_argument(
-        "--allow", action="append", default=[], metavar="NAME", help="tensors that may differ"
-    )
-    parser.add_argument("--class-names", help="a text file, one name a line")
-    options = parser.parse_args(arguments)
-    options.ema = {"auto": None, "ema": True, "raw": False}[options.weights]
-    return options
+    add("--allow", action="append", default=[], metavar="PREFIX",
+        help="tensors that may be missing, unexpected or of another shape; may be repeated")  # fmt: skip
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

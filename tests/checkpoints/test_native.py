@@ -1,5 +1,7 @@
-"""Checkpoints: bit-equal, kept as promised, onto other meshes, past what a crash or a full disk leaves."""
+"""Native checkpoints: bit-equal, kept as documented, on other meshes, after crashes and full disks."""
 
+import dataclasses
+import json
 import logging
 import os
 import shutil
@@ -14,14 +16,17 @@ import numpy as np
 import optax
 import pytest
 from conftest import ROOT
+from flax import nnx
 
-from tlvit.checkpoints.native import Checkpoints, load_model, restore_for_inference, save_model
+from tlvit.checkpoints.model_info import ModelInfo
+from tlvit.checkpoints.native import Checkpoints, load_model, restore_for_inference, save_model_folder
+from tlvit.models.functional import functionalize
 from tlvit.training import mesh as sharding
 from tlvit.training.state import TrainState, state_from
 
 
 def make_state(step=0, *, seed=0, width=4, ema=True, devices=8):
-    """A small but whole TrainState at a step, on the first devices; its numbers depend on (seed, step)."""
+    """A small TrainState at a step, on the first devices; its values depend on (seed, step)."""
     rng = np.random.RandomState(1000 * seed + step)
     draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
     params = {"blocks": {str(i): {"kernel": draw(3, width), "bias": draw(width)} for i in range(2)}}
@@ -40,31 +45,31 @@ def make_state(step=0, *, seed=0, width=4, ema=True, devices=8):
     return jax.device_put(state, sharding.replicated(sharding.make_mesh(jax.devices()[:devices])))
 
 
-def numbers(state):
-    """Every leaf as numpy, the key as its data."""
+def to_numpy(state):
+    """Every leaf as a NumPy array, the key as its data."""
     plain = lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
     return [np.asarray(plain(x)) for x in jax.tree.leaves(state)]
 
 
 def assert_equal(state, expected):
     assert jax.tree.structure(state) == jax.tree.structure(expected)
-    for ours, theirs in zip(numbers(state), numbers(expected), strict=True):
+    for ours, theirs in zip(to_numpy(state), to_numpy(expected), strict=True):
         assert ours.dtype == theirs.dtype
         np.testing.assert_array_equal(ours, theirs)
 
 
 def save_steps(folder, steps, *, keep=3, scores=None):
-    with_close = Checkpoints(folder, keep=keep)
+    ours = Checkpoints(folder, keep=keep)
     for i, step in enumerate(steps):
-        with_close.save(make_state(step), score=scores[i] if scores else None, extra={"at": step})
-    with_close.close()
+        ours.save(make_state(step), score=scores[i] if scores else None, extra={"at": step})
+    ours.close()
 
 
 def folders(path):
     return sorted(p.name for p in path.iterdir())
 
 
-def test_there_and_back_bit_for_bit(tmp_path):
+def test_round_trip_is_bit_equal(tmp_path):
     """Parameters, statistics, optimizer, average, key and step; the restored key draws the same numbers."""
     state = make_state(7, seed=3)
     ours = Checkpoints(tmp_path)
@@ -81,7 +86,7 @@ def test_there_and_back_bit_for_bit(tmp_path):
 
 
 def test_restoring_into_shapes_and_a_state_without_average(tmp_path):
-    """A target of shapes is enough; a run without a moving average has none to save."""
+    """The target may consist of shapes, and a run may have no moving average."""
     state = make_state(2, ema=False)
     ours = Checkpoints(tmp_path)
     assert ours.restore(state) is None
@@ -96,46 +101,45 @@ def test_restoring_into_shapes_and_a_state_without_average(tmp_path):
 
 
 def test_the_state_may_be_donated_at_once(tmp_path):
-    """What is written is the state as of `save`, though the next step reuses its memory while it is
-    written."""
+    """The state at the time of `save` is written, although the next step reuses its memory meanwhile."""
     state = make_state(1)
-    expected = numbers(state)
-    spoil = jax.jit(
+    expected = to_numpy(state)
+    overwrite = jax.jit(
         lambda s: jax.tree.map(lambda x: x + 1 if x.dtype == jnp.float32 else x, s), donate_argnums=0
     )
-    spoil(make_state(1))  # compiled: nothing delays the donation below
+    overwrite(make_state(1))  # compiles, so that nothing delays the donation below
     ours = Checkpoints(tmp_path)
     ours.save(state)
     for _ in range(3):
-        state = spoil(state)
+        state = overwrite(state)
     ours.close()
     again = Checkpoints(tmp_path)
     restored, _ = again.restore(state)
     again.close()
-    for a, b in zip(numbers(restored), expected, strict=True):
+    for a, b in zip(to_numpy(restored), expected, strict=True):
         np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize(
-    ("scores", "left", "best"),
+    ("scores", "kept", "best"),
     [
         ([10.0, 50.0, 20.0, 30.0, 40.0, 45.0], ["2", "5", "6"], 2),
         ([10.0, 50.0, 20.0, 30.0, 40.0, 60.0], ["5", "6"], 6),
         ([10.0, 50.0, 50.0, 30.0, 40.0, 45.0], ["3", "5", "6"], 3),  # a tie: the later one
-        ([None, 0.0, None, None, None, None], ["2", "5", "6"], 2),  # 0 % is a score, None is none
+        ([None, 0.0, None, None, None, None], ["2", "5", "6"], 2),  # 0 % is a score, None is not
         ([50.0, None, None, None, None, None], ["1", "5", "6"], 1),
     ],
 )
-def test_the_last_ones_and_the_best_one_stay(tmp_path, scores, left, best):
+def test_the_last_ones_and_the_best_one_are_kept(tmp_path, scores, kept, best):
     save_steps(tmp_path, range(1, 7), keep=2, scores=scores)
-    assert folders(tmp_path) == left
+    assert folders(tmp_path) == kept
     again = Checkpoints(tmp_path, keep=2)
-    assert (again.best_step(), again.steps()) == (best, [int(s) for s in left])
+    assert (again.best_step(), again.steps()) == (best, [int(s) for s in kept])
     assert_equal(again.restore(make_state(), step=best)[0], make_state(best))
     again.close()
 
 
-def test_a_step_that_is_there_is_not_saved_twice(tmp_path):
+def test_a_saved_step_is_not_saved_again(tmp_path):
     save_steps(tmp_path, [4])
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
     ours = Checkpoints(tmp_path)
@@ -144,8 +148,8 @@ def test_a_step_that_is_there_is_not_saved_twice(tmp_path):
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
-def test_onto_other_meshes(tmp_path):
-    """Eight devices -> one -> four, bit for bit, and where the target says."""
+def test_restoring_on_other_meshes(tmp_path):
+    """Eight devices -> one -> four, bit for bit, placed as the target."""
     state = make_state(1)
     for count in (8, 1, 4):
         target = make_state(0, devices=count)
@@ -161,7 +165,7 @@ def test_onto_other_meshes(tmp_path):
         shutil.rmtree(tmp_path / "1")
 
 
-def lose(*names):
+def delete(*names):
     def damage(step):
         for name in names:
             path = step / name
@@ -171,7 +175,7 @@ def lose(*names):
 
 
 def truncate(step):
-    """Half of every file with arrays, as a full disk leaves it."""
+    """Cuts every file with arrays in half, as a full disk does."""
     files = [p for p in (step / "state").rglob("*") if p.is_file() and p.parent.name == "d"]
     assert files
     for path in files:
@@ -185,11 +189,11 @@ def empty(step):
 
 @pytest.mark.parametrize(
     "damage",
-    [lose("state"), lose("extra"), lose("state/_METADATA"), lose("state/manifest.ocdbt"), lose("state/d"),
-     lose("_CHECKPOINT_METADATA", "state"), truncate, empty],
+    [delete("state"), delete("extra"), delete("state/_METADATA"), delete("state/manifest.ocdbt"),
+     delete("state/d"), delete("_CHECKPOINT_METADATA", "state"), truncate, empty],
     ids=["state", "extra", "tree", "manifest", "data", "metadata", "truncated", "empty"],
 )  # fmt: skip
-def test_a_damaged_checkpoint_is_passed_over_and_its_step_can_be_saved_again(tmp_path, caplog, damage):
+def test_a_damaged_checkpoint_is_skipped_and_its_step_can_be_saved_again(tmp_path, caplog, damage):
     save_steps(tmp_path, [1, 2, 3])
     damage(tmp_path / "3")
     ours = Checkpoints(tmp_path)
@@ -197,7 +201,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_its_step_can_be_saved_again(tmp
         restored, extra = ours.restore(make_state())
     assert_equal(restored, make_state(2))
     assert extra == {"at": 2}
-    assert "checkpoint of step 3 cannot be read and is passed over" in caplog.text
+    assert "checkpoint of step 3 cannot be read and is skipped" in caplog.text
     assert folders(tmp_path) == ["1", "2", "3.unreadable"]
     assert ours.steps() == [1, 2]
     ours.save(make_state(3, seed=5))
@@ -206,7 +210,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_its_step_can_be_saved_again(tmp
     ours.close()
 
 
-def test_a_damaged_one_in_the_middle_does_not_matter(tmp_path):
+def test_an_earlier_damaged_checkpoint_does_not_matter(tmp_path):
     save_steps(tmp_path, [1, 2, 3])
     truncate(tmp_path / "2")
     ours = Checkpoints(tmp_path)
@@ -218,7 +222,7 @@ def test_a_damaged_one_in_the_middle_does_not_matter(tmp_path):
 
 
 def test_nothing_readable_is_an_error_and_nothing_is_renamed(tmp_path):
-    """A run must not start over silently, nor hide what a person may still rescue."""
+    """A run must not silently start over, and must not rename checkpoints that may be repaired by hand."""
     save_steps(tmp_path, [1, 2])
     for step in ("1", "2"):
         truncate(tmp_path / step)
@@ -229,8 +233,8 @@ def test_nothing_readable_is_an_error_and_nothing_is_renamed(tmp_path):
     assert folders(tmp_path) == ["1", "2"]
 
 
-def test_a_step_that_breaks_twice(tmp_path):
-    """The second unreadable checkpoint of one step must not cost a readable one."""
+def test_a_step_that_is_damaged_twice(tmp_path):
+    """A second unreadable checkpoint of one step must not replace a readable one."""
     save_steps(tmp_path, [1, 2, 3])
     truncate(tmp_path / "3")
     ours = Checkpoints(tmp_path)
@@ -244,7 +248,7 @@ def test_a_step_that_breaks_twice(tmp_path):
     assert int(restored.step) == 2
 
 
-def test_another_model_is_refused_by_name(tmp_path):
+def test_another_model_is_refused_and_its_arrays_listed(tmp_path):
     save_steps(tmp_path, [1, 2])
     ours = Checkpoints(tmp_path)
     with pytest.raises(
@@ -263,8 +267,8 @@ def test_another_model_is_refused_by_name(tmp_path):
 KILLED = """
 import dataclasses, sys
 import jax.numpy as jnp, optax
-from tlvit.checkpoints import Checkpoints
-from tlvit.state import state_from
+from tlvit.checkpoints.native import Checkpoints
+from tlvit.training.state import state_from
 ours = Checkpoints(sys.argv[1])
 for n, said in ((1, "first"), (2, "second")):
     state = state_from({"a": jnp.full((4 << 20,), float(n))}, {}, optax.sgd(0.1), ema=False)
@@ -275,8 +279,7 @@ for n, said in ((1, "first"), (2, "second")):
 
 
 def test_killed_in_the_middle_of_a_save(tmp_path):
-    """kill -9 as soon as the second save's folder appears: what is left of it never counts as a
-    checkpoint."""
+    """kill -9 as soon as the folder of the second save appears: the incomplete folder is not a checkpoint."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
         [sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True, env=environment
@@ -296,7 +299,7 @@ def test_killed_in_the_middle_of_a_save(tmp_path):
     assert int(restored.step) == 1
     assert float(restored.params["a"].min()) == float(restored.params["a"].max()) == 1.0
     assert ours.steps() == [1]
-    ours.save(make_state(2))  # the step that was cut off can be saved
+    ours.save(make_state(2))  # the interrupted step can be saved
     ours.close()
     assert "2" in folders(tmp_path)
 
@@ -304,47 +307,58 @@ def test_killed_in_the_middle_of_a_save(tmp_path):
 # Model folders
 
 
-def model_arrays():
-    rng = np.random.RandomState(0)
-    params = {"blocks": {"0": {"kernel": rng.standard_normal((3, 4)).astype(np.float32)}}}
-    return params, {"bn": {"mean": np.arange(5, dtype=np.float32)}}
+INFO = ModelInfo("lvvit_s", 5, (48, 48), {"dim": 32}, class_names=tuple("abcde"))
 
 
-def test_model_folder_there_and_back(tmp_path):
-    """Arrays of eight devices open on one; the JSON comes back as it was."""
-    params, stats = model_arrays()
-    everywhere = jax.device_put((params, stats), sharding.replicated(sharding.make_mesh()))
-    info = {"model": "lvvit_s", "image_size": [48, 48], "overrides": {"dim": 32}, "class_names": None}
-    save_model(tmp_path / "m", *everywhere, info)
-    found_params, found_stats, found = load_model(tmp_path / "m")
+class Small(nnx.Module):
+    """A model with parameters and, unless `plain`, statistics."""
+
+    def __init__(self, *, plain=False):
+        rng = np.random.RandomState(0)
+        self.blocks = nnx.List([nnx.Linear(3, 4, rngs=nnx.Rngs(0))])
+        self.gain = nnx.Param(jnp.asarray(rng.standard_normal((3, 4)), jnp.float32))
+        if not plain:
+            self.mean = nnx.BatchStat(jnp.arange(5, dtype=jnp.float32))
+
+
+def test_model_folder_round_trip(tmp_path):
+    """Arrays of eight devices open on one; the JSON is unchanged."""
+    model = Small()
+    everywhere = sharding.replicated(sharding.make_mesh())
+    nnx.update(model, jax.device_put(nnx.state(model), everywhere))
+    _, params, stats = functionalize(model)
+    assert all(len(x.sharding.device_set) == 8 for x in jax.tree.leaves(params))
+    save_model_folder(tmp_path / "m", model, INFO)
+    found_params, found_stats, record = load_model(tmp_path / "m")
     jax.tree.map(np.testing.assert_array_equal, (found_params, found_stats), (params, stats))
-    assert found == info
+    assert record == json.loads(json.dumps(INFO.to_json()))
     assert all(len(x.sharding.device_set) == 1 for x in jax.tree.leaves(found_params))
 
 
 def test_model_without_statistics(tmp_path):
-    params, _ = model_arrays()
-    save_model(tmp_path / "m", params, {}, {"model": "vit"})
+    model = Small(plain=True)
+    save_model_folder(tmp_path / "m", model, INFO)
     found, stats, _ = load_model(tmp_path / "m")
-    jax.tree.map(np.testing.assert_array_equal, found, params)
+    jax.tree.map(np.testing.assert_array_equal, found, functionalize(model)[1])
     assert stats == {}
 
 
 def test_model_folders_are_not_overwritten(tmp_path):
-    save_model(tmp_path / "m", *model_arrays(), {"model": "a"})
+    (tmp_path / "m").mkdir()  # an empty folder may be used
+    save_model_folder(tmp_path / "m", Small(), INFO)
     with pytest.raises(ValueError, match=r"m exists already; choose another folder"):
-        save_model(tmp_path / "m", *model_arrays(), {"model": "b"})
-    assert load_model(tmp_path / "m")[2] == {"model": "a"}
+        save_model_folder(tmp_path / "m", Small(), dataclasses.replace(INFO, model="lvvit_m"))
+    assert load_model(tmp_path / "m")[2]["model"] == "lvvit_s"
 
 
-def test_what_is_no_model_folder(tmp_path):
-    with pytest.raises(ValueError, match=r"nothing is no tlvit model folder"):
+def test_folders_that_are_not_model_folders(tmp_path):
+    with pytest.raises(ValueError, match=r"nothing is not a tlvit model folder"):
         load_model(tmp_path / "nothing")
-    with pytest.raises(ValueError, match=r"is no tlvit model folder \(model/ and info/ expected\)"):
+    with pytest.raises(ValueError, match=r"is not a tlvit model folder \(model/ and info/ expected\)"):
         load_model(tmp_path)
-    save_model(tmp_path / "m", *model_arrays(), {"model": "a"})
-    lose("model/d")(tmp_path / "m")
-    with pytest.raises(ValueError, match=r"m cannot be read as a tlvit model folder: \w+"):
+    save_model_folder(tmp_path / "m", Small(), INFO)
+    delete("model/d")(tmp_path / "m")
+    with pytest.raises(ValueError, match=r"The model folder .*m cannot be read: \w+"):
         load_model(tmp_path / "m")
 
 
@@ -361,15 +375,21 @@ def workdir(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("options", "step", "factor"),
-    [({}, 2, 2), ({"ema": False}, 2, 1), ({"step": 3}, 3, 2), ({"step": 1, "ema": False}, 1, 1)],
+    [
+        ({}, 2, 2),
+        ({"weights": "raw"}, 2, 1),
+        ({"weights": "ema"}, 2, 2),
+        ({"step": 3}, 3, 2),
+        ({"step": 1, "weights": "raw"}, 1, 1),
+    ],
 )
 def test_weights_of_a_run(workdir, options, step, factor):
-    """The best step by default, averaged by default; on one device, without the optimizer."""
+    """By default the EMA weights of the best step, on one device, without the optimizer."""
     params, stats, extra = restore_for_inference(workdir, **options)
     expected = make_state(step)
     same = lambda a, b: np.testing.assert_array_equal(a, factor * np.asarray(b))
     jax.tree.map(same, (params, stats), (expected.params, expected.stats))
-    assert extra == {"at": step, "step": step, "ema": factor == 2}
+    assert extra == {"at": step, "step": step, "weights": "ema" if factor == 2 else "raw"}
     assert all(len(x.sharding.device_set) == 1 for x in jax.tree.leaves((params, stats)))
 
 
@@ -380,14 +400,32 @@ def test_weights_of_a_run_without_average_or_scores(tmp_path):
     ours.close()
     params, _, extra = restore_for_inference(tmp_path)
     jax.tree.map(np.testing.assert_array_equal, params, make_state(2, ema=False).params)
-    assert (extra["step"], extra["ema"]) == (2, False)
+    assert (extra["step"], extra["weights"]) == (2, "raw")
+    with pytest.raises(ValueError, match=r"step 2 in .* has no EMA weights"):
+        restore_for_inference(tmp_path, weights="ema")
 
 
-def test_weights_of_a_run_that_are_not_there(workdir, tmp_path):
+@pytest.mark.parametrize("best", ["raw", "ema"])
+def test_the_weights_that_scored_best(tmp_path, best):
+    ours = Checkpoints(tmp_path / "checkpoints")
+    ours.save(make_state(1), extra={"best_weights": best})
+    ours.close()
+    params, _, extra = restore_for_inference(tmp_path)
+    expected = make_state(1)
+    expected = expected.ema["params"] if best == "ema" else expected.params
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
+    assert extra["weights"] == best
+    other = "raw" if best == "ema" else "ema"
+    assert restore_for_inference(tmp_path, weights=other)[2]["weights"] == other
+
+
+def test_missing_and_damaged_weights_of_a_run(workdir, tmp_path):
     with pytest.raises(ValueError, match="has no checkpoint"):
         restore_for_inference(tmp_path)
     with pytest.raises(ValueError, match=r"has no checkpoint of step 9 \(found: \[1, 2, 3\]\)"):
         restore_for_inference(workdir, step=9)
+    with pytest.raises(ValueError, match="weights must be one of auto, ema, raw, not 'best'"):
+        restore_for_inference(workdir, weights="best")
     shutil.copytree(workdir, tmp_path / "w")
     truncate(tmp_path / "w" / "checkpoints" / "2")
     with pytest.raises(ValueError, match=r"The checkpoint of step 2 in .* cannot be read: \w+"):

@@ -1,4 +1,4 @@
-"""What tlvit exports runs in PyTorch, loaded strictly, and gives the same logits; and the other way round."""
+"""Exported models load strictly in PyTorch and give the same logits, and the other way round."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import safetensors.numpy
 from conftest import fill, fill_model, golden_images
 
 import tlvit
-from tlvit.checkpoints import torch_files as convert
+from tlvit.checkpoints import torch_files
 from tlvit.checkpoints.torch_names import from_torch, to_torch
 
 torch = pytest.importorskip("torch")
@@ -63,7 +63,7 @@ def test_exported_files_run_in_torch(name, ending, tmp_path):
     ours, theirs = (make() for make in PAIRS[name])
     fill_model(ours)
     path = tmp_path / f"x{ending}"
-    convert.export(ours, path)
+    torch_files.export(ours, path)
     if ending == ".pth":
         tensors = torch.load(path, weights_only=True)
     else:
@@ -74,7 +74,7 @@ def test_exported_files_run_in_torch(name, ending, tmp_path):
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_torch_weights_run_here(name, tmp_path):
+def test_torch_weights_run_in_tlvit(name, tmp_path):
     ours, theirs = (make() for make in PAIRS[name])
     with torch.no_grad():
         for key, tensor in theirs.state_dict().items():  # views: buffers and frozen tables are filled too
@@ -82,14 +82,14 @@ def test_torch_weights_run_here(name, tmp_path):
                 tensor.copy_(torch.from_numpy(fill(f"other.{key}", tuple(tensor.shape))))
     wrapped = {f"module.{k}": v for k, v in theirs.state_dict().items()}
     torch.save({"state_dict": wrapped, "epoch": 310}, tmp_path / "model_best.pth.tar")
-    report = from_torch(ours, convert.read_weights(tmp_path / "model_best.pth.tar").tensors)
+    report = from_torch(ours, torch_files.read_weights(tmp_path / "model_best.pth.tar").tensors)
     assert (report.reinitialized, report.unexpected, report.resized) == ((), (), ())
     nhwc, nchw = images(1)
     check_close(np.asarray(ours(nhwc).logits), torch_logits(theirs, nchw))
 
 
-def test_a_step_of_torch_batch_norm_is_exported_too(tmp_path):
-    """The running statistics travel: change them there, and the logits here follow."""
+def test_running_statistics_of_torch_are_loaded(tmp_path):
+    """A training step in PyTorch changes the running statistics, and with them the logits of tlvit."""
     ours, theirs = (make() for make in PAIRS["lvvit"])
     fill_model(ours)
     theirs.load_state_dict({k: torch.from_numpy(v) for k, v in to_torch(ours).items()}, strict=True)

@@ -1,1 +1,1 @@
-"""Checkpoints: tlvit's own (Orbax), PyTorch's files, and the names that both have in common."""
+"""Checkpoints: tlvit's own folders (Orbax) and PyTorch files, in and out."""

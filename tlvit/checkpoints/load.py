@@ -1,4 +1,4 @@
-"""`tlvit.load`: opens any checkpoint as a model."""
+"""`load` opens any checkpoint as a model: a workdir, a model folder, a PyTorch file or a safetensors file."""
 
 import dataclasses
 import pathlib
@@ -7,163 +7,156 @@ from typing import Any
 
 from flax import nnx
 
-from tlvit.checkpoints.model_info import ModelInfo, image_size_pair
+from tlvit.checkpoints.fit import LoadReport, fit_arrays
+from tlvit.checkpoints.model_info import ModelInfo, check_weights
+from tlvit.checkpoints.native import load_model, restore_for_inference
 from tlvit.checkpoints.torch_files import Weights, read_weights
-from tlvit.checkpoints.torch_names import LoadReport, from_torch, identify, to_torch
-from tlvit.models.functional import functionalize, update
+from tlvit.checkpoints.torch_names import from_torch, identify
+from tlvit.checkpoints.trees import flatten, model_arrays, set_model_arrays
+from tlvit.config import parse_image_size
 
-HEADS = ("head.", "head_dist.", "aux_head.")  # the layers whose width is the number of classes
+HEADS = ("head", "head_dist", "aux_head")  # the layers with one output for each class
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """An opened checkpoint.
+
+    Attributes:
+      model: the model with its weights.
+      info: the ModelInfo.
+      report: what was done with the arrays.
+      section: which weights of the checkpoint were taken, such as "step 400, ema weights".
+    """
+
+    model: nnx.Module
+    info: ModelInfo
+    report: LoadReport
+    section: str
 
 
 def load(
     path: str | pathlib.Path,
     *,
     model: str | None = None,
-    ema: bool | None = None,
+    weights: str = "auto",
     image_size: int | tuple[int, int] | None = None,
     pos_grid: tuple[int, int] | None = None,
-    **overrides: Any,
+    **options: Any,
 ) -> tuple[nnx.Module, ModelInfo]:
-    """Opens a model folder, a run's workdir, a PyTorch checkpoint or a safetensors file, ready for inference.
+    """Opens a workdir, a model folder, a PyTorch checkpoint or a safetensors file for inference.
 
     Args:
       path: of the folder or file.
-      model: name of a PyTorch file's model; not needed where only one model has these tensors.
-      ema: averaged weights (True), raw ones (False), or averaged where there are any (None).
-      image_size: to use the model at, int or (height, width): position embeddings are resized to it.
-      pos_grid: (h, w) of a PyTorch file's position embeddings where it is no square.
-      **overrides: further options of the model, such as rule="mean".
+      model: architecture of a PyTorch file. Needed only if several models have its tensors.
+      weights: "ema", "raw", or "auto" for those that scored best in the run. If that is not recorded, "auto"
+        takes EMA weights if there are any.
+      image_size: image size to use the model at, an int or (height, width). Position embeddings are resized.
+        Default: that of the checkpoint.
+      pos_grid: (h, w) of the position embeddings of a PyTorch file. Default: a square.
+      **options: further options of the model class, such as rule="mean".
 
     Returns:
       (model, ModelInfo).
 
     Raises:
-      ValueError: not a checkpoint, or one that does not fit.
-      FileNotFoundError: no such file.
-      ImportError: a pickle, and torch is not installed.
+      ValueError: the path is not a checkpoint, or its arrays do not fit the model.
+      FileNotFoundError: there is no such file.
+      ImportError: the file is a pickle, and torch is not installed.
+
+    Example:
+      >>> model, info = tlvit.load("runs/lvvit_s")
+      >>> logits = model(images).logits  # float32 [B, H, W, 3], normalized by info.preprocessing
     """
-    path = pathlib.Path(path)
-    if not path.is_dir():
-        return open_weights(
-            read_weights(path, ema=ema), model=model, image_size=image_size, pos_grid=pos_grid, **overrides
-        )[:2]
-    net, info = restore(path, ema=ema)
-    if model not in (None, info.model):
-        raise ValueError(f"{path} holds a {info.model}, not a {model}.")
-    if image_size is None and not overrides:
-        return net, info
-    weights = Weights(to_torch(net), str(path), info)
-    grid = getattr(net, "grid", None)
-    return open_weights(weights, image_size=image_size, pos_grid=grid, **overrides)[:2]
+    opened = open_checkpoint(
+        path, model=model, weights=weights, image_size=image_size, pos_grid=pos_grid, **options
+    )
+    return opened.model, opened.info
 
 
-def open_weights(
-    weights: Weights,
+def open_checkpoint(
+    path: str | pathlib.Path,
     *,
     model: str | None = None,
-    num_classes: int | None = None,
+    weights: str = "auto",
     image_size: int | tuple[int, int] | None = None,
+    pos_grid: tuple[int, int] | None = None,
+    num_classes: int | None = None,
     drop_heads: bool = False,
     allow: Sequence[str] = (),
-    pos_grid: tuple[int, int] | None = None,
-    **overrides: Any,
-) -> tuple[nnx.Module, ModelInfo, LoadReport]:
-    """Builds the model of a file's tensors and fills it; arguments as of `load`.
+    **options: Any,
+) -> Opened:
+    """Opens a checkpoint as `load` does, optionally for other classes, and reports what was loaded.
 
     Args:
-      num_classes: L; the file's by default. Another number is an error unless `drop_heads`.
-      drop_heads: leave the file's heads out, for training on other classes.
-      allow: beginnings of further names that may be missing or without a place in the model.
+      num_classes: number of classes. Default: that of the checkpoint. Another number needs `drop_heads`.
+      drop_heads: leave the heads of the checkpoint out; the model's heads are initialized.
+      allow: prefixes of names that may be missing, unexpected or of another shape.
 
     Raises:
-      ValueError: no model or several have these tensors, or something does not fit.
+      ValueError: as of `load`; or another number of classes without `drop_heads`.
     """
-    tensors, known = weights.tensors, weights.info
-    if known is None or model not in (None, known.model):
-        patch_size = overrides.get("patch_size", 16)
-        known = identify(tensors, model=model, pos_grid=pos_grid, patch_size=patch_size)
-    elif (
-        pos_grid is None and image_size is not None
-    ):  # the header knows the size, so also a grid that is no square
-        pos_grid = getattr(nnx.eval_shape(known.build), "grid", None)
-    if num_classes not in (None, known.num_classes) and not drop_heads:
+    path = pathlib.Path(path)
+    if path.is_dir():
+        saved, fill = _read_folder(path, weights, model), _from_native
+    else:
+        saved = read_weights(path, weights=weights)
+        if saved.info is None or model not in (None, saved.info.model):
+            patch_size = options.get("patch_size", 16)
+            found = identify(saved.tensors, model=model, pos_grid=pos_grid, patch_size=patch_size)
+            saved = dataclasses.replace(saved, info=found)
+        fill = from_torch
+    if num_classes not in (None, saved.info.num_classes) and not drop_heads:
         raise ValueError(
-            f"The weights have heads for {known.num_classes} classes, not {num_classes}: drop_heads=True "
-            "(--heads=drop) leaves them out and starts new ones."
+            f"{path} has heads for {saved.info.num_classes} classes, not {num_classes}; drop_heads=True "
+            "(--heads=drop) initializes new ones."
         )
     info = dataclasses.replace(
-        known,
-        num_classes=num_classes or known.num_classes,
-        image_size=known.image_size if image_size is None else image_size_pair(image_size),
-        overrides={**known.overrides, **overrides},
-        class_names=None if drop_heads else known.class_names,
+        saved.info,
+        num_classes=num_classes or saved.info.num_classes,
+        image_size=saved.info.image_size if image_size is None else parse_image_size(image_size),
+        options={**saved.info.options, **options},
+        class_names=None if drop_heads else saved.info.class_names,
     )
+    if pos_grid is None and image_size is not None:
+        pos_grid = nnx.eval_shape(dataclasses.replace(info, image_size=saved.info.image_size).build).grid
     heads = HEADS if drop_heads else ()
-    kept = {k: v for k, v in tensors.items() if not k.startswith(heads or "\0")}
+    arrays = {name: array for name, array in saved.tensors.items() if not name.startswith(heads)}
     allow = (*heads, *allow, *(() if image_size is None else ("pos_embed",)))
-    net = info.build() if allow else nnx.eval_shape(info.build)  # fresh weights only where some may stay
-    return net, info, from_torch(net, kept, allow=allow, pos_grid=pos_grid)
+    net = info.build() if allow else nnx.eval_shape(info.build)  # initialize only if arrays may be missing
+    try:
+        report = fill(net, arrays, allow=allow, pos_grid=pos_grid)
+    except ValueError as error:
+        raise ValueError(f"{path}, a {info.model}: {error}") from error
+    return Opened(net, info, report, saved.section)
 
 
-def restore(path: str | pathlib.Path, *, ema: bool | None = None) -> tuple[nnx.Module, ModelInfo]:
-    """Opens a model folder or a run's workdir.
-
-    Args:
-      path: the folder.
-      ema: of a workdir: the averaged weights, where there are any (None, True), or the raw ones (False).
-
-    Returns:
-      (model, ModelInfo).
-
-    Raises:
-      ValueError: the folder holds no checkpoint, or one of another model than it says.
-    """
-    from tlvit.checkpoints import native as checkpoints
-
-    path = pathlib.Path(path)
+def _read_folder(path: pathlib.Path, weights: str, model: str | None) -> Weights:
+    """The arrays of a workdir or model folder, by path in the model."""
     if (path / "checkpoints").is_dir():
-        params, stats, record = checkpoints.restore_for_inference(path, ema=ema is not False)
-        record = record.get("info") or record
+        params, stats, record = restore_for_inference(path, weights=weights)
+        section = f"step {record['step']}, {record['weights']} weights"
     else:
-        params, stats, record = checkpoints.load_model(path)
+        params, stats, record = load_model(path)
+        section = "model folder"
+        check_weights(weights)
+        if weights == "ema":
+            raise ValueError(f"{path} has one set of weights, not marked as EMA; use weights='auto'.")
     info = ModelInfo.from_json(record)
-    model = nnx.eval_shape(info.build)  # fresh weights would only cost time
-    problems = _differences(functionalize(model)[1:], (params, stats))
-    if problems:
-        raise ValueError(f"{path} does not hold a {info.model} as it says:\n  " + "\n  ".join(problems[:20]))
-    update(model, params, stats)
-    return model, info
+    if model not in (None, info.model):
+        raise ValueError(f"{path} holds a {info.model}, not a {model}.")
+    return Weights({**flatten(params), **flatten(stats)}, section, info)
 
 
-def save_folder(path: str | pathlib.Path, model: nnx.Module, info: ModelInfo) -> None:
-    """Writes a model folder, which `restore` and `tlvit.load` open.
-
-    Raises:
-      ValueError: the folder exists already and is not empty.
-    """
-    from tlvit.checkpoints import native as checkpoints
-
-    path = pathlib.Path(path)
-    if path.is_dir() and not any(path.iterdir()):
-        path.rmdir()
-    _, params, stats = functionalize(model)
-    checkpoints.save_model(path, params, stats, info.to_json())
-
-
-def _differences(wanted: tuple, found: tuple) -> list[str]:
-    """Lines that name the arrays whose shapes are not those of the model."""
-    wanted, found = dict(_shapes(wanted)), dict(_shapes(found))
-    return [
-        f"{k}: is {found.get(k, 'missing')}, wanted {wanted.get(k, 'nothing')}"
-        for k in sorted({*wanted, *found})
-        if wanted.get(k) != found.get(k)
-    ]
-
-
-def _shapes(trees: tuple, prefix: str = ""):
-    for tree in trees:
-        for key, value in tree.items():
-            if isinstance(value, dict):
-                yield from _shapes((value,), f"{prefix}{key}.")
-            else:
-                yield prefix + key, tuple(value.shape)
+def _from_native(
+    model: nnx.Module,
+    arrays: dict[str, Any],
+    *,
+    allow: Sequence[str],
+    pos_grid: tuple[int, int] | None,
+) -> LoadReport:
+    """Fills a model with arrays by path; arguments as of `from_torch`."""
+    shapes = {path: tuple(array.shape) for path, array in model_arrays(model).items()}
+    chosen, report = fit_arrays(model, shapes, arrays, allow=allow, pos_grid=pos_grid)
+    set_model_arrays(model, chosen)
+    return report

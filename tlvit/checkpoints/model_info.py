@@ -1,148 +1,120 @@
-"""Opens tlvit's own checkpoints as models, with what using one takes: sizes, class names, preprocessing."""
+"""`ModelInfo`: everything, in addition to the arrays, that building and using a trained model depends on."""
 
 import dataclasses
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
 from flax import nnx
 
-from tlvit.models.table import create_model
+from tlvit.config import parse_image_size
+from tlvit.models.table import MODELS, create_model, published_crop_pct
+from tlvit.ops.normalize import IMAGENET_MEAN, IMAGENET_STD
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
-# Share of the resized image that the published evaluations keep, by the beginning of the model's name (the
-# longest one counts): the papers' code for LV-ViT, T2T-ViT, DeiT and RegNetY, timm 0.4.5 for NFNet.
-CROP_PCT = {
-    "": 0.875,
-    "vit": 0.9,
-    "lvvit": 0.9,
-    "lvvit_m": 1.0,
-    "lvvit_l": 1.0,
-    "t2t": 0.9,
-    "dm_nfnet_f0": 0.9,
-    "dm_nfnet_f1": 0.91,
-    "dm_nfnet_f2": 0.92,
-    "dm_nfnet_f3": 0.94,
-    "dm_nfnet_f4": 0.951,
-    "dm_nfnet_f5": 0.954,
-    "dm_nfnet_f6": 0.956,
-}
-
-# Size that a model is evaluated at where its weights do not tell; all others: 224.
-IMAGE_SIZE = {
-    "lvvit_l": 448,
-    "dm_nfnet_f0": 256,
-    "dm_nfnet_f1": 320,
-    "dm_nfnet_f2": 352,
-    "dm_nfnet_f3": 416,
-    "dm_nfnet_f4": 512,
-    "dm_nfnet_f5": 544,
-    "dm_nfnet_f6": 576,
-}
+WEIGHTS = ("auto", "ema", "raw")  # "auto": the weights that scored best in the run, else EMA, else raw
 
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """How an image becomes the model's input.
+    """How an image becomes the input of a model.
 
     Attributes:
-      mean, std: of the colors, in [0, 1].
-      crop_pct: the image is resized to cover image_size / crop_pct, then its center is cut out.
+      mean, std: of the RGB channels, for pixel values in [0, 1].
+      crop_pct: in (0, 1]. The image is resized to cover image_size / crop_pct, then center-cropped.
+      interpolation: of the resize, "bicubic" or "bilinear".
     """
 
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     crop_pct: float = 0.875
+    interpolation: str = "bicubic"
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelInfo:
-    """What has to be known beside the arrays to build and use a model.
+    """Describes a trained model. Checkpoints store it as JSON.
 
     Attributes:
-      model: name, as in `list_models()`.
-      num_classes: L.
-      image_size: (height, width).
-      overrides: further options of `create_model`, JSON values.
-      class_names: one a class, or None where nobody knows them.
+      model: a name in `list_models()`.
+      num_classes: L, the number of classes.
+      image_size: (height, width) in pixels.
+      options: further options of `create_model`, as JSON values.
+      class_names: name of each class, or None if unknown.
       preprocessing: of images.
+      best_weights: "raw" or "ema", whichever scored best in the run; None if unknown.
     """
 
     model: str
     num_classes: int
     image_size: tuple[int, int]
-    overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
     class_names: tuple[str, ...] | None = None
     preprocessing: Preprocessing = Preprocessing()
+    best_weights: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.class_names is not None and len(self.class_names) != self.num_classes:
             raise ValueError(f"{len(self.class_names)} class names for {self.num_classes} classes.")
+        if self.best_weights not in (None, "raw", "ema"):
+            raise ValueError(f'best_weights must be "raw", "ema" or None, not {self.best_weights!r}.')
 
-    def build(self, *, seed: int = 0) -> nnx.Module:
-        """The model with fresh weights."""
+    def build(self, seed: int = 0) -> nnx.Module:
+        """Returns the model with freshly initialized weights."""
         return create_model(
-            self.model,
-            num_classes=self.num_classes,
-            image_size=self.image_size,
-            seed=seed,
-            **self.overrides,
+            self.model, num_classes=self.num_classes, image_size=self.image_size, seed=seed, **self.options
         )
 
+    @property
+    def inference_rule(self) -> str:
+        """How logits are computed: "class" token alone, plus the "max" or "mean" over the patch tokens."""
+        return self._option("rule") if self._option("token_head") else "class"
+
     def to_json(self) -> dict[str, Any]:
-        """The dict that checkpoints keep; `from_json` reads it."""
-        return dataclasses.asdict(self)
+        """Returns the dict that checkpoints store and `from_json` reads."""
+        return {**dataclasses.asdict(self), "inference_rule": self.inference_rule}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> "ModelInfo":
-        """Reads `to_json`'s dict, in which all but the first three keys may be missing.
+        """Reads the dict of `to_json`, also of version 0.1. Required are model, num_classes and image_size.
 
         Raises:
-          ValueError: a key is missing.
+          ValueError: a required key is missing.
         """
         missing = [k for k in ("model", "num_classes", "image_size") if k not in record]
         if missing:
             raise ValueError(
-                f"The checkpoint does not say its {' nor its '.join(missing)}; it has {sorted(record)}."
+                f"The checkpoint does not record its {' or its '.join(missing)}; it has {sorted(record)}."
             )
-        name, size = record["model"], image_size_pair(record["image_size"])
-        given = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in (record.get("preprocessing") or {}).items()
-        }
-        names = record.get("class_names")
-        return cls(
-            model=name,
+        names, stored = record.get("class_names"), record.get("preprocessing") or {}
+        stored = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
+        info = cls(
+            model=record["model"],
             num_classes=int(record["num_classes"]),
-            image_size=size,
-            overrides=dict(record.get("overrides") or {}),
+            image_size=parse_image_size(record["image_size"]),
+            options=dict(record.get("options") or record.get("overrides") or {}),  # overrides: version 0.1
             class_names=None if names is None else tuple(names),
-            preprocessing=dataclasses.replace(default_preprocessing(name), **given),
+            preprocessing=dataclasses.replace(published_preprocessing(record["model"]), **stored),
+            best_weights=record.get("best_weights"),
         )
+        rule = record.get("inference_rule")
+        if rule and info.model in MODELS and rule != info.inference_rule:
+            info.options["rule"] = rule  # the default of the model has changed since
+        return info
+
+    def _option(self, name: str) -> Any:
+        """The value of an option of the model class; None if the class does not have it."""
+        build = MODELS[self.model]
+        parameter = inspect.signature(build.func.__init__).parameters.get(name)
+        default = parameter.default if parameter else None
+        return self.options.get(name, build.keywords.get(name, default))
 
 
-def default_preprocessing(name: str) -> Preprocessing:
-    """As the published evaluation of this model does it."""
-    prefix = max((p for p in CROP_PCT if name.startswith(p)), key=len)
-    return Preprocessing(crop_pct=CROP_PCT[prefix])
+def published_preprocessing(name: str) -> Preprocessing:
+    """Returns the preprocessing of a model's published evaluation."""
+    return Preprocessing(crop_pct=published_crop_pct(name))
 
 
-def default_image_size(name: str) -> int:
-    """The size that the published evaluation of this model uses, pixels."""
-    return 384 if name.endswith("_384") else IMAGE_SIZE.get(name, 224)
-
-
-def image_size_pair(size: int | str | tuple[int, int] | list[int]) -> tuple[int, int]:
-    """(height, width) of 224, "224", "384x256" or a pair.
-
-    Raises:
-      ValueError: something else.
-    """
-    try:
-        parts = size.lower().split("x") if isinstance(size, str) else size
-        parts = [int(p) for p in (parts if isinstance(parts, list | tuple) else [parts])]
-    except ValueError:
-        parts = []
-    if len(parts) not in (1, 2) or min(parts) < 1:
-        raise ValueError(f"A size is one number or HEIGHTxWIDTH, not {size!r}.")
-    return parts[0], parts[-1]
+def check_weights(weights: str) -> None:
+    """Raises ValueError unless `weights` is one of WEIGHTS."""
+    if weights not in WEIGHTS:
+        raise ValueError(f"weights must be one of {', '.join(WEIGHTS)}, not {weights!r}.")

@@ -1,34 +1,39 @@
-"""Checkpoints on disk: the one file that knows Orbax.
+"""Reads and writes tlvit's own checkpoints. This is the only file that uses Orbax.
 
-A run's folder `checkpoints/` holds one folder a saved step: the whole PyTree and a small JSON beside it.
-A model folder (`save_model`) holds only parameters, statistics and what is needed to build the model again.
+`checkpoints/` in a workdir has a folder for each saved step, with the training state and a JSON record.
+A model folder has the arrays of one model and its ModelInfo.
 """
 
+import contextlib
 import dataclasses
 import logging
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from flax import nnx
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
+from tlvit.checkpoints.fit import check_same_shapes
+from tlvit.checkpoints.model_info import ModelInfo, check_weights
+from tlvit.checkpoints.trees import flatten, unflatten, unflatten_like
+from tlvit.models.functional import functionalize
 from tlvit.types import PyTree
 
 log = logging.getLogger("tlvit")
-logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax announces its ordinary doings as warnings
+logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs routine messages as warnings
 
 
 class Checkpoints:
-    """The checkpoints of a run: written in the background, whole or not at all; the last `keep` and the best
-    one stay.
+    """The checkpoints of a run. They are written atomically, in the background.
 
     Args:
-      folder: where they lie; made if missing.
-      keep: how many of the latest to keep beside the best.
+      folder: of the checkpoints; created if missing.
+      keep: number of latest checkpoints to keep, in addition to the best one.
     """
 
     def __init__(self, folder: str | pathlib.Path, *, keep: int = 3):
@@ -44,23 +49,25 @@ class Checkpoints:
         )
 
     def steps(self) -> list[int]:
-        """Steps with a finished checkpoint, ascending."""
+        """Returns the steps with a finished checkpoint, ascending."""
         return sorted(self._manager.all_steps())
 
     def best_step(self) -> int | None:
-        """The step with the highest score; None without any."""
-        scored = [s for s in self.steps() if _score(self._manager.metrics(s) or {}) >= 0]
-        return max(scored, key=lambda s: (_score(self._manager.metrics(s)), s)) if scored else None
+        """Returns the step with the highest score, the later one of a tie; None if no step has a score."""
+        scored = [s for s in self.steps() if _score(self._manager.metrics(s)) >= 0]
+        return _best_step(self._manager, scored) if scored else None
 
     def save(
         self, state: PyTree, *, score: float | None = None, extra: Mapping[str, Any] | None = None
     ) -> None:
-        """Starts writing the state as of now; the state may be donated to the next step at once.
+        """Starts to write the state. Later changes or donation of the state do not affect what is written.
+
+        A step that has a checkpoint already is not saved again.
 
         Args:
-          state: as on the devices.
-          score: of an evaluation at this step, higher is better; None if there was none.
-          extra: JSON beside it.
+          state: a TrainState.
+          score: of an evaluation at this step, at least 0, higher is better; None if there was none.
+          extra: JSON record to store with the state, usually `ModelInfo.to_json()`.
         """
         step = int(state.step)
         if step in self._manager.all_steps():
@@ -68,60 +75,63 @@ class Checkpoints:
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(_flatten(state)), extra=ocp.args.JsonSave(dict(extra or {}))
+                state=ocp.args.StandardSave(_flatten_state(state)), extra=ocp.args.JsonSave(dict(extra or {}))
             ),
             metrics={"score": -1.0 if score is None else float(score)},
         )
 
     def restore(self, target: PyTree, step: int | None = None) -> tuple[PyTree, dict[str, Any]] | None:
-        """The state of `step`, or of the last whole checkpoint: one that any process cannot read is reported,
-        renamed and the one before it taken.
+        """Reads the last readable checkpoint, or that of `step`.
+
+        A checkpoint that a process cannot read is reported and skipped in all processes. Skipped checkpoints
+        are renamed if an earlier one can be read.
 
         Args:
-          target: a state of the run (or its shapes with shardings), which says where the arrays go.
-          step: a certain one.
+          target: a TrainState of the run, or its shapes with shardings. Arrays are placed accordingly.
+          step: the step to restore. Default: the last one.
 
         Returns:
           (state, extra), or None if there is no checkpoint.
 
         Raises:
-          ValueError: checkpoints of another model, named by the first arrays that differ; or none of them can
-            be read.
+          ValueError: the checkpoint belongs to another model or optimizer, or no checkpoint can be read.
         """
         steps = self.steps() if step is None else [step]
-        shapes = {k: _shape(v) for k, v in _flatten(target).items()}
-        arguments = {"state": ocp.args.StandardRestore(shapes), "extra": ocp.args.JsonRestore()}
-        failure = ""
+        struct = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+        shapes = {path: struct(x) for path, x in _flatten_state(target).items()}
+        problem = ""
         for candidate in reversed(steps):
-            found, problem = _attempt(lambda step=candidate: self._metadata(step))
-            if not problem:
-                _check_same(shapes, found, candidate)
-                read = lambda step=candidate: self._manager.restore(
-                    step, args=ocp.args.Composite(**arguments)
-                )
-                restored, problem = _attempt(read)
+            restored, problem = self._restore_step(candidate, shapes)
             if not problem:
                 self._set_aside([s for s in steps if s > candidate])
-                return _unflatten(target, restored["state"]), dict(restored["extra"])
-            failure = problem
-            log.warning("checkpoint of step %d cannot be read and is passed over: %s", candidate, failure)
+                return _unflatten_state(target, restored["state"]), dict(restored["extra"])
+            log.warning("checkpoint of step %d cannot be read and is skipped: %s", candidate, problem)
         if steps:
-            raise ValueError(f"None of the checkpoints of steps {steps} can be read: {failure}")
+            raise ValueError(f"None of the checkpoints of steps {steps} can be read: {problem}")
         return None
 
     def preempted(self, step: int) -> bool:
-        """Whether the cluster announced the end of this job; all processes agree on the step
-        (jax.distributed)."""
+        """Whether the cluster announced the end of this job. All processes agree on the step."""
         return self._manager.reached_preemption(step)
 
     def wait(self) -> None:
-        """Returns when everything is on disk."""
+        """Waits until everything is written."""
         self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits and frees the background threads."""
+        """Waits until everything is written and frees the background threads."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+    def _restore_step(self, step: int, shapes: Mapping[str, Any]) -> tuple[Any, str]:
+        """(arrays and JSON record of a step, ""), or (None, reason why it cannot be read)."""
+        found, problem = _attempt(lambda: self._metadata(step))
+        if problem:
+            return None, problem
+        wanted = {k: tuple(x.shape) for k, x in shapes.items()}
+        check_same_shapes(wanted, found, f"The checkpoint of step {step}")
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(shapes), extra=ocp.args.JsonRestore())
+        return _attempt(lambda: self._manager.restore(step, args=items))
 
     def _set_aside(self, steps: list[int]) -> None:
         """Renames unreadable checkpoints, so that the run can save these steps again."""
@@ -137,173 +147,153 @@ class Checkpoints:
             self._manager.reload()
 
     def _metadata(self, step: int) -> dict[str, tuple[int, ...]]:
-        tree = self._manager.item_metadata(step)["state"]
-        if tree is None:
-            raise FileNotFoundError("its array metadata are missing")
-        return {k: tuple(v.shape) for k, v in tree.items()}
-
-
-def save_model(path: str | pathlib.Path, params: PyTree, stats: PyTree, info: Mapping[str, Any]) -> None:
-    """Writes a model folder: arrays and a JSON `info` that says how to build it (name, options,
-    preprocessing).
-
-    Raises:
-      ValueError: the folder exists already.
-    """
-    path = pathlib.Path(path).absolute()
-    if path.exists():
-        raise ValueError(f"{path} exists already; choose another folder or remove it.")
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as writer:
-        arrays = {"params": params, "stats": stats}
-        writer.save(
-            path,
-            args=ocp.args.Composite(model=ocp.args.StandardSave(arrays), info=ocp.args.JsonSave(dict(info))),
-        )
-
-
-def load_model(path: str | pathlib.Path) -> tuple[PyTree, PyTree, dict[str, Any]]:
-    """Reads a model folder onto the default device, whatever devices wrote it.
-
-    Returns:
-      (params, stats, info).
-
-    Raises:
-      ValueError: the folder is no whole model folder.
-    """
-    path = pathlib.Path(path).absolute()
-    if not (path / "model").is_dir() or not (path / "info").is_dir():
-        raise ValueError(f"{path} is no tlvit model folder (model/ and info/ expected).")
-    try:
-        with ocp.StandardCheckpointer() as reader:
-            target = _on_default_device(reader.metadata(path / "model").item_metadata)
-            model = reader.restore(path / "model", target)
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-            info = reader.restore(path, args=ocp.args.Composite(info=ocp.args.JsonRestore()))["info"]
-    except Exception as error:
-        raise ValueError(f"{path} cannot be read as a tlvit model folder: {_brief(error)}") from error
-    return model["params"], model.get("stats") or {}, dict(info)
+        """Path -> shape of the saved arrays."""
+        return {k: tuple(v.shape) for k, v in _array_metadata(self._manager, step).items()}
 
 
 def restore_for_inference(
-    workdir: str | pathlib.Path, *, ema: bool = True, step: int | None = None
+    workdir: str | pathlib.Path, *, weights: str = "auto", step: int | None = None
 ) -> tuple[PyTree, PyTree, dict[str, Any]]:
-    """Weights of a run on the default device, read without building the optimizer's state.
+    """Reads the weights of a run onto the default device, without the state of the optimizer.
 
     Args:
-      workdir: of the run.
-      ema: the moving average, where the run kept one; else the raw weights.
-      step: a certain one; the best evaluated one (or the last) by default.
+      workdir: folder of the run.
+      weights: "ema", "raw", or "auto" for those that scored best. If that is not recorded, "auto" takes EMA
+        weights if there are any.
+      step: the step to read. Default: the step with the best score; the last one in a run without scores.
 
     Returns:
-      (params, stats, extra): `extra` is the JSON that the run saved with each checkpoint.
+      (params, stats, extra): the JSON record of the step, with "step" and "weights" ("ema" or "raw") added.
 
     Raises:
-      ValueError: no checkpoint, or none readable.
+      ValueError: no such checkpoint, one that cannot be read, or one without EMA weights for weights="ema".
     """
+    check_weights(weights)
     folder = pathlib.Path(workdir).absolute() / "checkpoints"
-    manager = None
+    steps = []
     if folder.is_dir():
         options = ocp.CheckpointManagerOptions(best_fn=_score, create=False, read_only=True)
         manager = ocp.CheckpointManager(folder, item_handlers=_handlers(), options=options)
-    steps = sorted(manager.all_steps()) if manager else []
-    if not steps or (step is not None and step not in steps):
-        raise ValueError(
-            f"{workdir} has no checkpoint{'' if step is None else f' of step {step} (found: {steps})'}."
-        )
-    if step is None:
-        step = max(steps, key=lambda s: (_score(manager.metrics(s) or {}), s))
-    try:
-        shapes = manager.item_metadata(step)["state"]
-        average = ema and any(k.startswith("ema/") for k in shapes)
-        prefix = "ema/" if average else ""
-        wanted = {k: v for k, v in shapes.items() if k.startswith((f"{prefix}params/", f"{prefix}stats/"))}
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-            target = _on_default_device(wanted)
-            where = ocp.checkpoint_utils.construct_restore_args(target)
-            part = ocp.args.PyTreeRestore(target, restore_args=where, partial_restore=True)
-            arrays = reader.restore(folder / str(step) / "state", args=part)
+        steps = sorted(manager.all_steps())
+    if not steps or step not in (None, *steps):
+        wanted = "" if step is None else f" of step {step} (found: {steps})"
+        raise ValueError(f"{workdir} has no checkpoint{wanted}.")
+    step = _best_step(manager, steps) if step is None else step
+    what = f"The checkpoint of step {step} in {workdir}"
+    with _reading(what):
         extra = manager.restore(step, args=ocp.args.Composite(extra=ocp.args.JsonRestore()))["extra"]
+        saved = _array_metadata(manager, step)
+    has_average = any(path.startswith("ema/") for path in saved)
+    if weights == "auto":
+        weights = extra.get("best_weights") or ("ema" if has_average else "raw")
+    if weights == "ema" and not has_average:
+        raise ValueError(f"{what} has no EMA weights; weights='raw' takes the raw ones.")
+    prefix = "ema/" if weights == "ema" else ""
+    wanted = {k: v for k, v in saved.items() if k.startswith((f"{prefix}params/", f"{prefix}stats/"))}
+    with _reading(what), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        target = _on_default_device(wanted)
+        placement = ocp.checkpoint_utils.construct_restore_args(target)
+        part = ocp.args.PyTreeRestore(target, restore_args=placement, partial_restore=True)
+        arrays = reader.restore(folder / str(step) / "state", args=part)
+    tree = unflatten({k.removeprefix(prefix): v for k, v in arrays.items()})
+    return tree["params"], tree.get("stats", {}), {**extra, "step": step, "weights": weights}
+
+
+def save_model_folder(path: str | pathlib.Path, model: nnx.Module, info: ModelInfo) -> None:
+    """Writes a model folder, which `load` opens.
+
+    Raises:
+      ValueError: the folder exists and is not empty.
+    """
+    path = pathlib.Path(path).absolute()
+    if path.is_dir() and not any(path.iterdir()):
+        path.rmdir()
+    if path.exists():
+        raise ValueError(f"{path} exists already; choose another folder or remove it.")
+    _, params, stats = functionalize(model)
+    items = ocp.args.Composite(
+        model=ocp.args.StandardSave({"params": params, "stats": stats}),
+        info=ocp.args.JsonSave(info.to_json()),
+    )
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as writer:
+        writer.save(path, args=items)
+
+
+def load_model(path: str | pathlib.Path) -> tuple[PyTree, PyTree, dict[str, Any]]:
+    """Reads a model folder onto the default device.
+
+    Returns:
+      (params, stats, record), where `ModelInfo.from_json` reads the record.
+
+    Raises:
+      ValueError: the folder is not a complete model folder.
+    """
+    path = pathlib.Path(path).absolute()
+    if not (path / "model").is_dir() or not (path / "info").is_dir():
+        raise ValueError(f"{path} is not a tlvit model folder (model/ and info/ expected).")
+    with _reading(f"The model folder {path}"):
+        with ocp.StandardCheckpointer() as reader:
+            target = _on_default_device(flatten(reader.metadata(path / "model").item_metadata))
+            model = reader.restore(path / "model", {"stats": {}, **unflatten(target)})
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+            record = reader.restore(path, args=ocp.args.Composite(info=ocp.args.JsonRestore()))["info"]
+    return model["params"], model["stats"], dict(record)
+
+
+@contextlib.contextmanager
+def _reading(what: str) -> Iterator[None]:
+    """Turns every exception into a ValueError: Orbax has no common one for a folder with missing parts."""
+    try:
+        yield
     except Exception as error:
-        raise ValueError(
-            f"The checkpoint of step {step} in {workdir} cannot be read: {_brief(error)}"
-        ) from error
-    tree = _nest({k.removeprefix(prefix): v for k, v in arrays.items()})
-    return tree["params"], tree.get("stats", {}), {**extra, "step": step, "ema": average}
+        raise ValueError(f"{what} cannot be read: {_brief(error)}") from error
 
 
 def _attempt(read: Callable[[], Any]) -> tuple[Any, str]:
-    """(what was read, ""), or (None, what went wrong) if it did in this process or in another: all of them
-    must go on from one checkpoint."""
+    """(what was read, ""), or (None, reason) if any process failed: all resume from the same checkpoint."""
     found, problem = None, ""
     try:
         found = read()
-    except Exception as error:  # Orbax has no one exception for a folder with parts missing
+    except Exception as error:
         problem = _brief(error)
     if jax.process_count() > 1 and multihost_utils.process_allgather(np.array(bool(problem))).any():
         problem = problem or "another process cannot read it"
     return found, problem
 
 
-def _score(metrics: Mapping[str, float]) -> float:
-    return float(metrics.get("score", -1.0))
+def _score(metrics: Mapping[str, float] | None) -> float:
+    return float((metrics or {}).get("score", -1.0))  # -1: the step was not evaluated
+
+
+def _best_step(manager: ocp.CheckpointManager, steps: list[int]) -> int:
+    return max(steps, key=lambda s: (_score(manager.metrics(s)), s))
 
 
 def _handlers() -> dict[str, Any]:
     return {"state": ocp.StandardCheckpointHandler(), "extra": ocp.JsonCheckpointHandler()}
 
 
-def _flatten(state: PyTree) -> dict[str, Any]:
-    """{"params/blocks/0/…": array}: string keys only, the PRNG key as its raw data."""
-    state = dataclasses.replace(state, key=jax.random.key_data(state.key))
-    leaves = jax.tree_util.tree_flatten_with_path(state)[0]
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+def _array_metadata(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
+    saved = manager.item_metadata(step)["state"]
+    if saved is None:
+        raise FileNotFoundError("its array metadata are missing")
+    return dict(saved.items())
 
 
-def _unflatten(target: PyTree, flat: Mapping[str, Any]) -> PyTree:
-    state = jax.tree_util.tree_map_with_path(
-        lambda path, _: flat[jax.tree_util.keystr(path, simple=True, separator="/")], target
-    )
+def _flatten_state(state: PyTree) -> dict[str, Any]:
+    """{"params/blocks/0/…": array} of a TrainState, the PRNG key as its raw data."""
+    return flatten(dataclasses.replace(state, key=jax.random.key_data(state.key)))
+
+
+def _unflatten_state(target: PyTree, flat: Mapping[str, Any]) -> PyTree:
+    state = unflatten_like(target, flat)
     return dataclasses.replace(state, key=jax.random.wrap_key_data(state.key))
 
 
-def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
-
-
-def _on_default_device(tree: PyTree) -> PyTree:
+def _on_default_device(arrays: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
     """Restore targets on one device, so that a checkpoint of eight devices opens on a laptop."""
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=sharding), _plain(tree))
-
-
-def _plain(tree: PyTree) -> PyTree:
-    """Orbax's metadata trees are mappings of its own."""
-    return {k: _plain(v) for k, v in tree.items()} if isinstance(tree, Mapping) else tree
-
-
-def _check_same(target: Mapping[str, Any], found: Mapping[str, tuple[int, ...]], step: int) -> None:
-    shapes = {k: tuple(v.shape) for k, v in target.items()}
-    differing = [k for k in sorted({*shapes, *found}) if shapes.get(k) != found.get(k)]
-    if differing:
-        lines = [
-            f"  {k}: saved {found.get(k, 'nothing')}, this run {shapes.get(k, 'nothing')}"
-            for k in differing[:5]
-        ]
-        raise ValueError(
-            f"The checkpoint of step {step} belongs to another model or optimizer, {len(differing)} arrays "
-            "differ:\n" + "\n".join(lines)
-        )
-
-
-def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for name, leaf in flat.items():
-        *parents, last = name.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = leaf
-    return tree
+    return {k: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for k, x in arrays.items()}
 
 
 def _brief(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Reads and writes checkpoint files of PyTorch: pickles and safetensors."""
+"""Reads and writes PyTorch checkpoint files, pickles and safetensors. Only this file imports torch."""
 
 import argparse
 import dataclasses
@@ -14,11 +14,14 @@ import safetensors
 import safetensors.numpy
 from flax import nnx
 
-from tlvit.checkpoints.model_info import ModelInfo
+from tlvit.checkpoints.model_info import ModelInfo, check_weights
 from tlvit.checkpoints.torch_names import as_float32, to_torch
 
-SECTIONS = {"ema": ("state_dict_ema", "model_ema"), "raw": ("state_dict", "model")}
-WRAPPERS = ("module.", "_orig_mod.")  # what data-parallel and compiled models write before every name
+# Keys of a checkpoint that hold a state dict, by the value of `weights`.
+EMA, RAW = ("state_dict_ema", "model_ema"), ("state_dict", "model")
+SECTIONS = {"auto": EMA + RAW, "ema": EMA, "raw": RAW}
+WRAPPERS = ("module.", "_orig_mod.")  # name prefixes of data-parallel and compiled models
+ENDINGS = (".safetensors", ".pth", ".pt", ".pth.tar")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,9 +29,9 @@ class Weights:
     """The tensors of a file.
 
     Attributes:
-      tensors: official name -> array, floats as float32.
-      section: where in the file they were, such as "state_dict_ema" or "top level".
-      info: what a file written by `export` says about its model, else None.
+      tensors: official name -> array, as float32.
+      section: key of the file that holds them, such as "state_dict_ema", or "top level".
+      info: the ModelInfo in a file written by `export`, else None.
     """
 
     tensors: dict[str, np.ndarray]
@@ -36,51 +39,57 @@ class Weights:
     info: ModelInfo | None = None
 
 
-def read_weights(path: str | pathlib.Path, *, ema: bool | None = None) -> Weights:
-    """Reads a PyTorch checkpoint (.pth, .pth.tar, .pt, zip or legacy) or a .safetensors file, whole.
+def read_weights(path: str | pathlib.Path, *, weights: str = "auto") -> Weights:
+    """Reads a PyTorch checkpoint (.pth, .pth.tar, .pt, zip or legacy) or a .safetensors file.
 
-    The format is found in the file, not in its name. Pickles are read by torch's weights-only unpickler,
-    which builds tensors, plain values and `argparse.Namespace` (old checkpoints keep their options in one),
-    nothing else.
+    The content decides the format, not the name. Pickles are read by torch's weights-only unpickler, which
+    builds nothing but tensors, plain values and `argparse.Namespace` (in which old checkpoints keep options).
 
     Args:
       path: the file.
-      ema: the averaged weights (True), the raw ones (False), or the averaged where the file has them (None).
+      weights: "ema", "raw", or "auto" for the EMA weights if the file has them.
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: no checkpoint, a truncated one, one that would run code, or without the weights asked for.
-      ImportError: a pickle, and torch is not installed.
+      ValueError: the file is not a checkpoint, is truncated, would run code, or does not have these weights.
+      ImportError: the file is a pickle, and torch is not installed.
     """
+    check_weights(weights)
     path = pathlib.Path(path)
     with path.open("rb") as file:
         start = file.read(9)
     if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
-        return _choose_section(path, _read_pickle(path), ema)
+        return _choose_section(path, _read_pickle(path), weights)
     if start[8:9] == b"{":
-        return _read_safetensors(path, ema)
+        return _read_safetensors(path, weights)
     size = path.stat().st_size
     raise ValueError(
-        f"{path} ({size} bytes, the first are {start!r}) is no PyTorch checkpoint and no safetensors file."
+        f"{path} ({size} bytes, the first are {start!r}) is not a PyTorch checkpoint or safetensors file."
     )
 
 
 def export(model: nnx.Module, path: str | pathlib.Path, *, info: ModelInfo | None = None) -> None:
-    """Writes the model for PyTorch: float32 under the official names, as `load_state_dict(strict=True)` of
-    the published code takes them. The file appears whole or not at all.
+    """Writes a model for PyTorch, atomically.
+
+    The tensors are float32 with official names, as `load_state_dict(strict=True)` of the published code takes
+    them.
 
     Args:
-      model: with its weights.
-      path: .safetensors, or .pth / .pt / .pth.tar (needs torch).
-      info: kept in a safetensors file's header, so that `load` knows the model by itself.
+      model: the model with its weights.
+      path: a .safetensors file, or a .pth, .pt or .pth.tar file (needs torch).
+      info: stored in the header of a safetensors file, from which `load` reads the architecture.
 
     Raises:
-      ValueError: another ending.
-      ImportError: a pickle, and torch is not installed.
+      ValueError: the path has another ending.
+      ImportError: torch is needed and not installed.
+
+    Example:
+      >>> model, info = tlvit.load("runs/lvvit_s")
+      >>> tlvit.export(model, "lvvit_s.safetensors", info=info)
     """
     path = pathlib.Path(path)
-    if not path.name.endswith((".safetensors", ".pth", ".pt", ".pth.tar")):
-        raise ValueError(f"{path.name}: the ending must be .safetensors, .pth, .pt or .pth.tar.")
+    if not path.name.endswith(ENDINGS):
+        raise ValueError(f"{path.name}: the ending must be one of {', '.join(ENDINGS)}.")
     torch = None if path.name.endswith(".safetensors") else _import_torch(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -101,7 +110,7 @@ def _read_pickle(path: pathlib.Path) -> Any:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch has no one exception for a file that is cut off or something else
+    except Exception as error:  # torch has no common exception for truncated and other files
         text = str(error)
         wanted = re.search(r"(?:GLOBAL|global:?|class) `?([\w.]+\.[\w.]+)`?", text)
         if wanted or ("weights_only" in text and "Unsupported" in text):
@@ -111,7 +120,7 @@ def _read_pickle(path: pathlib.Path) -> Any:
                 "the state dict and try again."
             ) from None
         brief = text.splitlines()[0][:200] if text else type(error).__name__
-        raise ValueError(f"{path} is truncated or no PyTorch checkpoint: {brief}") from error
+        raise ValueError(f"{path} is truncated or not a PyTorch checkpoint: {brief}") from error
 
 
 def _import_torch(path: pathlib.Path) -> Any:
@@ -120,39 +129,36 @@ def _import_torch(path: pathlib.Path) -> Any:
     except ImportError:
         raise ImportError(
             f"{path.name} is a PyTorch pickle, which needs torch: pip install tlvit[torch]. "
-            "Safetensors files go without."
+            "Safetensors files do not need it."
         ) from None
     return torch
 
 
-def _read_safetensors(path: pathlib.Path, ema: bool | None) -> Weights:
-    if ema:
-        raise ValueError(
-            f"{path} is a safetensors file, which holds one set of weights and does not call it EMA."
-        )
+def _read_safetensors(path: pathlib.Path, weights: str) -> Weights:
+    if weights == "ema":
+        raise ValueError(f"{path} has one set of weights, not marked as EMA; use weights='auto'.")
     try:
         with safetensors.safe_open(path, framework="np") as file:
             tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (not a dict)
             record = json.loads((file.metadata() or {}).get("tlvit", "null"))
     except (safetensors.SafetensorError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is truncated or no safetensors file: {error}") from error
+        raise ValueError(f"{path} is truncated or not a safetensors file: {error}") from error
     return Weights(_clean(path, tensors), "top level", ModelInfo.from_json(record) if record else None)
 
 
-def _choose_section(path: pathlib.Path, record: Any, ema: bool | None) -> Weights:
-    """Finds the weights in what a checkpoint holds."""
+def _choose_section(path: pathlib.Path, record: Any, weights: str) -> Weights:
+    """Finds the state dict in an unpickled checkpoint."""
     if not isinstance(record, Mapping):
         raise ValueError(f"{path} holds a {type(record).__name__}, not a dict of tensors.")
-    kinds = {None: ("ema", "raw"), True: ("ema",), False: ("raw",)}[ema]
-    for section in (s for kind in kinds for s in SECTIONS[kind]):
+    for section in SECTIONS[weights]:
         tensors = _tensors_of(record.get(section))
         if tensors:
             return Weights(_clean(path, tensors), section)
     tensors = _tensors_of(record)
-    if tensors and not ema:
+    if tensors and weights != "ema":
         return Weights(_clean(path, tensors), "top level")
-    sought = "no EMA weights" if ema else "no weights"
-    raise ValueError(f"{path} has {sought}; its keys are {', '.join(map(str, list(record)[:12]))}.")
+    wanted = {"auto": "weights", "ema": "EMA weights", "raw": "raw weights"}[weights]
+    raise ValueError(f"{path} has no {wanted}; its keys are {', '.join(map(str, list(record)[:12]))}.")
 
 
 def _tensors_of(record: Any) -> dict[str, Any]:
@@ -164,7 +170,7 @@ def _tensors_of(record: Any) -> dict[str, Any]:
 
 
 def _clean(path: pathlib.Path, tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Names without wrappers, tensors as float32."""
+    """Strips the wrappers' prefixes off the names and converts the tensors to float32."""
     result: dict[str, np.ndarray] = {}
     for name, tensor in tensors.items():
         bare = name

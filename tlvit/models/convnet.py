@@ -45,6 +45,8 @@ class PooledModel(nnx.Module):
     """A convolutional network: a subclass sets `head`, a PooledClassifier, and says in `encode` what precedes
     it."""
 
+    grid = None
+
     def encode(self, images: Array, key: Array | None) -> Array:
         """[B, H, W, 3] -> the last feature map, [B, h, w, D]."""
         raise NotImplementedError

@@ -1,0 +1,64 @@
+"""Which arrays of a checkpoint a model takes: `fit_arrays`, its report, and the comparison of shapes."""
+
+import types
+
+import numpy as np
+import pytest
+
+from tlvit.checkpoints.fit import LoadReport, check_same_shapes, fit_arrays
+
+MODEL = types.SimpleNamespace(grid=None)
+SHAPES = {"a": (2,), "b/c": (3, 4), "head": (5,)}
+
+
+def arrays(**shapes):
+    return {k.replace("_", "/"): np.zeros(shape) for k, shape in shapes.items()}
+
+
+def test_arrays_that_fit():
+    found = arrays(a=(2,), b_c=(3, 4), head=(5,))
+    chosen, report = fit_arrays(MODEL, SHAPES, found)
+    assert chosen.keys() == found.keys()
+    assert all(chosen[k] is found[k] for k in found)
+    assert report == LoadReport(("a", "b/c", "head"))
+
+
+def test_arrays_that_do_not_fit():
+    with pytest.raises(ValueError, match="3 tensors do not fit") as caught:
+        fit_arrays(MODEL, SHAPES, arrays(a=(2,), b_c=(4, 3), x=(1,)), allow="x/")
+    assert str(caught.value).splitlines()[1:] == [
+        "  b/c: is [4, 3], wanted [3, 4]",
+        "  head: missing, wanted [5]",
+        "  x: unexpected, [1]",
+    ]
+
+
+def test_arrays_that_may_differ():
+    chosen, report = fit_arrays(MODEL, SHAPES, arrays(a=(2,), b_c=(4, 3), x=(1,)), allow=("b", "head", "x"))
+    assert chosen.keys() == {"a"}
+    assert report == LoadReport(("a",), reinitialized=("b/c", "head"), unexpected=("x",))
+
+
+def test_long_lists_are_cut():
+    with pytest.raises(ValueError, match=r"\n  x29: unexpected, \[1\]\n  and 5 more$"):
+        fit_arrays(MODEL, {}, {f"x{i}": np.zeros(1) for i in range(10, 35)})
+
+
+def test_report_is_a_table():
+    report = LoadReport(("a", "b"), ("pos_embed",), tuple(f"head{i}" for i in range(8)))
+    assert str(report).splitlines() == [
+        "loaded             2",
+        "resized            1  pos_embed",
+        "reinitialized      8  head0, head1, head2, head3, head4, head5, and 2 more",
+        "unexpected         0",
+    ]
+
+
+def test_shapes_of_a_run():
+    check_same_shapes(SHAPES, dict(SHAPES), "x")
+    with pytest.raises(ValueError, match=r"^x belongs to another model or optimizer, 2 arrays") as caught:
+        check_same_shapes(SHAPES, {"a": (2,), "b/c": (3, 5), "head": (5,), "z": (1,)}, "x")
+    assert str(caught.value).splitlines()[1:] == [
+        "  b/c: saved (3, 5), this run (3, 4)",
+        "  z: saved (1,), this run nothing",
+    ]

@@ -1,0 +1,136 @@
+"""Decides which arrays of a checkpoint a model takes, and reports what differs."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from tlvit.models.layers import Buffer
+from tlvit.ops.resize import resize_pos_embed
+
+MAX_LINES = 20  # misfits that an error message lists
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadReport:
+    """What was done with the arrays, by name. `str(report)` is a table to print.
+
+    Attributes:
+      loaded: taken unchanged.
+      resized: position embeddings, resized or regenerated for another grid.
+      reinitialized: arrays of the model that keep their initial values.
+      unexpected: arrays of the checkpoint that the model does not have.
+    """
+
+    loaded: tuple[str, ...]
+    resized: tuple[str, ...] = ()
+    reinitialized: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        rows = [f"{'loaded':<15}{len(self.loaded):>5}"]
+        for title in ("resized", "reinitialized", "unexpected"):
+            names = getattr(self, title)
+            more = f", and {len(names) - 6} more" if len(names) > 6 else ""
+            rows.append(f"{title:<15}{len(names):>5}  {', '.join(names[:6])}{more}".rstrip())
+        return "\n".join(rows)
+
+
+def fit_arrays(
+    model: nnx.Module,
+    shapes: Mapping[str, tuple[int, ...]],
+    arrays: Mapping[str, Any],
+    *,
+    allow: Sequence[str] | str = (),
+    pos_grid: tuple[int, int] | None = None,
+) -> tuple[dict[str, Any], LoadReport]:
+    """Compares the arrays of a checkpoint with a model. Nothing is changed.
+
+    Args:
+      model: the model, whose grid the position embeddings are resized to.
+      shapes: name -> shape of all arrays of the model.
+      arrays: name -> array of the checkpoint, with the same naming.
+      allow: prefixes of names that may be missing, unexpected or of another shape. These keep their initial
+        values, except "pos_embed": trained position embeddings are resized (bicubic), fixed ones stay as the
+        model generated them.
+      pos_grid: (h, w) of the checkpoint's position embeddings. Default: a square.
+
+    Returns:
+      (name -> array for the model, LoadReport).
+
+    Raises:
+      ValueError: arrays that do not fit and are not allowed to differ, with their shapes; or position
+        embeddings that cannot be resized.
+    """
+    allowed = (allow,) if isinstance(allow, str) else tuple(allow)
+    chosen, loaded, resized, reinitialized, problems = {}, [], [], [], []
+    for name, shape in shapes.items():
+        array = arrays.get(name)
+        problem = _misfit(model, name, array, shape, pos_grid)
+        if not problem:
+            chosen[name] = array
+            loaded.append(name)
+        elif not name.startswith(allowed):
+            problems.append(f"{name}: {problem}")
+        elif name == "pos_embed" and array is not None:
+            resized.append(name)
+            if not isinstance(model.pos_embed, Buffer):
+                chosen[name] = _resize_pos_embed(model, array, shape, pos_grid)
+        else:
+            reinitialized.append(name)
+    unexpected = sorted(arrays.keys() - shapes.keys())
+    problems += [
+        f"{name}: unexpected, {list(arrays[name].shape)}"
+        for name in unexpected
+        if not name.startswith(allowed)
+    ]
+    if problems:
+        lines = problems[:MAX_LINES]
+        if len(problems) > MAX_LINES:
+            lines.append(f"and {len(problems) - MAX_LINES} more")
+        what = f"{len(problems)} tensors do not fit this {type(model).__name__}"
+        raise ValueError("\n  ".join([f"{what}:", *lines]))
+    return chosen, LoadReport(tuple(loaded), tuple(resized), tuple(reinitialized), tuple(unexpected))
+
+
+def check_same_shapes(
+    wanted: Mapping[str, tuple[int, ...]], saved: Mapping[str, tuple[int, ...]], what: str
+) -> None:
+    """Compares the arrays of a run with those of one of its checkpoints, named `what`.
+
+    Raises:
+      ValueError: arrays are missing, unexpected or of another shape; the first five are listed.
+    """
+    differing = [k for k in sorted({*wanted, *saved}) if wanted.get(k) != saved.get(k)]
+    if differing:
+        lines = [
+            f"{k}: saved {saved.get(k, 'nothing')}, this run {wanted.get(k, 'nothing')}"
+            for k in differing[:5]
+        ]
+        problem = f"{what} belongs to another model or optimizer, {len(differing)} arrays differ:"
+        raise ValueError("\n  ".join([problem, *lines]))
+
+
+def _misfit(
+    model: nnx.Module, name: str, array: Any, shape: tuple[int, ...], pos_grid: tuple[int, int] | None
+) -> str:
+    """What is wrong with an array of the checkpoint; empty if it fits."""
+    if array is None:
+        return f"missing, wanted {list(shape)}"
+    if tuple(array.shape) != shape:
+        return f"is {list(array.shape)}, wanted {list(shape)}"
+    if name == "pos_embed" and pos_grid is not None and tuple(pos_grid) != tuple(model.grid):
+        return f"is for {pos_grid[0]}x{pos_grid[1]} tokens, wanted {model.grid[0]}x{model.grid[1]}"
+    return ""
+
+
+def _resize_pos_embed(
+    model: nnx.Module, table: Any, shape: tuple[int, ...], old_grid: tuple[int, int] | None
+) -> Any:
+    grid = model.grid
+    if grid is None or table.ndim != 3 or table.shape[-1] != shape[-1]:
+        raise ValueError(f"pos_embed: {list(table.shape)} cannot be resized to {list(shape)}.")
+    num_prefix = shape[1] - grid[0] * grid[1]
+    return resize_pos_embed(jnp.asarray(table), grid, num_prefix=num_prefix, old_grid=old_grid)
