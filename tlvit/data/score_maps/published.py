@@ -37,8 +37,9 @@ def import_published(
     """Writes the score maps of a source from .pt files. A second call continues an interrupted one.
 
     A file has one tensor [2, K, h, w]: logits and class indices. The file of an image is LABEL_DIR/PATH.pt if
-    the image's key is PATH or PATH.SUFFIX. If there is no such file, it is the only file below LABEL_DIR whose
-    name is the last part of the key, as in the published LABEL_DIR/CLASS/NAME.pt for TFDS's file names.
+    the image's key is PATH or PATH.SUFFIX. If there is no such file, it is the only file below LABEL_DIR
+    whose name is the last part of the key. That matches the published LABEL_DIR/CLASS/NAME.pt with the keys
+    of TFDS, which are file names.
 
     Args:
       label_dir: folder of the .pt files.
@@ -57,7 +58,8 @@ def import_published(
 
     Raises:
       ValueError: there are no files, too many images have no file, two files match one image, or a file is
-        damaged, has another shape than the first, logits that are not finite, or indices that are not classes.
+        damaged, has another shape than the first, has logits that are not finite, or has indices that are
+        not classes.
     """
     files = _find_files(os.fspath(label_dir))
     top_k, grid = _first_shape(files, source)
