@@ -41,9 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         from tlvit.data.sources.open import open_source
 
-        model, info = load(options.checkpoint, model=options.model, weights=options.weights)
+        model, info = load(
+            options.checkpoint, model=options.model, weights=options.weights, image_size=options.image_size
+        )
         annotate(
-            Annotator(model, info, options.image_size),
+            Annotator(model, info),
             open_source(options.data, options.split, data_dir=options.data_dir),
             options.out,
             top_k=options.top_k,

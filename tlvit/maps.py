@@ -102,7 +102,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--center-fraction",
         type=float,
         default=1.0,
-        help="with center: side of the square as a fraction of the shorter side (1); the annotator's crop_pct",
+        help="with center: side of the square as a fraction of the image's shorter side (1)",
     )
     add("--max-missing", type=float, default=0.0, help="largest fraction of images without a file (0)")
     add("--threads", type=int, default=0, help="threads that read files (0: eight)")

@@ -314,7 +314,11 @@ def _in_order(
         del spec
         # The key alone: the image of a record is not read for it.
         key, label = source.parse(record)["key"], tf.constant(0)
-        real = {"real_labels": tf.fill([source.max_labels], tf.constant(-1, tf.int64))} if source.max_labels else {}
+        real = (
+            {"real_labels": tf.fill([source.max_labels], tf.constant(-1, tf.int64))}
+            if source.max_labels
+            else {}
+        )
         image, geometry = tf.zeros([*image_size, 3], tf.uint8), tf.zeros([2, 3])
         fields = {
             "image": image,
