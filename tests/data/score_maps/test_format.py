@@ -89,5 +89,7 @@ def test_the_center_share_of_version_0_1_is_the_center_fraction(source, maps):
     edit(path, lambda c: version_0_1(c, 1.0) | {"geometry": "center", "center_share": 0.75})
     info = open_score_maps(maps.path).info
     assert (info.geometry, info.center_fraction) == ("center", 0.75)
-    with pytest.raises(ValueError, match=r"already has score maps with center_fraction 0\.75 instead of 0\.5"):
+    with pytest.raises(
+        ValueError, match=r"already has score maps with center_fraction 0\.75 instead of 0\.5"
+    ):
         ScoreMapWriter(maps.path, source, dataclasses.replace(info, center_fraction=0.5))
