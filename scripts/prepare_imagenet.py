@@ -81,11 +81,11 @@ def _absent(path: str, kind: str) -> str:
     unpacked = os.path.join(os.path.dirname(path), kind)
     if os.path.isdir(unpacked):
         return (
-            f"{path} is missing, but there is a folder {unpacked}. TFDS reads the archives only. "
+            f"{path} is missing, but there is a folder {unpacked}: TFDS reads the archives only. "
             f"Class folders need no preparation: train with --config.data.name={os.path.dirname(path)}"
         )
     return (
-        f"{path} is missing. Download it from https://image-net.org/download-images (ILSVRC2012, after login)"
+        f"{path} is missing: download it from https://image-net.org/download-images (ILSVRC2012, after login)"
     )
 
 
