@@ -20,7 +20,6 @@ def load(
     *,
     model: str | None = None,
     ema: bool | None = None,
-    weights: str = "auto",
     image_size: int | tuple[int, int] | None = None,
     pos_grid: tuple[int, int] | None = None,
     **overrides: Any,
@@ -43,7 +42,6 @@ def load(
       FileNotFoundError: no such file.
       ImportError: a pickle, and torch is not installed.
     """
-    ema = {"ema": True, "raw": False}.get(weights, ema)
     path = pathlib.Path(path)
     if not path.is_dir():
         return open_weights(

@@ -308,9 +308,3 @@ def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 def _brief(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).splitlines()[0][:300] if str(error) else ''}"
-
-
-def save_model_folder(path, model, info):
-    from tlvit.checkpoints.load import save_folder
-
-    save_folder(path, model, info)

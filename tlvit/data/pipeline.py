@@ -194,7 +194,7 @@ def eval_batches(
         num_threads=num_threads,
     )
     missing = -(-share // local) - -(-(last - first) // local)
-    empty = _empty_batch(local, image_size, source.max_labels)
+    empty = _empty_batch(local, image_size, source.max_real)
     return itertools.chain((item.batch for item in items), itertools.repeat(empty, missing))
 
 
@@ -204,8 +204,8 @@ def annotation_batches(
     *,
     batch_size: int,
     image_size: tuple[int, int],
-    max_corrupt: float = 0.0,
-    threads: int = 0,
+    max_bad: float = 0.0,
+    num_threads: int | None = None,
 ) -> Iterator[KeyedBatch]:
     """The images of one shard in record order, each squashed as a whole to (H, W), with their keys.
 
@@ -220,9 +220,9 @@ def annotation_batches(
         transform,
         batch_size=batch_size,
         image_size=image_size,
-        max_bad=max_corrupt,
+        max_bad=max_bad,
         limit="--max-missing",
-        num_threads=threads or None,
+        num_threads=num_threads,
     )
 
 
@@ -281,7 +281,7 @@ def _same_image(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
 
     This comes after an image is decoded and not before, so that the error is not taken for a broken image.
     """
-    rest = {k: v for k, v in example.items() if k not in ("key", "map_key", "map_folder", "real_labels")}
+    rest = {k: v for k, v in example.items() if k not in ("key", "map_key", "map_folder", "real")}
     if "map_key" not in example:
         return rest
     said = ["score map of another image: the image is", example["key"], "but its map in"]
@@ -314,11 +314,7 @@ def _in_order(
         del spec
         # The key alone: the image of a record is not read for it.
         key, label = source.parse(record)["key"], tf.constant(0)
-        real = (
-            {"real_labels": tf.fill([source.max_labels], tf.constant(-1, tf.int64))}
-            if source.max_labels
-            else {}
-        )
+        real = {"real": tf.fill([source.max_real], tf.constant(-1, tf.int64))} if source.max_real else {}
         image, geometry = tf.zeros([*image_size, 3], tf.uint8), tf.zeros([2, 3])
         fields = {
             "image": image,
@@ -372,7 +368,7 @@ def _to_batch(arrays: dict[str, np.ndarray]) -> Batch:
         mask=arrays["mask"] if "mask" in arrays else np.ones(len(arrays["label"]), bool),
         maps=maps,
         geometry=arrays["geometry"],
-        real_labels=arrays["real_labels"].astype(np.int32) if "real_labels" in arrays else None,
+        real_labels=arrays["real"].astype(np.int32) if "real" in arrays else None,
     )
 
 
@@ -392,13 +388,13 @@ def _pad(batch: Batch, size: int) -> Batch:
     )
 
 
-def _empty_batch(size: int, image_size: tuple[int, int], max_labels: int) -> Batch:
+def _empty_batch(size: int, image_size: tuple[int, int], max_real: int) -> Batch:
     empty = Batch(
         image=np.zeros((0, *image_size, 3), np.uint8),
         label=np.zeros(0, np.int32),
         mask=np.zeros(0, bool),
         maps=None,
         geometry=np.zeros((0, 2, 3), np.float32),
-        real_labels=np.zeros((0, max_labels), np.int32) if max_labels else None,
+        real_labels=np.zeros((0, max_real), np.int32) if max_real else None,
     )
     return _pad(empty, size)

@@ -59,8 +59,6 @@ class PooledModel(nnx.Module):
         """The last feature map, [B, h, w, D]."""
         return self.encode(images, None)
 
-    has_dense_logits = True
-
     def dense_logits(self, images: Array) -> Array:
         """The classifier's logits of every cell of the last feature map, float32 [B, h, w, L]: score maps."""
         return self.head.dense(self.features(images))

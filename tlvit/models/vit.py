@@ -58,10 +58,6 @@ class TokenModel(nnx.Module):
             )
         return self.aux_head(self.features(images)).astype(jnp.float32)
 
-    @property
-    def has_dense_logits(self) -> bool:
-        return self.aux_head is not None
-
     def attention_maps(self, images: Array) -> list[Array]:
         """The attention of every block, float32 [B, heads, P + N, P + N] each; the first P tokens are the
         class token and, in a distilled model, the distillation token."""
