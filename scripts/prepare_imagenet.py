@@ -1,4 +1,4 @@
-"""Checks a download of ImageNet (names, sizes, counts, free space) before TFDS spends hours on it:
+"""Checks a download of ImageNet (names, sizes, counts, free space) before TFDS spends hours preparing it.
 
 python scripts/prepare_imagenet.py ~/Downloads --data-dir=~/tensorflow_datasets [--prepare]
 """
@@ -15,18 +15,18 @@ import sys
 import tarfile
 from collections.abc import Iterator, Sequence
 
-JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG"  # one file of ImageNet is a PNG by another name
-NEEDED_SPACE = 320 << 30  # bytes that TFDS writes: 155 GB of records, and as much while it shuffles them
+JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG"  # one .JPEG file of ImageNet is a PNG
+NEEDED_SPACE = 320 << 30  # bytes: 155 GB of records, and as much again while TFDS shuffles them
 
 
 @dataclasses.dataclass(frozen=True)
 class Expected:
-    """What a complete download holds; the numbers are those of ILSVRC 2012.
+    """The contents of a complete download. The defaults are those of ILSVRC 2012.
 
     Attributes:
-      train_bytes, val_bytes: sizes of the two files, or None where they do not matter.
-      classes: archives within the training file, one a class.
-      train_images, val_images: images.
+      train_bytes, val_bytes: sizes of the two files; None: not checked.
+      classes: number of archives in the training file, one for each class.
+      train_images, val_images: numbers of images.
     """
 
     train_bytes: int | None = 147_897_477_120
@@ -38,21 +38,24 @@ class Expected:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What was found: facts worth telling, and problems that TFDS would fail on or pass over in silence."""
+    """What a download has, and the problems on which TFDS would fail or which it would not notice."""
 
     facts: tuple[str, ...]
     problems: tuple[str, ...]
 
 
 def check_download(folder: str, *, expected: Expected | None = None, quick: bool = False) -> Report:
-    """Look through ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar in a folder, without unpacking them.
+    """Checks ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar in a folder without unpacking them.
 
-    Only the headers of the images are read, by jumping from one to the next.
+    Only the headers of the images are read.
 
     Args:
-      folder: of the two files, TFDS's manual_dir.
-      expected: what should be there.
-      quick: look at names and sizes of the two files alone.
+      folder: the folder of the two files, TFDS's manual_dir.
+      expected: the contents of a complete download. None: `Expected()`.
+      quick: check only the names and sizes of the two files.
+
+    Returns:
+      What the download has, and its problems.
     """
     expected = expected or Expected()
     facts, problems = [], []
@@ -74,23 +77,27 @@ def check_download(folder: str, *, expected: Expected | None = None, quick: bool
 
 
 def _absent(path: str, kind: str) -> str:
+    """A sentence about a missing file."""
     unpacked = os.path.join(os.path.dirname(path), kind)
     if os.path.isdir(unpacked):
         return (
             f"{path} is missing, but there is a folder {unpacked}: TFDS reads the archives only. "
             f"Class folders need no preparation: train with --config.data.name={os.path.dirname(path)}"
         )
-    return f"{path} is missing: it comes from https://image-net.org/download-images (ILSVRC2012, after login)"
+    return (
+        f"{path} is missing: download it from https://image-net.org/download-images (ILSVRC2012, after login)"
+    )
 
 
 def _explain(found: int, size: int) -> str:
+    """Why a file has another size than expected."""
     if found < size:
-        return f"{100 * found / size:.1f} % of it are there, the download has not finished"
-    return "it is another file, or was packed again"
+        return f"{100 * found / size:.1f} % of it is downloaded"
+    return "it is a different archive"
 
 
 def _check_train(path: str, expected: Expected) -> tuple[list[str], list[str]]:
-    """The training file: one archive a class, named after its WordNet id, with images named after it."""
+    """Checks the training file: an archive for each class, both it and its images named by the WordNet id."""
     problems, counts = [], collections.Counter()
     try:
         with tarfile.open(path) as outer:
@@ -98,17 +105,17 @@ def _check_train(path: str, expected: Expected) -> tuple[list[str], list[str]]:
                 name = re.fullmatch(r"(?:\./)?(n\d{8})\.tar", member.name)
                 if not name:
                     problems.append(
-                        f"{path} holds {member.name!r}, which is no class archive (nXXXXXXXX.tar)"
+                        f"{path} has {member.name!r}, which is not a class archive (nXXXXXXXX.tar)"
                     )
                     continue
                 synset = name.group(1)
                 if synset in counts:
-                    problems.append(f"{path} holds {synset}.tar twice")
+                    problems.append(f"{path} has {synset}.tar twice")
                 with outer.extractfile(member) as file, tarfile.open(fileobj=file) as inner:
                     wrong = list(_wrong_images(inner, rf"{synset}_\d+\.JPEG", counts, synset))
-                problems += [f"{path}: {synset}.tar holds {text}" for text in wrong[:3]]
+                problems += [f"{path}: {synset}.tar has {text}" for text in wrong[:3]]
                 if not counts[synset]:
-                    problems.append(f"{path}: {synset}.tar holds no image")
+                    problems.append(f"{path}: {synset}.tar has no images")
                 if len(counts) % 50 == 0:
                     print(f"  {len(counts)} classes, {counts.total():,} images", file=sys.stderr, flush=True)
     except (tarfile.TarError, EOFError, OSError) as error:
@@ -117,38 +124,40 @@ def _check_train(path: str, expected: Expected) -> tuple[list[str], list[str]]:
         )
         return [], problems
     if len(counts) != expected.classes:
-        problems.append(f"{path} holds {len(counts)} classes instead of {expected.classes}")
+        problems.append(f"{path} has {len(counts)} classes instead of {expected.classes}")
     if counts.total() != expected.train_images:
         few = ", ".join(f"{synset} {n}" for synset, n in sorted(counts.items(), key=lambda x: x[1])[:3])
         problems.append(
-            f"{path} holds {counts.total():,} images instead of {expected.train_images:,}; fewest: {few}"
+            f"{path} has {counts.total():,} images instead of {expected.train_images:,}; fewest: {few}"
         )
     return [f"{path}: {counts.total():,} images of {len(counts)} classes"], problems
 
 
 def _check_val(path: str, expected: Expected) -> tuple[list[str], list[str]]:
-    """The validation file: images numbered from 1 on, as TFDS looks their labels up by name."""
+    """Checks the validation file: images numbered from 1, whose labels TFDS looks up by name."""
     counts = collections.Counter()
     try:
         with tarfile.open(path) as archive:
             problems = list(_wrong_images(archive, r"ILSVRC2012_val_\d{8}\.JPEG", counts, "val"))
     except (tarfile.TarError, EOFError, OSError) as error:
         return [], [f"{path} is damaged after {counts['val']:,} images: {error}"]
-    problems = [f"{path} holds {text}" for text in problems[:3]]
+    problems = [f"{path} has {text}" for text in problems[:3]]
     if counts["val"] != expected.val_images:
-        problems.append(f"{path} holds {counts['val']:,} images instead of {expected.val_images:,}")
+        problems.append(f"{path} has {counts['val']:,} images instead of {expected.val_images:,}")
     return [f"{path}: {counts['val']:,} images"], problems
 
 
-def _wrong_images(archive: tarfile.TarFile, pattern: str, counts, label: str) -> Iterator[str]:
-    """What is not as it should be, in words; counts the images under a label."""
+def _wrong_images(
+    archive: tarfile.TarFile, pattern: str, counts: collections.Counter, label: str
+) -> Iterator[str]:
+    """Yields descriptions of wrong entries and counts the images under a label."""
     seen = set()
     for member in archive:
         if not member.isfile():
-            yield f"{member.name!r}, which is no file"
+            yield f"{member.name!r}, which is not a file"
             continue
         if not re.fullmatch(pattern, member.name):
-            yield f"{member.name!r}, which is not named as an image of it"
+            yield f"{member.name!r}, which is not the name of one of its images"
             continue
         if member.name in seen:
             yield f"{member.name!r} twice"
@@ -156,11 +165,11 @@ def _wrong_images(archive: tarfile.TarFile, pattern: str, counts, label: str) ->
         counts[label] += 1
         start = archive.extractfile(member).read(4)
         if not start.startswith((JPEG, PNG)):
-            yield f"{member.name!r}, which is no JPEG (it begins with {start!r})"
+            yield f"{member.name!r}, which is not a JPEG file (it begins with {start!r})"
 
 
 def check_space(data_dir: str, *, needed: int = NEEDED_SPACE) -> str | None:
-    """A sentence about too little room for the prepared data, or None."""
+    """Returns a sentence about too little free space for the prepared data, or None."""
     folder = os.path.abspath(data_dir)
     while not os.path.isdir(folder):
         folder = os.path.dirname(folder)
@@ -171,12 +180,18 @@ def check_space(data_dir: str, *, needed: int = NEEDED_SPACE) -> str | None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns the exit status: 0 if all is well."""
-    parser = argparse.ArgumentParser(description="Check a download of ImageNet before TFDS prepares it.")
-    parser.add_argument("folder", help="holds ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar")
-    parser.add_argument("--data-dir", default="~/tensorflow_datasets", help="where TFDS is to write")
-    parser.add_argument("--quick", action="store_true", help="names and sizes only (else: minutes)")
-    parser.add_argument("--prepare", action="store_true", help="run TFDS if all is well")
+    """Runs the command. Returns the exit status: 0 if there are no problems."""
+    parser = argparse.ArgumentParser(
+        description="Checks a download of ImageNet before TFDS prepares it.",
+        epilog="example:\n  python scripts/prepare_imagenet.py ~/Downloads --data-dir=/data/tfds --prepare",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", help="folder of ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar")
+    parser.add_argument("--data-dir", default="~/tensorflow_datasets", help="folder of the TFDS data sets")
+    parser.add_argument(
+        "--quick", action="store_true", help="check names and sizes only, without reading the files"
+    )
+    parser.add_argument("--prepare", action="store_true", help="run TFDS if there are no problems")
     options = parser.parse_args(arguments)
     folder, data_dir = os.path.expanduser(options.folder), os.path.expanduser(options.data_dir)
     report = check_download(folder, quick=options.quick)
@@ -189,7 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if problems:
         return 1
     command = ["tfds", "build", "imagenet2012", f"--manual_dir={folder}", f"--data_dir={data_dir}"]
-    print(f"All is well. TFDS needs some hours:\n{shlex.join(command)}")
+    print(f"The download is complete. Prepare it with TFDS, which takes some hours:\n{shlex.join(command)}")
     return subprocess.run(command, check=False).returncode if options.prepare else 0
 
 

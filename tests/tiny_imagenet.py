@@ -1,5 +1,4 @@
-"""ImageNet, its ReaL labels and ImageNet-V2 in small, laid out as the real ones, and prepared by TFDS's own
-builders."""
+"""Small versions of ImageNet, ImageNet ReaL and ImageNet-V2, prepared by TFDS's own builders."""
 
 import io
 import json
@@ -14,7 +13,7 @@ SYNSETS = ("n01440764", "n01443537", "n01484850")  # classes 0, 1, 2 of a thousa
 
 
 def jpeg(red, size=(40, 30), image_format="JPEG"):
-    """An encoded plain image of some red."""
+    """An encoded image of one color with the given red."""
     buffer = io.BytesIO()
     pixels = np.zeros((size[1], size[0], 3), np.uint8)
     pixels[:, :, 0] = red
@@ -23,7 +22,7 @@ def jpeg(red, size=(40, 30), image_format="JPEG"):
 
 
 def pack(entries):
-    """name -> bytes, as the bytes of a tar file."""
+    """The bytes of a tar file of the entries, name -> bytes."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for name, content in entries.items():
@@ -34,7 +33,7 @@ def pack(entries):
 
 
 def class_archives(images=4):
-    """Archives of the classes: image i of class c is named after both and has red 60 c + 10 i."""
+    """Archives of the classes. The name of image i of class c has both, and its red is 60 c + 10 i."""
     return {
         f"{synset}.tar": pack({f"{synset}_{i}.JPEG": jpeg(60 * c + 10 * i) for i in range(images)})
         for c, synset in enumerate(SYNSETS)
@@ -42,7 +41,7 @@ def class_archives(images=4):
 
 
 def write_archives(folder, train=None, val=None):
-    """Both archives in a folder: 12 training and 5 validation images unless given."""
+    """Writes both archives: by default, 12 training and 5 validation images."""
     folder.mkdir(parents=True, exist_ok=True)
     val = val or {f"ILSVRC2012_val_{i + 1:08d}.JPEG": jpeg(40 * i) for i in range(5)}
     (folder / "ILSVRC2012_img_train.tar").write_bytes(pack(train or class_archives()))
@@ -50,13 +49,13 @@ def write_archives(folder, train=None, val=None):
 
 
 def prepare(data_dir):
-    """imagenet2012 under data_dir: 12 training and 5 validation images."""
+    """Writes imagenet2012 to data_dir: 12 training and 5 validation images."""
     write_archives(data_dir / "manual")
     _prepare("imagenet2012", data_dir, num_shards=2)
 
 
 def prepare_real(data_dir, sets):
-    """imagenet2012_real under data_dir: five validation images with these sets of right labels."""
+    """Writes imagenet2012_real to data_dir: five validation images with these sets of correct labels."""
     write_archives(data_dir / "manual")
     (data_dir / "real.json").write_text(json.dumps(sets))
     with mock.patch.object(tfds.download.DownloadManager, "download", return_value=data_dir / "real.json"):
@@ -64,7 +63,7 @@ def prepare_real(data_dir, sets):
 
 
 def prepare_v2(data_dir, classes):
-    """imagenet_v2/matched-frequency under data_dir: an image of each of these classes."""
+    """Writes imagenet_v2/matched-frequency to data_dir: an image of each of these classes."""
     folder = data_dir / "extracted"
     for i, label in enumerate(classes):
         path = folder / "imagenetv2-matched-frequency-format-val" / str(label) / f"{i}.jpeg"
@@ -76,6 +75,6 @@ def prepare_v2(data_dir, classes):
 
 
 def _prepare(name, data_dir, **options):
-    """Everything but the download itself, which has been replaced."""
+    """Runs TFDS's builder without a download."""
     config = tfds.download.DownloadConfig(manual_dir=data_dir / "manual", try_download_gcs=False, **options)
     tfds.builder(name, data_dir=data_dir, try_gcs=False).download_and_prepare(download_config=config)

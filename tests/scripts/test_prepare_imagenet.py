@@ -1,4 +1,4 @@
-"""The check of a download of ImageNet: what is right passes, and every kind of wrong is named."""
+"""Tests of the check of an ImageNet download: a complete one passes, and every problem is named."""
 
 import importlib.util
 import sys
@@ -14,7 +14,7 @@ SCRIPT = ROOT / "scripts" / "prepare_imagenet.py"
 def script():
     spec = importlib.util.spec_from_file_location("prepare_imagenet", SCRIPT)
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
+    sys.modules[spec.name] = module  # dataclasses look up their module
     spec.loader.exec_module(module)
     return module
 
@@ -24,7 +24,7 @@ def check(script, folder, **changes):
     return script.check_download(str(folder), expected=script.Expected(**numbers))
 
 
-def test_a_whole_download_passes(script, tmp_path):
+def test_a_complete_download_passes(script, tmp_path):
     tiny_imagenet.write_archives(tmp_path)
     report = check(script, tmp_path)
     assert report.problems == ()
@@ -38,7 +38,7 @@ def test_the_published_numbers_are_the_default(script):
     assert (expected.train_bytes, expected.val_bytes) == (147_897_477_120, 6_744_924_160)
 
 
-def test_what_is_absent_is_named(script, tmp_path):
+def test_missing_files_are_named(script, tmp_path):
     report = check(script, tmp_path)
     assert [p.split(":")[0] for p in report.problems] == [
         f"{tmp_path}/ILSVRC2012_img_{kind}.tar is missing" for kind in ("train", "val")
@@ -47,29 +47,29 @@ def test_what_is_absent_is_named(script, tmp_path):
     assert "Class folders need no preparation" in check(script, tmp_path).problems[0]
 
 
-def test_an_unfinished_download_is_told_by_its_size(script, tmp_path):
+def test_an_unfinished_download_is_found_by_its_size(script, tmp_path):
     tiny_imagenet.write_archives(tmp_path)
     size = (tmp_path / "ILSVRC2012_img_train.tar").stat().st_size
     (problem,) = check(script, tmp_path, train_bytes=2 * size).problems
-    assert f"has {size:,} bytes instead of {2 * size:,}: 50.0 % of it are there" in problem
+    assert f"has {size:,} bytes instead of {2 * size:,}: 50.0 % of it is downloaded" in problem
 
 
 @pytest.mark.parametrize(
     ("train", "match"),
     [
-        ({"n01440764.tar": None}, ["holds 8 images instead of 12", "holds 2 classes instead of 3"]),
+        ({"n01440764.tar": None}, ["has 8 images instead of 12", "has 2 classes instead of 3"]),
         ({"n01440764.tar": b""}, ["is damaged after 0 images"]),
-        ({"readme.txt": b"x"}, ["holds 'readme.txt', which is no class archive"]),
+        ({"readme.txt": b"x"}, ["has 'readme.txt', which is not a class archive"]),
         (
             {"n01440764.tar": tiny_imagenet.pack({"n01443537_0.JPEG": tiny_imagenet.jpeg(3)})},
             [
-                "n01440764.tar holds 'n01443537_0.JPEG', which is not named as an image of it",
-                "holds no image",
+                "n01440764.tar has 'n01443537_0.JPEG', which is not the name of one of its images",
+                "has no images",
             ],
         ),
         (
             {"n01440764.tar": tiny_imagenet.pack({f"n01440764_{i}.JPEG": b"<html>" for i in range(4)})},
-            ["'n01440764_0.JPEG', which is no JPEG (it begins with b'<htm')"],
+            ["'n01440764_0.JPEG', which is not a JPEG file (it begins with b'<htm')"],
         ),
     ],
 )
@@ -84,14 +84,14 @@ def test_wrong_validation_archives_are_named(script, tmp_path):
     val = {"ILSVRC2012_val_00000001.JPEG": tiny_imagenet.jpeg(1), "val/x.JPEG": tiny_imagenet.jpeg(2)}
     tiny_imagenet.write_archives(tmp_path, val=val)
     problems = check(script, tmp_path).problems
-    assert any("holds 'val/x.JPEG', which is not named as an image" in p for p in problems)
-    assert any("holds 1 images instead of 5" in p for p in problems)
+    assert any("has 'val/x.JPEG', which is not the name of one of its images" in p for p in problems)
+    assert any("has 1 images instead of 5" in p for p in problems)
     path = tmp_path / "ILSVRC2012_img_val.tar"
     path.write_bytes(path.read_bytes()[:700])
     assert any("val.tar is damaged" in p or "instead of 5" in p for p in check(script, tmp_path).problems)
 
 
-def test_the_command_says_how_to_go_on_or_fails(script, tmp_path, capsys, monkeypatch):
+def test_the_command_prints_the_next_command_or_fails(script, tmp_path, capsys, monkeypatch):
     tiny_imagenet.write_archives(tmp_path)
     assert script.main([str(tmp_path), f"--data-dir={tmp_path}/out", "--quick"]) == 1
     assert "PROBLEM" in capsys.readouterr().out
@@ -101,10 +101,10 @@ def test_the_command_says_how_to_go_on_or_fails(script, tmp_path, capsys, monkey
     assert script.main([str(tmp_path), f"--data-dir={tmp_path}/out"]) == 0
     wanted = f"tfds build imagenet2012 --manual_dir={tmp_path} --data_dir={tmp_path}/out"
     assert wanted in capsys.readouterr().out
-    monkeypatch.setattr(script, "check_space", lambda data_dir: "too little room")
+    monkeypatch.setattr(script, "check_space", lambda data_dir: "too little space")
     assert script.main([str(tmp_path), f"--data-dir={tmp_path}/out"]) == 1
 
 
-def test_too_little_room_is_told(script, tmp_path):
+def test_too_little_space_is_reported(script, tmp_path):
     assert script.check_space(str(tmp_path / "not/yet/there"), needed=1) is None
     assert "preparing needs about 1000000 GB" in script.check_space(str(tmp_path), needed=10**15)

@@ -1,4 +1,4 @@
-"""Files of torch.save read without torch: equal to what torch reads, and nothing but tensors."""
+"""Tests of reading torch.save files without torch: equal to what torch reads, and tensors only."""
 
 import io
 import os
@@ -52,9 +52,9 @@ class Evil:
 
 
 @pytest.mark.parametrize("new", [True, False])
-def test_code_in_a_file_is_refused_and_does_not_run(tmp_path, new):
+def test_code_in_a_file_raises_an_error_and_does_not_run(tmp_path, new):
     content = saved({"x": Evil(str(tmp_path / "run"))}, _use_new_zipfile_serialization=new)
-    with pytest.raises(ValueError, match=r"a.pt is no tensor that can be read: it asks for posix.mkdir"):
+    with pytest.raises(ValueError, match=r"a.pt is not a readable tensor: it refers to posix.mkdir"):
         read_tensor(content, "a.pt")
     assert not (tmp_path / "run").exists()
 
@@ -62,27 +62,27 @@ def test_code_in_a_file_is_refused_and_does_not_run(tmp_path, new):
 @pytest.mark.parametrize(
     "name", ["torch.load", "torch._utils._rebuild_parameter", "builtins.eval", "torch.Tensor"]
 )
-def test_other_names_of_torch_and_python_are_refused(name):
+def test_other_names_of_torch_and_python_raise_an_error(name):
     module, _, attribute = name.rpartition(".")
     code = b"\x80\x02c" + f"{module}\n{attribute}\n".encode() + b"."
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr("archive/data.pkl", code)
-    with pytest.raises(ValueError, match=f"it asks for {name}"):
+    with pytest.raises(ValueError, match=f"it refers to {name}"):
         read_tensor(buffer.getvalue(), "a.pt")
 
 
 @pytest.mark.parametrize(
     ("thing", "match"),
     [
-        ({"a": torch.ones(2)}, "holds a dict, not a tensor"),
-        ([torch.ones(2)], "holds a list, not a tensor"),
-        (7, "holds a int, not a tensor"),
+        ({"a": torch.ones(2)}, "object of type dict, not a tensor"),
+        ([torch.ones(2)], "object of type list, not a tensor"),
+        (7, "object of type int, not a tensor"),
         (torch.nn.Parameter(torch.ones(2)), "_rebuild_parameter"),
         (torch.ones(2, dtype=torch.complex64), "ComplexFloatStorage"),
     ],
 )
-def test_other_things_are_refused(thing, match):
+def test_other_objects_raise_an_error(thing, match):
     with pytest.raises(ValueError, match=match):
         read_tensor(saved(thing), "a.pt")
 
@@ -96,7 +96,7 @@ def rezipped(content, change):
     return buffer.getvalue()
 
 
-def test_a_view_beyond_its_storage_is_refused():
+def test_a_view_beyond_its_storage_raises_an_error():
     content = saved(torch.ones(4))
     inner = lambda name, data: (
         data.replace(b"K\x00K\x04\x85", b"K\x02K\x04\x85") if name.endswith("pkl") else data
@@ -106,15 +106,15 @@ def test_a_view_beyond_its_storage_is_refused():
         read_tensor(rezipped(content, inner), "a.pt")
 
 
-def test_damage_is_refused():
+def test_damage_raises_an_error():
     content = saved(score_map())
     short = lambda name, data: data[:-2] if name.endswith("data/0") else data
     with pytest.raises(ValueError, match="storage 0 has 6478 bytes instead of 6480"):
         read_tensor(rezipped(content, short), "a.pt")
     for damaged in (content[:-100], content[:200], b"", b"PK", b"hello", pickle.dumps(3), pickle.dumps([1])):
-        with pytest.raises(ValueError, match=r"a.pt is no tensor that can be read"):
+        with pytest.raises(ValueError, match=r"a.pt is not a readable tensor"):
             read_tensor(damaged, "a.pt")
     old = saved(score_map(), _use_new_zipfile_serialization=False)
     for cut in (1, 1000, len(old) - 30):
-        with pytest.raises(ValueError, match=r"a.pt is no tensor that can be read"):
+        with pytest.raises(ValueError, match=r"a.pt is not a readable tensor"):
             read_tensor(old[:-cut], "a.pt")

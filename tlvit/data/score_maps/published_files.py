@@ -1,9 +1,11 @@
-"""Reads one tensor from a file of torch.save without torch, and without unpickling anything but tensors."""
+"""Reads a tensor from a file written by torch.save, without torch and without running code in the file."""
 
 import collections
 import io
 import pickle
 import zipfile
+from collections.abc import Callable
+from typing import IO, Any
 
 import numpy as np
 
@@ -17,53 +19,57 @@ DTYPES = {
     "IntStorage": "<i4",
     "LongStorage": "<i8",
 }
-MAX_BYTES = 1 << 28  # of a file's tensor: far above any score map, far below what fills the memory
-LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first thing in a file that was written before torch 1.6
+MAX_BYTES = 1 << 28  # largest tensor in bytes, far above the size of a score map
+LoadStorage = Callable[[str, np.dtype, int], np.ndarray]  # key, type, count -> the storage
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first object in a file written before torch 1.6
 
 
 def read_tensor(content: bytes, name: str) -> np.ndarray:
-    """The tensor in a file that torch.save wrote, of either format (zip, or before torch 1.6).
+    """Reads the tensor in a file of torch.save, of either format (zip, or the one before torch 1.6).
 
-    The pickle may name torch's storage types, its function that makes a tensor of one, and OrderedDict;
-    anything else is refused before it runs.
+    The pickle in the file may refer to torch's storage types, to its function that builds a tensor from a
+    storage, and to OrderedDict. Any other reference raises an error before it is called.
 
     Args:
-      content: of the file.
-      name: of the file, for messages.
+      content: bytes of the file.
+      name: name of the file, for messages.
+
+    Returns:
+      The tensor.
 
     Raises:
-      ValueError: it is no such file, is damaged, holds something else than one tensor, or asks for anything
-        else to be run.
+      ValueError: the file is damaged or was not written by torch.save, its object is not one tensor, or its
+        pickle refers to anything else.
     """
     try:
         tensor = _read_zip(content) if content[:2] == b"PK" else _read_legacy(content)
-    except Exception as error:  # a damaged pickle can fail in any way, and each of them means the same here
-        raise ValueError(f"{name} is no tensor that can be read: {error}") from error
+    except Exception as error:  # a damaged pickle can raise any exception
+        raise ValueError(f"{name} is not a readable tensor: {error}") from error
     if not isinstance(tensor, np.ndarray):
-        raise ValueError(f"{name} holds a {type(tensor).__name__}, not a tensor")
+        raise ValueError(f"{name} has an object of type {type(tensor).__name__}, not a tensor")
     return tensor
 
 
 class _TensorUnpickler(pickle.Unpickler):
-    """Finds nothing but what a tensor is made of."""
+    """Unpickles tensors only."""
 
-    def __init__(self, file, load_storage):
+    def __init__(self, file: IO[bytes], load_storage: LoadStorage):
         super().__init__(file)
         self.load_storage = load_storage
 
-    def find_class(self, module: str, name: str):
+    def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
             return _rebuild
         if (module, name) == ("collections", "OrderedDict"):
             return collections.OrderedDict
         if module == "torch" and name in DTYPES:
             return _StorageType(DTYPES[name])
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not part of a tensor")
+        raise pickle.UnpicklingError(f"it refers to {module}.{name}, which is not part of a tensor")
 
-    def persistent_load(self, pid):
+    def persistent_load(self, pid: tuple) -> np.ndarray:
         kind, storage_type, key, _, count = pid[:5]
         if kind != "storage" or not isinstance(storage_type, _StorageType):
-            raise pickle.UnpicklingError(f"it refers to {kind!r}, which is no storage")
+            raise pickle.UnpicklingError(f"it refers to {kind!r}, which is not a storage")
         if not 0 <= count * storage_type.dtype.itemsize <= MAX_BYTES:
             raise pickle.UnpicklingError(f"its storage has {count} numbers, more than {MAX_BYTES} bytes")
         view = pid[5] if len(pid) > 5 else None
@@ -73,23 +79,24 @@ class _TensorUnpickler(pickle.Unpickler):
 
 
 class _StorageType:
-    """Stands for a storage type of torch; calling it is an error, as torch's own would run code."""
+    """Replaces a storage type of torch. It cannot be called."""
 
     def __init__(self, dtype: str):
         self.dtype = np.dtype(dtype)
 
 
-def _read_zip(content: bytes):
+def _read_zip(content: bytes) -> Any:
+    """Unpickles the object of a zip file, the format since torch 1.6."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         sizes = {info.filename: info.file_size for info in archive.infolist()}
         pickles = [name for name in sizes if name.endswith("/data.pkl") or name == "data.pkl"]
         if len(pickles) != 1:
-            raise ValueError(f"it holds {len(pickles)} pickles instead of one")
+            raise ValueError(f"it has {len(pickles)} pickles instead of one")
         root = pickles[0][: -len("data.pkl")]
         if sizes.get(f"{root}byteorder") and archive.read(f"{root}byteorder") != b"little":
             raise ValueError("its numbers are big-endian")
 
-        def load_storage(key, dtype, count):
+        def load_storage(key: str, dtype: np.dtype, count: int) -> np.ndarray:
             name = f"{root}data/{key}"
             if sizes.get(name) != count * dtype.itemsize:
                 raise ValueError(
@@ -102,19 +109,23 @@ def _read_zip(content: bytes):
         return _TensorUnpickler(io.BytesIO(archive.read(pickles[0])), load_storage).load()
 
 
-def _read_legacy(content: bytes):
-    """Pickles: a magic number, a version, the machine, the object, its storages' keys; then their bytes."""
+def _read_legacy(content: bytes) -> Any:
+    """Unpickles the object of a file from before torch 1.6.
+
+    The file has five pickles: a magic number, a version, the machine's byte order, the object and the keys of
+    its storages. The bytes of the storages follow.
+    """
     file = io.BytesIO(content)
     storages: dict[str, np.ndarray] = {}
 
-    def load_storage(key, dtype, count):
+    def load_storage(key: str, dtype: np.dtype, count: int) -> np.ndarray:
         if key not in storages:
             if count * dtype.itemsize > len(content):
                 raise ValueError(f"storage {key} has {count} numbers, more than the file")
-            storages[key] = np.zeros(count, dtype)  # filled below, once its bytes' place is known
+            storages[key] = np.zeros(count, dtype)  # filled below
         return storages[key]
 
-    def load():
+    def load() -> Any:
         return _TensorUnpickler(file, load_storage).load()
 
     if load() != LEGACY_MAGIC:
@@ -133,7 +144,7 @@ def _read_legacy(content: bytes):
 
 
 def _rebuild(storage: np.ndarray, offset: int, size: tuple, stride: tuple, *_) -> np.ndarray:
-    """torch's view of a storage, after a check that it lies within."""
+    """Builds torch's strided view of a storage, after a check that it lies within the storage."""
     if not isinstance(storage, np.ndarray) or len(size) != len(stride):
         raise pickle.UnpicklingError("its tensor is not described as torch does")
     if min((offset, *size, *stride), default=0) < 0:

@@ -1,7 +1,6 @@
-"""Writes score maps, shard by shard, so that an interrupted run goes on where it stopped."""
+"""Writes score maps shard by shard, so that an interrupted run can continue."""
 
 import dataclasses
-import json
 import os
 from collections.abc import Sequence
 
@@ -9,82 +8,67 @@ import numpy as np
 import tensorflow as tf
 
 from tlvit.data.score_maps.format import (
-    FORMAT,
-    GEOMETRIES,
     INFO_FILE,
     STARTED_FILE,
+    MapDescription,
     ScoreMapInfo,
     describe_shard,
-    index_dtype,
-    write_json,
 )
 from tlvit.data.sources.source import Source
 
 
 class ScoreMapWriter:
-    """Writes score maps shard by shard; a second writer with the same arguments continues an interrupted one.
+    """Writes a folder of score maps. A second writer with the same arguments continues an unfinished folder.
 
-    Several processes may write different shards of one folder; one of them calls `finalize` when all are
-    done.
+    Several processes may write different shards of one folder. One of them calls `finalize` when all shards
+    are written.
+
+    Example:
+      >>> description = MapDescription(
+      ...     annotator="my_model", annotator_hash="3f2a", top_k=5, grid=(18, 18), num_classes=1000)
+      >>> writer = tlvit.ScoreMapWriter("/data/score_maps", source, description)
+      >>> for shard in range(len(source.shard_lengths)):
+      ...     if shard not in writer.done_shards():
+      ...         keys, values, indices = score(shard)  # n keys, arrays [n, 5, 18, 18]
+      ...         writer.write_shard(shard, keys, values, indices)
+      >>> writer.finalize()
 
     Args:
-      path: the folder, made if needed.
-      source: the images; one map shard is written for each of its shards.
-      annotator, annotator_hash, top_k, grid, num_classes, geometry, center_share: see ScoreMapInfo.
+      path: the folder; created if it does not exist.
+      source: the images. One map shard is written for each of its shards.
+      description: what the maps are.
+
+    Attributes:
+      path: the folder.
+      source: the images.
+      info: the complete description. Its shards are empty before `finalize`.
 
     Raises:
-      ValueError: K is larger than the number of classes, the class count is not the source's, the geometry is
-        unknown, or the folder holds maps made with other arguments.
+      ValueError: the annotator and the source differ in their number of classes, or the folder has maps with
+        another description.
     """
 
-    def __init__(
-        self,
-        path: str,
-        *,
-        source: Source,
-        annotator: str,
-        annotator_hash: str,
-        top_k: int,
-        grid: tuple[int, int],
-        num_classes: int,
-        geometry: str = "full",
-        center_share: float = 1.0,
-    ):
-        if not 1 <= top_k <= num_classes:
-            raise ValueError(f"top_k = {top_k} is not between 1 and the number of classes, {num_classes}")
-        if num_classes != source.num_classes:
+    def __init__(self, path: str | os.PathLike, source: Source, description: MapDescription):
+        if description.num_classes != source.num_classes:
             raise ValueError(
-                f"the annotator has {num_classes} classes, {source.identity} has {source.num_classes}"
+                f"The annotator has {description.num_classes} classes, {source.identity} has "
+                f"{source.num_classes}."
             )
-        if geometry not in GEOMETRIES:
-            raise ValueError(f"geometry {geometry!r} is unknown; a map is one of {GEOMETRIES}")
-        if not 0 < center_share <= 1:
-            raise ValueError(f"center_share is a share of the shorter side, in (0, 1], not {center_share}")
-        self.path = os.path.expanduser(path)
+        self.path = os.path.expanduser(os.fspath(path))
         self.source = source
-        self.info = ScoreMapInfo(
-            annotator=annotator,
-            annotator_hash=annotator_hash,
-            dataset=source.identity,
-            num_images=source.num_examples,
-            top_k=top_k,
-            grid=tuple(grid),
-            num_classes=num_classes,
-            geometry=geometry,
-            shards=(),
-            center_share=center_share,
-        )
+        fields = {f.name: getattr(description, f.name) for f in dataclasses.fields(MapDescription)}
+        fields["grid"] = tuple(description.grid)
+        self.info = ScoreMapInfo(dataset=source.identity, num_images=source.num_examples, **fields)
         tf.io.gfile.makedirs(self.path)
-        self._check_folder()
+        self._start()
 
     def shard_path(self, shard_index: int) -> str:
-        """Final name of a shard."""
-        return os.path.join(
-            self.path, f"maps-{shard_index:05d}-of-{len(self.source.shard_lengths):05d}.tfrecord"
-        )
+        """Returns the path of a finished shard."""
+        count = len(self.source.shard_lengths)
+        return os.path.join(self.path, f"maps-{shard_index:05d}-of-{count:05d}.tfrecord")
 
     def done_shards(self) -> set[int]:
-        """Indices of the shards that are written completely."""
+        """Returns the indices of the shards that are written completely."""
         return {i for i in range(len(self.source.shard_lengths)) if tf.io.gfile.exists(self.shard_path(i))}
 
     def write_shard(
@@ -95,18 +79,19 @@ class ScoreMapWriter:
         indices: np.ndarray,
         missing: np.ndarray | None = None,
     ) -> None:
-        """Write one shard under a temporary name and rename it.
+        """Writes one shard, under a temporary name that is then renamed.
 
         Args:
-          shard_index: index in the source.
-          keys: the images' keys in the source's order, n.
-          values: [n, K, h, w], raw logits.
+          shard_index: index of the shard in the source.
+          keys: the keys of its n images, in the source's order.
+          values: floats [n, K, h, w], raw logits. They are stored as float16.
           indices: integers [n, K, h, w], class indices.
-          missing: bool [n], True where there is no map for an image; None: nowhere.
+          missing: bool [n], True for images without a map; their values and indices are ignored. None: every
+            image has a map.
 
         Raises:
-          ValueError: a count or shape is not the promised one, a key comes twice, a logit is not finite in
-            float16, or an index is no integer or no class.
+          ValueError: a length or shape does not match the source or the description, two keys are equal, a
+            logit is not finite in float16, or an index is not an integer or not a class.
         """
         missing = np.zeros(len(keys), bool) if missing is None else np.asarray(missing, bool)
         values, indices = self._checked(shard_index, keys, np.asarray(values), np.asarray(indices), missing)
@@ -119,10 +104,10 @@ class ScoreMapWriter:
         tf.io.gfile.rename(temporary, final, overwrite=True)
 
     def finalize(self) -> ScoreMapInfo:
-        """Describe all shards in `score_maps.json`: from here on the folder counts as complete.
+        """Writes score_maps.json, which completes the folder, and returns its contents.
 
         Raises:
-          ValueError: shards are missing or one of them has not as many records as the source.
+          ValueError: a shard is not written, or has another number of records than the source's shard.
         """
         lengths = self.source.shard_lengths
         absent = sorted(set(range(len(lengths))) - self.done_shards())
@@ -133,65 +118,76 @@ class ScoreMapWriter:
         shards = tuple(describe_shard(self.shard_path(i)) for i in range(len(lengths)))
         for shard, length in zip(shards, lengths, strict=True):
             if shard.records != length:
-                raise ValueError(f"{shard.file} has {shard.records} records, its image shard has {length}")
-        info = dataclasses.replace(self.info, shards=shards)
-        write_json(os.path.join(self.path, INFO_FILE), {"format": FORMAT} | dataclasses.asdict(info))
+                raise ValueError(f"{shard.file} has {shard.records} records, its image shard has {length}.")
+        self.info = dataclasses.replace(self.info, shards=shards)
+        self.info.write(os.path.join(self.path, INFO_FILE))
         started = os.path.join(self.path, STARTED_FILE)
         if tf.io.gfile.exists(started):
             tf.io.gfile.remove(started)
-        return info
+        return self.info
 
-    def _check_folder(self) -> None:
-        """Note what this writer was told, or refuse a folder whose maps were made with something else."""
-        mine = {"format": FORMAT} | dataclasses.asdict(dataclasses.replace(self.info, shards=()))
-        mine = json.loads(json.dumps(mine))
+    def _start(self) -> None:
+        """Writes the description of a new folder, or compares it with the folder's."""
         for name in (INFO_FILE, STARTED_FILE):
             path = os.path.join(self.path, name)
             if tf.io.gfile.exists(path):
-                with tf.io.gfile.GFile(path) as file:
-                    theirs = {"center_share": 1.0} | json.load(file) | {"shards": []}
-                differing = [k for k in mine if mine[k] != theirs.get(k)]
-                if differing:
-                    listing = ", ".join(f"{k} {theirs.get(k)!r} instead of {mine[k]!r}" for k in differing)
-                    raise ValueError(
-                        f"{self.path} already holds score maps with {listing}: use another folder"
-                    )
+                self._check_same(ScoreMapInfo.read(path))
                 return
         if self.done_shards():
-            raise ValueError(f"{self.path} holds score-map shards but no description: use another folder")
-        write_json(os.path.join(self.path, STARTED_FILE), mine)
+            raise ValueError(f"{self.path} has score-map shards but no description. Use another folder.")
+        self.info.write(os.path.join(self.path, STARTED_FILE))
 
-    def _checked(self, shard_index, keys, values, indices, missing) -> tuple[np.ndarray, np.ndarray]:
-        """values and indices in the types of the format, or a ValueError."""
+    def _check_same(self, found: ScoreMapInfo) -> None:
+        """Raises ValueError if the folder has maps with another description."""
+        names = [f.name for f in dataclasses.fields(ScoreMapInfo) if f.name != "shards"]
+        differing = [
+            f"{name} {getattr(found, name)!r} instead of {getattr(self.info, name)!r}"
+            for name in names
+            if getattr(found, name) != getattr(self.info, name)
+        ]
+        if differing:
+            raise ValueError(
+                f"{self.path} already has score maps with {', '.join(differing)}. Use another folder."
+            )
+
+    def _checked(
+        self,
+        shard_index: int,
+        keys: Sequence[str],
+        values: np.ndarray,
+        indices: np.ndarray,
+        missing: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns values and indices in the types of the format. Raises ValueError, see `write_shard`."""
         length = self.source.shard_lengths[shard_index]
         shape = (length, self.info.top_k, *self.info.grid)
         if len(keys) != length or values.shape != shape or indices.shape != shape or len(missing) != length:
             raise ValueError(
-                f"shard {shard_index} needs {length} keys and arrays of shape {shape}, not {len(keys)} keys, "
-                f"values {values.shape} and indices {indices.shape}"
+                f"Shard {shard_index} needs {length} keys and arrays of shape {shape}, not {len(keys)} keys, "
+                f"values {values.shape} and indices {indices.shape}."
             )
         if len(set(keys)) != length:
             raise ValueError(
-                f"shard {shard_index} has {length} records but only {len(set(keys))} different keys"
+                f"Shard {shard_index} has {length} records but only {len(set(keys))} different keys."
             )
         if not np.issubdtype(indices.dtype, np.integer):
-            raise ValueError(f"class indices are {indices.dtype}, which is not exact: give integers")
+            raise ValueError(f"Class indices must be integers, not {indices.dtype}.")
         used_values, used_indices = values[~missing], indices[~missing]
         classes = self.info.num_classes
         if used_indices.size and not 0 <= used_indices.min() <= used_indices.max() < classes:
             low, high = used_indices.min(), used_indices.max()
-            raise ValueError(f"class indices from {low} to {high} do not fit {classes} classes")
+            raise ValueError(f"Class indices must be from 0 to {classes - 1}, not from {low} to {high}.")
         with np.errstate(over="ignore"):
-            halves = used_values.astype("<f2")
-        if not np.isfinite(halves).all():
-            bad = int((~np.isfinite(halves)).sum())
-            raise ValueError(
-                f"{bad} logits of shard {shard_index} are not finite in float16 (largest: 65504)"
-            )
-        with np.errstate(over="ignore"):
-            return values.astype("<f2"), indices.astype(index_dtype(classes).newbyteorder("<"))
+            finite = np.isfinite(used_values.astype("<f2"))
+            if not finite.all():
+                raise ValueError(
+                    f"{int((~finite).sum())} logits of shard {shard_index} are not finite in float16 "
+                    "(largest: 65504)."
+                )
+            return values.astype("<f2"), indices.astype(self.info.index_dtype.newbyteorder("<"))
 
 
 def _encode(fields: dict[str, bytes]) -> bytes:
+    """A serialized tf.train.Example."""
     feature = {k: tf.train.Feature(bytes_list=tf.train.BytesList(value=[v])) for k, v in fields.items()}
     return tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString()

@@ -1,4 +1,4 @@
-"""What a source of encoded images is: shards of labeled records, each with a stable key."""
+"""The type of a data source: encoded, labeled images in shards, each image with a stable key."""
 
 import dataclasses
 from collections.abc import Callable
@@ -6,18 +6,18 @@ from typing import Any
 
 import tensorflow as tf
 
-Records = Callable[[tf.Tensor, tf.Tensor], tf.data.Dataset]
+Records = Callable[[int | tf.Tensor, int | tf.Tensor], tf.data.Dataset]
 
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """The whole split that a source's shards are cut from; score maps of the whole serve every part of it.
+    """The complete split that a source's shards are cut from. Score maps of it serve every part of it.
 
     Attributes:
-      identity: identity of the whole split.
-      shard_lengths: records of each of its shards.
-      shards: for each shard of the source, the index of the shard it was cut from.
-      offsets: for each shard of the source, the records left out at that shard's start.
+      identity: identity of the complete split.
+      shard_lengths: number of records of each of its shards.
+      shards: for each shard of the source, the index of the shard that it was cut from.
+      offsets: for each shard of the source, the number of records left out at that shard's start.
     """
 
     identity: str
@@ -31,24 +31,25 @@ class Source:
     """An ordered set of encoded, labeled images in shards.
 
     Attributes:
-      name: the name it was opened by.
+      name: the name that it was opened by.
       split: the split, as TFDS writes it: "train", "test[:10%]", …
-      identity: data set, version and split: what score maps are checked against.
+      identity: data set, version and split. Score maps record the identity of the images they were made for.
       num_examples: number of images.
       num_classes: number of classes L.
-      class_names: their names, or None where the data set does not say.
+      class_names: names of the classes, or None where the data set has none.
       shard_lengths: number of records of each shard, in order.
-      record_bytes: mean bytes of a raw record, for the budget of the shuffle.
-      key_kind: "file_name" (the data set's own), "tfds_id" (shard file name, two underscores, position in
-        it) or "path" (of an image in a folder of class folders, without its last suffix).
-      files: the file of each shard, for messages; for class folders the folder.
-      origin: the whole split that this one is a part of.
-      records: (shard, offset), scalar integers -> tf.data.Dataset of raw records from there to the shard's
-        end. Reading them is sequential and cheap; they are what a shuffle holds.
+      record_bytes: mean size of a raw record in bytes. The shuffle buffer's memory limit uses it.
+      key_kind: what the key of an image is: "file_name" (the data set's feature of that name), "tfds_id"
+        (file name of the shard, two underscores, index within it) or "path" (path of the image file in the
+        split's folder, without its last suffix).
+      files: the file of each shard, for messages; the split's folder for class folders.
+      origin: the complete split that this source is a part of.
+      records: (shard, offset), scalar integers -> tf.data.Dataset of the raw records of that shard from
+        `offset` on. Raw records are cheap to read in sequence. The shuffle buffer holds them.
       parse: a raw record -> {"image": encoded bytes, "label": int64, "key": string}, all scalar tensors; with
-        max_real also "real", int64 [R]. Runs in parallel, and only for records that are used.
-      max_real: R where an image has a set of right labels beside its single one (ReaL), padded with -1; 0
-        where it has not.
+        max_labels also "real_labels", int64 [R]. Runs in parallel, and only for records that are used.
+      max_labels: R, the number of labels that each image's set of correct labels is padded to with -1
+        (ImageNet ReaL); 0 for data sets with one label for each image.
     """
 
     name: str
@@ -64,13 +65,13 @@ class Source:
     origin: Origin
     records: Records
     parse: Callable[[Any], dict[str, tf.Tensor]]
-    max_real: int = 0
+    max_labels: int = 0
 
     @property
     def is_folder(self) -> bool:
-        """Every image is a file of its own, so that one of them can be lost alone."""
+        """Whether every image is a file of its own, so that a single image can be missing."""
         return self.key_kind == "path"
 
     def read(self, shard: int | tf.Tensor, offset: int | tf.Tensor = 0) -> tf.data.Dataset:
-        """Parsed records of one shard in order, from `offset` on: {"image", "label", "key", …}."""
+        """Returns the parsed records of one shard in order, from `offset` on."""
         return self.records(shard, offset).map(self.parse)

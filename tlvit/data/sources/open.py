@@ -1,0 +1,51 @@
+"""Opens a data source by name: a TFDS data set, digit scenes or class folders."""
+
+import os
+
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from tlvit.data.sources.digit_scenes import find_digit_scenes
+from tlvit.data.sources.folders import open_folder
+from tlvit.data.sources.source import Source
+from tlvit.data.sources.tfds import open_builder, open_tfds
+
+
+def open_source(name: str, split: str, *, data_dir: str | None = None) -> Source:
+    """Opens one split of a data set.
+
+    Example:
+      >>> source = tlvit.open_source("imagenet2012", "train[:90%]", data_dir="/data/tfds")
+
+    Args:
+      name: the name of a prepared TFDS data set ("imagenet2012", "cifar10", "name/config:version", …),
+        "digits" for the digit scenes, or a folder ROOT with images in ROOT/SPLIT/CLASS/.
+      split: a TFDS split or a part of one ("train", "train[:90%]", "train+validation"); for class folders,
+        the name of a folder in ROOT or a part of it ("val", "train[:90%]").
+      data_dir: folder of the prepared TFDS data sets. None: ~/tensorflow_datasets.
+
+    Returns:
+      The source. Opening reads the data set's description or lists its files; images are read later.
+
+    Raises:
+      ValueError: the data set is unknown or not prepared, the split is unknown or empty, the data set has no
+        image or no class label, or its files are not TFRecords.
+    """
+    if _is_class_folder(name):
+        return open_folder(name, split)
+    if _is_digits(name):
+        builder = tfds.builder_from_directory(find_digit_scenes(name, data_dir))
+        return open_builder(builder, split, name=name)
+    return open_tfds(name, split, data_dir=data_dir)
+
+
+def _is_digits(name: str) -> bool:
+    return name.split("/")[0] == "digits"
+
+
+def _is_class_folder(name: str) -> bool:
+    """Whether a name is written as a path, or is a folder that TFDS has not prepared."""
+    if os.path.isabs(name) or name.startswith((".", "~")):
+        return True
+    prepared = [os.path.join(name, *["*"] * depth, "dataset_info.json") for depth in (0, 1, 2)]
+    return os.path.isdir(name) and not _is_digits(name) and not any(tf.io.gfile.glob(p) for p in prepared)

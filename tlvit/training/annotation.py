@@ -1,0 +1,233 @@
+"""Annotates a data set: a trained model scores every cell of every image once."""
+
+import dataclasses
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import nnx
+
+from tlvit.checkpoints.model_info import ModelInfo, Preprocessing
+from tlvit.checkpoints.torch_names import to_torch
+from tlvit.models.functional import Net, functionalize
+from tlvit.ops.normalize import normalize
+from tlvit.training.mesh import make_mesh, replicated
+from tlvit.training.prefetch import to_global
+from tlvit.training.run_log import duration
+from tlvit.types import Array, PyTree
+
+if TYPE_CHECKING:  # importing tlvit.data imports TensorFlow
+    from tlvit.data.pipeline import KeyedBatch
+    from tlvit.data.score_maps.format import ScoreMapInfo
+    from tlvit.data.score_maps.writer import ScoreMapWriter
+    from tlvit.data.sources.source import Source
+
+log = logging.getLogger("tlvit")
+
+
+@dataclasses.dataclass(frozen=True)
+class Annotator:
+    """A trained model that scores the cells of images.
+
+    Attributes:
+      model: a model with dense logits: a convolutional model or a vision transformer with a token head.
+      info: the model's description, as `tlvit.load` returns it.
+      image_size: (height, width) of the model's input. None: info.image_size. Larger images give finer maps.
+
+    Raises:
+      ValueError: the model has no dense logits.
+    """
+
+    model: nnx.Module
+    info: ModelInfo
+    image_size: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.model.has_dense_logits:
+            raise ValueError(
+                f"{self.info.model} has no dense logits, so it cannot score the cells of an image. An "
+                "annotator is a convolutional model or a vision transformer with a token head."
+            )
+        if self.image_size is None:
+            object.__setattr__(self, "image_size", tuple(self.info.image_size))
+
+
+def annotate(
+    annotator: Annotator | tuple[nnx.Module, ModelInfo],
+    source: "Source",
+    out: str | os.PathLike,
+    *,
+    top_k: int = 5,
+    batch_size: int = 64,
+    max_corrupt: float = 0.0,
+    threads: int = 0,
+) -> "ScoreMapInfo | None":
+    """Writes the score maps of a source, shard by shard. A second call continues an interrupted one.
+
+    Every image is resized to the annotator's image size without keeping its aspect ratio, so a map covers the
+    entire image. In a run of several processes each process writes some of the shards.
+
+    Example:
+      >>> source = tlvit.open_source("imagenet2012", "train")
+      >>> tlvit.annotate(tlvit.load("nfnet_f6.pth"), source, "/data/score_maps")
+
+    Args:
+      annotator: an `Annotator`, or the pair (model, info) that `tlvit.load` returns.
+      source: the images, with the annotator's number of classes.
+      out: folder of the score maps.
+      top_k: K, number of classes kept for each cell; at most the number of classes.
+      batch_size: images in a batch of this process, a multiple of its number of devices.
+      max_corrupt: largest fraction of corrupt images, in [0, 1]. They get no map.
+      threads: threads that decode images. 0: one for each core.
+
+    Returns:
+      The description of the finished folder; None on all processes but the first.
+
+    Raises:
+      ValueError: the batch cannot be split over the devices, the annotator and the source differ in their
+        number of classes, the folder has other maps, or too many images are corrupt.
+    """
+    if not isinstance(annotator, Annotator):
+        annotator = Annotator(*annotator)
+    scorer = _Scorer(annotator, top_k=min(top_k, annotator.info.num_classes), batch_size=batch_size)
+    writer = _open_writer(annotator, scorer, source, out)
+    _write_shards(writer, annotator, scorer, max_corrupt=max_corrupt, threads=threads)
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices("score maps written")
+    return writer.finalize() if jax.process_index() == 0 else None
+
+
+@dataclasses.dataclass(frozen=True)
+class _ShardScores:
+    """The scores of a shard's n images: keys, value and index [n, K, h, w], missing bool [n].
+
+    `agreed` is the number of images whose label is the best class of their mean map.
+    """
+
+    keys: list[str]
+    value: np.ndarray
+    index: np.ndarray
+    missing: np.ndarray
+    agreed: int
+
+
+class _Scorer:
+    """Scores batches of images on the devices of this process."""
+
+    def __init__(self, annotator: Annotator, *, top_k: int, batch_size: int):
+        self.mesh = make_mesh(jax.local_devices())
+        if batch_size % self.mesh.devices.size:
+            raise ValueError(
+                f"A batch of {batch_size} images cannot be split over {self.mesh.devices.size} devices."
+            )
+        net, params, stats = functionalize(annotator.model)
+        self.batch_size = batch_size
+        self._weights = jax.device_put((params, stats), replicated(self.mesh))
+        self._score = _score_function(net, annotator.info.preprocessing, top_k)
+
+    def map_shape(self, image_size: tuple[int, int]) -> tuple[int, int, int]:
+        """The shape (K, h, w) of a map."""
+        images = jax.ShapeDtypeStruct((self.batch_size, *image_size, 3), jnp.uint8)
+        return jax.eval_shape(self._score, self._weights, images)[0].shape[1:]
+
+    def score_shard(self, batches: "Iterable[KeyedBatch]") -> _ShardScores:
+        """Scores all images of a shard."""
+        keys, values, indices, present, agreed = [], [], [], [], 0
+        for item in batches:
+            count = len(item.keys)
+            images = to_global(item.batch.image, self.mesh)
+            value, index, best = jax.device_get(self._score(self._weights, images))
+            keys += item.keys
+            values.append(value[:count])
+            indices.append(index[:count])
+            present.append(item.batch.mask[:count])
+            agreed += int(np.sum((best[:count] == item.batch.label[:count]) & present[-1]))
+        missing = ~np.concatenate(present)
+        return _ShardScores(keys, np.concatenate(values), np.concatenate(indices), missing, agreed)
+
+
+def _score_function(
+    net: Net, preprocessing: Preprocessing, top_k: int
+) -> Callable[[PyTree, Array], tuple[Array, Array, Array]]:
+    """(weights, uint8 images) -> value and index [B, K, h, w], best class of the mean map [B]; compiled."""
+
+    @jax.jit
+    def score(weights: PyTree, images: Array) -> tuple[Array, Array, Array]:
+        logits = net.bind(*weights).dense_logits(normalize(images, preprocessing.mean, preprocessing.std))
+        value, index = jax.lax.top_k(logits.astype(jnp.float32), top_k)
+        best = jnp.argmax(jnp.mean(logits, axis=(1, 2)), axis=-1)
+        return rearrange(value, "b h w k -> b k h w"), rearrange(index, "b h w k -> b k h w"), best
+
+    return score
+
+
+def _open_writer(
+    annotator: Annotator, scorer: _Scorer, source: "Source", out: str | os.PathLike
+) -> "ScoreMapWriter":
+    """The writer of the maps, which knows the shards that an interrupted run has written."""
+    from tlvit.data.score_maps.format import MapDescription
+    from tlvit.data.score_maps.writer import ScoreMapWriter
+
+    top_k, *grid = scorer.map_shape(annotator.image_size)
+    description = MapDescription(
+        annotator=annotator.info.model,
+        annotator_hash=_hash_weights(annotator.model),
+        top_k=top_k,
+        grid=tuple(grid),
+        num_classes=annotator.info.num_classes,
+    )
+    return ScoreMapWriter(out, source, description)
+
+
+def _write_shards(
+    writer: "ScoreMapWriter", annotator: Annotator, scorer: _Scorer, *, max_corrupt: float, threads: int
+) -> None:
+    """Scores and writes this process's shards that are not written yet."""
+    from tlvit.data.pipeline import annotation_batches
+
+    source, info, done = writer.source, writer.info, writer.done_shards()
+    # Each process has fixed shards. The set `done` may differ between processes, so it cannot be divided.
+    own = range(jax.process_index(), len(source.shard_lengths), jax.process_count())
+    todo = [shard for shard in own if shard not in done]
+    log.info(
+        "%s scores %d images of %s at %dx%d: maps of %d x %d x %d; %d of %d shards are already written",
+        info.annotator, source.num_examples, source.identity, *annotator.image_size, info.top_k, *info.grid,
+        len(done), len(source.shard_lengths),
+    )  # fmt: skip
+    start, images, agreed = time.perf_counter(), 0, 0
+    for position, shard in enumerate(todo):
+        batches = annotation_batches(
+            source,
+            shard,
+            batch_size=scorer.batch_size,
+            image_size=annotator.image_size,
+            max_corrupt=max_corrupt,
+            threads=threads,
+        )
+        scores = scorer.score_shard(batches)
+        writer.write_shard(shard, scores.keys, scores.value, scores.index, scores.missing)
+        images, agreed = images + int(np.sum(~scores.missing)), agreed + scores.agreed
+        elapsed = time.perf_counter() - start
+        log.info(
+            "shard %d/%d  %.0f images/s  mean map agrees with the label on %.1f%% of %d images  ETA %s",
+            position + 1, len(todo), images / elapsed, 100 * agreed / max(images, 1), images,
+            duration(elapsed / (position + 1) * (len(todo) - position - 1)),
+        )  # fmt: skip
+
+
+def _hash_weights(model: nnx.Module) -> str:
+    """A hash of the weights, which tells two checkpoints of a model apart."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(to_torch(model).items()):
+        digest.update(name.encode())
+        digest.update(tensor.tobytes())
+    return digest.hexdigest()
