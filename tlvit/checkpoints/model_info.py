@@ -54,6 +54,7 @@ class Preprocessing:
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     crop_pct: float = 0.875
+    interpolation: str = "bicubic"
 
 
 @dataclasses.dataclass(frozen=True)
