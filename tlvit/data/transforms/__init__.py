@@ -1,1 +1,1 @@
-"""From encoded bytes to pixels of the final size, with their geometry, inside tf.data."""
+"""Augmentation of single images inside tf.data: decoding, cropping, resizing, RandAugment, and their geometry."""
