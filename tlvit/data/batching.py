@@ -16,8 +16,12 @@ class KeyedBatch:
 
 
 def to_batch(arrays: dict[str, np.ndarray]) -> Batch:
-    """Builds a batch of the arrays "image", "label", "geometry" and, where there are, "value" and "index" of the
-    score maps, "mask" and "real_labels"."""
+    """Builds a batch.
+
+    Args:
+      arrays: "image", "label" and "geometry"; optionally "value" and "index" of the score maps, "mask" and
+        "real_labels".
+    """
     maps = ScoreMaps(value=arrays["value"], index=arrays["index"]) if "value" in arrays else None
     return Batch(
         image=arrays["image"],

@@ -54,8 +54,8 @@ class CorruptImages:
         """Adds the corrupt images of a batch.
 
         Args:
-          keys: byte strings [B, n], the keys of the corrupt images that were tried for each image of the batch,
-            empty for the rest; [B] where images are not replaced.
+          keys: byte strings [B, n], keys of the corrupt images that were tried for each image of the batch, and
+            empty strings; [B] where images are not replaced.
 
         Raises:
           ValueError: more than the allowed fraction is corrupt, or all images tried for one of the batch.
@@ -100,9 +100,9 @@ def read_batches(
     reading returns to full speed. The batches are the same in both modes.
 
     Args:
-      make: maps (number of batches to skip, fallback mode) to a Dataset of dictionaries. In fallback mode they
-        have the field "corrupt", the keys of corrupt images. Otherwise they must not try an image again that
-        is in `corrupt.keys`.
+      make: maps (number of batches to skip, fallback mode) to a Dataset of dictionaries. In fallback mode
+        they have the field "corrupt", the keys of corrupt images. Otherwise they must not try an image again
+        that is in `corrupt.keys`.
       threads: number of threads for all work of the dataset.
       corrupt: counts the corrupt images.
       locate: maps the number of batches before an error to a sentence that says which file is damaged.
@@ -198,8 +198,8 @@ def first_success(
     Args:
       data: Dataset of elements.
       attempt: maps (i, *element) to any structure; may fail, for i in [0, count).
-      fallback: maps (element specification of `attempt`, *element) to the same structure; used if all attempts
-        fail.
+      fallback: maps (element specification of `attempt`, *element) to the same structure; used if all
+        attempts fail.
       count: number of attempts.
       threads: number of elements that are tried in parallel.
     """

@@ -59,9 +59,9 @@ def train_batches(
       process_count: number of processes. Each gets batch_size / process_count images of every global batch.
 
     Raises:
-      ValueError: at once, if the maps were not made for these images, too many of them are missing, the images
-        do not fill a batch, or the processes do not divide it. During iteration, if a map belongs to another
-        image, a shard is damaged or stays lost, or too many images are corrupt.
+      ValueError: at once, if the maps were not made for these images, too many of them are missing, the
+        images do not fill a batch, or the processes do not divide it. During iteration, if a map belongs to
+        another image, a shard is damaged or stays lost, or too many images are corrupt.
     """
     records, parse = source.records, source.parse
     if maps is not None:
@@ -166,8 +166,8 @@ def annotation_batches(
 ) -> Iterator[KeyedBatch]:
     """The images of one shard in the order of its records, each resized to (H, W) entirely, with their keys.
 
-    The last batch is padded; padding is zero and has mask False. A corrupt image has mask False too, but keeps
-    its index and its key.
+    The last batch is padded; padding is zero and has mask False. A corrupt image has mask False too, but
+    keeps its index and its key.
 
     Args:
       source: the images.

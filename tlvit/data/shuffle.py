@@ -1,7 +1,7 @@
 """The order of the training images, as a pure function of (seed, epoch, position).
 
-In each epoch the shards are permuted and their records concatenated. This sequence is cut into `streams` equal
-parts that are read in parallel. Each part is cut into windows of `window` records, and each window is
+In each epoch the shards are permuted and their records concatenated. This sequence is cut into `streams`
+equal parts that are read in parallel. Each part is cut into windows of `window` records, and each window is
 permuted. Stream i supplies the i-th part of every batch.
 
 The record at every position of every epoch is therefore known without reading data. A run that resumes in the
@@ -105,7 +105,7 @@ def make_order(
     if capacity >= total:
         return Order(shard_lengths, seed, batch_size, streams=1, window=total, repeats=repeats)
     streams = 1
-    # More streams shuffle better, but each needs memory in addition to its windows: half of the budget at most.
+    # More streams shuffle better, but each needs memory in addition to its windows: at most half the budget.
     limit = min(
         MAX_STREAMS, len(shard_lengths), capacity / MIN_WINDOW, shuffle_bytes / 2 / max(STREAM_BYTES, 1)
     )

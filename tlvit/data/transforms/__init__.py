@@ -1,1 +1,1 @@
-"""Augmentation of single images inside tf.data: decoding, cropping, resizing, RandAugment, and their geometry."""
+"""Decodes and augments single images inside tf.data and keeps track of their geometry."""

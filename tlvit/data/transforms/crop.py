@@ -164,8 +164,8 @@ def align_box(box: tf.Tensor, size: tf.Tensor, image_size: tuple[int, int]) -> t
       image_size: (H, W) that the crop is resized to.
 
     Returns:
-      The box, moved by at most a few pixels so that it consists of complete pixels of the smaller image, int32
-      [4]; and how often the image is halved, int32 in [0, 3].
+      The box, int32 [4], moved by at most a few pixels so that it consists of complete pixels of the smaller
+      image; and how often the image is halved, int32 in [0, 3].
     """
     area = tf.cast(box[2] * box[3], tf.float32) / (image_size[0] * image_size[1])
     bounds = tf.constant([(SCALED_DECODE * 2**k) ** 2 for k in range(3)])

@@ -19,8 +19,8 @@ def decode_and_crop(
     Args:
       encoded: scalar string, an image file.
       choose: maps the image's size, int32 [2] (height, width), to three tensors: the box to crop, int32 [4]
-        (top, left, height, width); how often a JPEG is halved while it is decoded, int32 in [0, 3], where 2 to
-        this power must divide the box; and any further tensor, which is returned.
+        (top, left, height, width); how often a JPEG is halved while it is decoded, int32 h in [0, 3], where
+        2^h must divide the box; and any further tensor, which is returned.
 
     Returns:
       The pixels, uint8 [h, w, 3]; the third tensor of `choose`; the full size of the image, int32 [2].
