@@ -5,6 +5,7 @@ import io
 import numpy as np
 import PIL.Image
 import tensorflow_datasets as tfds
+from sklearn.datasets import load_sample_images
 
 from tlvit import config
 from tlvit.data.score_maps.format import MapDescription
@@ -68,6 +69,23 @@ def pixel_centers(height, width):
     return np.stack([x, y, np.ones_like(x)])
 
 
+def wavy_image(height, width, seed=0):
+    """Waves, an edge and a little noise, away from 0 and 255 (Pillow clips between its two passes)."""
+    rng = np.random.default_rng(seed)
+    y, x = np.meshgrid(np.linspace(0, 1, height), np.linspace(0, 1, width), indexing="ij")
+    waves = [np.sin(rng.uniform(3, 25) * x + rng.uniform(3, 25) * y + rng.uniform(0, 6)) for _ in range(3)]
+    edges = ((x - 0.4) ** 2 + (y - 0.6) ** 2 < 0.05)[:, :, None] * rng.uniform(-40, 40, 3)
+    image = 128 + 45 * np.stack(waves, -1) + edges + rng.normal(0, 4, (height, width, 3))
+    return np.rint(image).astype(np.uint8)
+
+
+def photographs():
+    """Crops of scikit-learn's two photographs, uint8 [3, 224, 200, 3]; the third is dark."""
+    china, flower = load_sample_images().images
+    crops = [china[100:324, 200:400], flower[60:284, 300:500]]
+    return np.stack([*crops, crops[0] // 3 + 20])
+
+
 def encode_jpeg(image, quality=100):
     """The bytes of a JPEG without chroma subsampling."""
     stream = io.BytesIO()
@@ -86,7 +104,7 @@ def train_config(*, data=None, augment=None, **changes):
 def write_maps(path, source, *, missing=(), change=None, **changes):
     """Score maps of the source's images, opened.
 
-    Logit 0 is the column of the cell, 1 its row, 2 the number of the image; the class of logit k is label + k.
+    Logit 0 is the column of the cell, 1 its row, 2 the number of the image. The class of logit k is label + k.
 
     Args:
       path: the folder.
@@ -95,7 +113,9 @@ def write_maps(path, source, *, missing=(), change=None, **changes):
       change: maps (shard, its keys) to the keys that are written.
       changes: fields of the MapDescription.
     """
-    fields = dict(annotator="test", annotator_hash="0123", top_k=3, grid=(6, 6), num_classes=source.num_classes)
+    fields = dict(
+        annotator="test", annotator_hash="0123", top_k=3, grid=(6, 6), num_classes=source.num_classes
+    )
     description = MapDescription(**fields | changes)
     writer = ScoreMapWriter(str(path), source, description)
     grid = description.grid

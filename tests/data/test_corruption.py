@@ -157,7 +157,9 @@ def test_the_map_of_another_image_does_not_count_as_a_corrupt_image(make_source,
 
 
 def test_too_many_corrupt_images_are_an_error_that_names_one(make_source):
-    message = r"1 of 30 images of .* cannot be read, more than data.max_corrupt = 0.001 allows. The last one is "
+    message = (
+        r"1 of 30 images of .* cannot be read, more than data.max_corrupt = 0.001 allows. The last one is "
+    )
     with pytest.raises(ValueError, match=message):
         train(make_source({7: "truncated"}), data={"max_corrupt": 0.001})
     with pytest.raises(ValueError, match=r"3 of 30 images .* The last one is \S*img_\d+"):

@@ -54,8 +54,8 @@ class CorruptImages:
         """Adds the corrupt images of a batch.
 
         Args:
-          keys: byte strings [B, n], keys of the corrupt images that were tried for each image of the batch, and
-            empty strings; [B] where images are not replaced.
+          keys: byte strings [B, n], the keys of the corrupt images that were tried for each image of the
+            batch, then empty strings; [B] where images are not replaced.
 
         Raises:
           ValueError: more than the allowed fraction is corrupt, or all images tried for one of the batch.

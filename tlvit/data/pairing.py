@@ -14,8 +14,8 @@ Parse = Callable[[Any], dict[str, tf.Tensor]]
 def pair_with_maps(source: Source, maps: ScoreMapReader, *, max_missing: float) -> tuple[Records, Parse]:
     """Returns `records` and `parse` as a `Source` has them, for pairs of an image and its score map.
 
-    Parsed examples have four further fields: "value" and "index" are the score map, "map_key" and "map_folder"
-    are for `check_pair`. An image without a map gets one that has the image's label in every cell.
+    Parsed examples have four further fields: "value" and "index" are the score map, "map_key" and
+    "map_folder" are for `check_pair`. An image without a map gets one with the image's label in every cell.
 
     Args:
       source: the images.
