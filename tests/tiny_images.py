@@ -104,7 +104,7 @@ def train_config(*, data=None, augment=None, **changes):
 def write_maps(path, source, *, missing=(), change=None, **changes):
     """Score maps of the source's images, opened.
 
-    Logit 0 is the column of the cell, 1 its row, 2 the number of the image. The class of logit k is label + k.
+    Logit 0 is the column of the cell, 1 its row, 2 the number of the image; logit k has class label + k.
 
     Args:
       path: the folder.
