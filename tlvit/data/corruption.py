@@ -163,12 +163,12 @@ def replace_corrupt(
         [tf.where(i < count, key_of(_nth(group, i)), "") for i in range(1 + REPLACEMENTS)]
     )
 
-    def attempt(i, group, counter):
+    def attempt(i: tf.Tensor, group: Any, counter: tf.Tensor) -> dict[str, tf.Tensor]:
         none_failed = lambda: tf.zeros([1 + REPLACEMENTS], tf.string)
         failed = tf.cond(i > 0, lambda: keys(group, i), none_failed)
         return prepare(_nth(group, i), counter) | {"corrupt": failed}
 
-    def all_failed(spec, group, counter):
+    def all_failed(spec: Any, group: Any, counter: tf.Tensor) -> dict[str, tf.Tensor]:
         zeros = tf.nest.map_structure(lambda part: tf.zeros(part.shape, part.dtype), spec)
         return zeros | {"corrupt": keys(group, 1 + REPLACEMENTS)}
 
@@ -204,7 +204,7 @@ def first_success(
       threads: number of elements that are tried in parallel.
     """
 
-    def attempts(*element):
+    def attempts(*element: Any) -> tf.data.Dataset:
         tried = tf.data.Dataset.range(count).map(lambda i: attempt(i, *element)).ignore_errors()
         last = tf.data.Dataset.range(1).map(lambda _: fallback(tried.element_spec, *element))
         return tried.concatenate(last).take(1)

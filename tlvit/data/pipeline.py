@@ -75,7 +75,7 @@ def train_batches(
         source, max_corrupt=config.data.max_corrupt, setting="data.max_corrupt", replaced=True
     )
 
-    def batches(done, fallback):
+    def batches(done: int, fallback: bool) -> tf.data.Dataset:
         known = frozenset(corrupt.keys)
         data = ordered_records(
             records,
@@ -86,7 +86,7 @@ def train_batches(
             replacements=corruption.REPLACEMENTS if fallback or known else 0,
         )
 
-        def prepare_sound(raw, counter):
+        def prepare_sound(raw: Any, counter: tf.Tensor) -> dict[str, tf.Tensor]:
             raw = corruption.skip_corrupt(raw, known, key_of) if known else raw
             return check_pair(prepare(raw, counter))
 
@@ -136,11 +136,11 @@ def eval_batches(
     last = min(first + per_process, source.num_examples)
     shards = tf.range(len(source.shard_lengths), dtype=tf.int64)
 
-    def raw(done):
+    def raw(done: int) -> tf.data.Dataset:
         start = min(first + done * local, last)
         return read_segments(source.records, *segments(source.shard_lengths, shards, start, last))
 
-    def transform(encoded):
+    def transform(encoded: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         crop_pct, interpolation = info.preprocessing.crop_pct, info.preprocessing.interpolation
         return eval_image(encoded, image_size=info.image_size, crop_pct=crop_pct, interpolation=interpolation)
 
@@ -211,12 +211,14 @@ def thread_count(threads: int) -> int:
     return threads or cores
 
 
-def _training_example(parse: Parse, maps: ScoreMapReader | None, config: Config) -> Callable:
+def _training_example(
+    parse: Parse, maps: ScoreMapReader | None, config: Config
+) -> Callable[..., dict[str, tf.Tensor]]:
     """The function (raw record, counter) -> fields of an augmented example."""
     augment = config.augment
     policy = parse_policy(augment.randaugment) if augment.randaugment_on == "host" else None
 
-    def prepare(raw, counter):
+    def prepare(raw: Any, counter: tf.Tensor) -> dict[str, tf.Tensor]:
         example = parse(raw)
         encoded = check_complete_jpeg(example.pop("image"))
         image, matrix = train_image(
@@ -255,22 +257,22 @@ def _batches_in_order(
     """
     source, threads = corrupt.source, thread_count(threads)
 
-    def prepare(record):
+    def prepare(record: Any) -> dict[str, tf.Tensor]:
         example = source.parse(record)
         image, matrix = transform(check_complete_jpeg(example["image"]))
         label = tf.cast(example["label"], tf.int32)
         return example | {"image": image, "geometry": matrix, "label": label, "mask": True, "corrupt": ""}
 
-    def left_out(spec, record):
+    def left_out(spec: Any, record: Any) -> dict[str, tf.Tensor]:
         del spec
         key = source.parse(record)["key"]  # reads no image file: the graph leaves out what is not used
-        fields: dict[str, Any] = {"key": key, "corrupt": key, "mask": False, "label": tf.constant(0)}
+        fields = {"key": key, "corrupt": key, "mask": False, "label": tf.constant(0)}
         fields |= {"image": tf.zeros([*image_size, 3], tf.uint8), "geometry": tf.zeros([2, 3])}
         if source.max_labels:
             fields["real_labels"] = tf.fill([source.max_labels], tf.constant(-1, tf.int64))
         return fields
 
-    def batches(done, fallback):
+    def batches(done: int, fallback: bool) -> tf.data.Dataset:
         if fallback:
             attempt = lambda i, record: prepare(record)
             data = corruption.first_success(raw(done), attempt, left_out, count=1, threads=threads)

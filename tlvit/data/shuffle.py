@@ -15,6 +15,7 @@ without, so it visits one record in `repeats`.
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -224,18 +225,18 @@ def _stream_records(
     `wanted`, bool [stream_batch], selects the images of each batch that this process needs.
     """
 
-    def load(number):
+    def load(number: tf.Tensor) -> tf.data.Dataset:
         epoch, window = number // order.windows_per_epoch, number % order.windows_per_epoch
         data = read_segments(records, *window_segments(order, stream, epoch, window)).batch(order.window)
         return data.map(lambda held: (held, epoch, window))
 
-    def permute(held, epoch, window):
+    def permute(held: Any, epoch: tf.Tensor, window: tf.Tensor) -> tf.data.Dataset:
         length = window_length(order, window)
         permutation = _permutation(held, length, order, stream, epoch, window)
         index, counter = _positions(order, stream, epoch, window, wanted, first_step)
 
         # Records are copied out of the window one by one, so that a window is in memory only once.
-        def take(index, counter):
+        def take(index: tf.Tensor, counter: tf.Tensor) -> tuple[Any, tf.Tensor]:
             first = index // order.repeats
             chosen = first
             if replacements:
@@ -250,7 +251,7 @@ def _stream_records(
 
 
 def _permutation(
-    held: tf.Tensor, length: tf.Tensor, order: Order, stream: int, epoch: tf.Tensor, window: tf.Tensor
+    held: Any, length: tf.Tensor, order: Order, stream: int, epoch: tf.Tensor, window: tf.Tensor
 ) -> tf.Tensor:
     """The permutation of a window, int64 [length], after a check that all of its records were found."""
     found = tf.shape(tf.nest.flatten(held)[0], tf.int64)[0]

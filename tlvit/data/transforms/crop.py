@@ -53,13 +53,13 @@ def train_image(
     seeds = tf.random.split(seed, 6)
     flipped = tf.random.stateless_uniform([], seeds[0]) < augment.hflip
 
-    def choose(size):
+    def choose(size: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         box = random_box(seeds[1], size, scale=augment.crop_scale, ratio=augment.crop_ratio)
         box = mirror(box, size)  # the box was drawn in the flipped image
-        box, halvings = (box, 0) if augment.antialias else align_box(box, size, image_size)
+        box, halvings = (box, tf.constant(0)) if augment.antialias else align_box(box, size, image_size)
         return box, halvings, mirror(box, size)
 
-    def mirror(box, size):
+    def mirror(box: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
         left = tf.where(flipped, size[1] - box[1] - box[3], box[1])
         return tf.stack([box[0], left, box[2], box[3]])
 

@@ -30,12 +30,12 @@ def decode_and_crop(
     size = tf.cond(is_jpeg, lambda: tf.io.extract_jpeg_shape(encoded)[:2], lambda: tf.shape(pixels)[:2])
     box, halvings, extra = choose(size)
 
-    def crop_jpeg(factor):
+    def crop_jpeg(factor: int) -> tf.Tensor:
         return tf.io.decode_and_crop_jpeg(
             encoded, box // factor, channels=3, ratio=factor, dct_method="INTEGER_ACCURATE"
         )
 
-    def crop_pixels():
+    def crop_pixels() -> tf.Tensor:
         return pixels[box[0] : box[0] + box[2], box[1] : box[1] + box[3]]
 
     branches = [lambda factor=factor: crop_jpeg(factor) for factor in (1, 2, 4, 8)]
@@ -50,7 +50,7 @@ def check_complete_jpeg(encoded: tf.Tensor) -> tf.Tensor:
     """
     ended = tf.strings.substr(encoded, -2, 2) == b"\xff\xd9"
 
-    def check():
+    def check() -> tf.Tensor:
         # The result has to depend on the pixels. Otherwise the graph leaves the decoding out.
         return tf.where(tf.size(tf.io.decode_jpeg(encoded, channels=3)) > 0, encoded, "")
 

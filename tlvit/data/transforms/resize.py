@@ -1,5 +1,6 @@
 """Resizes images inside tf.data: with antialiasing as Pillow does, or faster and close to it."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import tensorflow as tf
@@ -56,7 +57,7 @@ def fast_resize(
     else:
         bicubic = tf.constant(interpolation == "bicubic")
 
-    def sampled(sample):
+    def sampled(sample: Callable[..., tf.Tensor]) -> tf.Tensor:
         image = sample(images=pixels[None], size=image_size, half_pixel_centers=True)[0]
         return tf.cast(tf.clip_by_value(image + 0.5, 0.0, 255.0), tf.uint8)
 
