@@ -1,14 +1,23 @@
-"""A small TFDS data set made on the spot, and score maps for it: what the tests of tlvit.data read."""
+"""A small TFDS data set and score maps for it, written by the tests of tlvit.data."""
+
+import io
 
 import numpy as np
+import PIL.Image
 import tensorflow_datasets as tfds
+from sklearn.datasets import load_sample_images
 
-from tlvit.data.score_maps import reader as score_maps
+from tlvit import config
+from tlvit.data.score_maps.format import MapDescription
+from tlvit.data.score_maps.reader import open_score_maps
 from tlvit.data.score_maps.writer import ScoreMapWriter
 
 
+SMALL_SHUFFLE = 600_000 / 2**30  # GiB: several windows and streams even for a few images
+
+
 class TinyImages(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Images given as arrays; record i has the key img_i.png and the label i % num_classes."""
+    """The given images. Image i has the key img_i.png and the label i % num_classes."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -35,7 +44,7 @@ class TinyImages(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 def prepare(data_dir, images, *, num_classes=5, num_shards=3, encoding="png", named=True):
-    """Write the data set `tiny_images` under data_dir: its train split has the images."""
+    """Writes the data set `tiny_images` to data_dir. Its train split has the images."""
     builder = TinyImages(
         images=images, num_classes=num_classes, encoding=encoding, named=named, data_dir=str(data_dir)
     )
@@ -45,25 +54,71 @@ def prepare(data_dir, images, *, num_classes=5, num_shards=3, encoding="png", na
 
 
 def position_image(number, height, width):
-    """uint8 [H, W, 3]: red is the column, green the row (0-255, edge to edge), blue the image's number."""
+    """uint8 [H, W, 3] whose colors encode the position.
+
+    Red is the column and green the row, from 0 at one edge to 255 at the other; blue is `number`.
+    """
     x, y = (np.arange(width) + 0.5) / width * 255, (np.arange(height) + 0.5) / height * 255
     image = np.stack(np.broadcast_arrays(x[None, :], y[:, None], np.float64(number)), axis=-1)
     return np.rint(image).astype(np.uint8)
 
 
-def write_maps(path, source, *, top_k=3, grid=(6, 6), num_classes=None, missing=(), change=None, **options):
-    """Score maps: logit 0 is the cell's column, 1 its row, 2 the image's number; classes label + k."""
-    num_classes = num_classes or source.num_classes
-    writer = ScoreMapWriter(
-        str(path),
-        source=source,
-        annotator="test",
-        annotator_hash="0123",
-        top_k=top_k,
-        grid=grid,
-        num_classes=num_classes,
-        **options,
+def pixel_centers(height, width):
+    """The points (x, y, 1) of the pixel centers, float64 [3, H, W]."""
+    y, x = np.meshgrid((np.arange(height) + 0.5) / height, (np.arange(width) + 0.5) / width, indexing="ij")
+    return np.stack([x, y, np.ones_like(x)])
+
+
+def wavy_image(height, width, seed=0):
+    """Waves, an edge and a little noise, away from 0 and 255 (Pillow clips between its two passes)."""
+    rng = np.random.default_rng(seed)
+    y, x = np.meshgrid(np.linspace(0, 1, height), np.linspace(0, 1, width), indexing="ij")
+    waves = [np.sin(rng.uniform(3, 25) * x + rng.uniform(3, 25) * y + rng.uniform(0, 6)) for _ in range(3)]
+    edges = ((x - 0.4) ** 2 + (y - 0.6) ** 2 < 0.05)[:, :, None] * rng.uniform(-40, 40, 3)
+    image = 128 + 45 * np.stack(waves, -1) + edges + rng.normal(0, 4, (height, width, 3))
+    return np.rint(image).astype(np.uint8)
+
+
+def photographs():
+    """Crops of scikit-learn's two photographs, uint8 [3, 224, 200, 3]; the third is dark."""
+    china, flower = load_sample_images().images
+    crops = [china[100:324, 200:400], flower[60:284, 300:500]]
+    return np.stack([*crops, crops[0] // 3 + 20])
+
+
+def encode_jpeg(image, quality=100):
+    """The bytes of a JPEG without chroma subsampling."""
+    stream = io.BytesIO()
+    PIL.Image.fromarray(image).save(stream, "JPEG", quality=quality, subsampling=0)
+    return stream.getvalue()
+
+
+def train_config(*, data=None, augment=None, **changes):
+    """A Config for `train_batches`: batches of 6 small images, a small shuffle buffer, no RandAugment."""
+    data = {"threads": 2, "shuffle_gib": SMALL_SHUFFLE} | (data or {})
+    augment = {"randaugment": ""} | (augment or {})
+    settings = {"batch_size": 6, "image_size": (32, 40), "seed": 5, "data": data, "augment": augment}
+    return config.resolve(settings | changes)
+
+
+def write_maps(path, source, *, missing=(), change=None, **changes):
+    """Score maps of the source's images, opened.
+
+    Logit 0 is the column of the cell, 1 its row, 2 the number of the image; logit k has class label + k.
+
+    Args:
+      path: the folder.
+      source: the images, from `prepare`.
+      missing: numbers of the images without a map.
+      change: maps (shard, its keys) to the keys that are written.
+      changes: fields of the MapDescription.
+    """
+    fields = dict(
+        annotator="test", annotator_hash="0123", top_k=3, grid=(6, 6), num_classes=source.num_classes
     )
+    description = MapDescription(**fields | changes)
+    writer = ScoreMapWriter(str(path), source, description)
+    grid = description.grid
     row, column = np.meshgrid(np.arange(grid[0]), np.arange(grid[1]), indexing="ij")
     for shard in range(len(source.shard_lengths)):
         keys = [record["key"].decode() for record in source.read(shard).as_numpy_iterator()]
@@ -71,8 +126,8 @@ def write_maps(path, source, *, top_k=3, grid=(6, 6), num_classes=None, missing=
             keys = change(shard, keys)
         numbers = [int(key.partition("_")[2].split(".")[0]) for key in keys]
         values = np.stack([np.stack([column, row, np.full(grid, n)]) for n in numbers]).astype(np.float32)
-        classes = (np.array(numbers)[:, None] + np.arange(top_k)) % num_classes
+        classes = (np.array(numbers)[:, None] + np.arange(description.top_k)) % description.num_classes
         indices = np.broadcast_to(classes[:, :, None, None], values.shape)
         writer.write_shard(shard, keys, values, indices, np.array([n in missing for n in numbers]))
     writer.finalize()
-    return score_maps.open_score_maps(str(path))
+    return open_score_maps(str(path))

@@ -1,28 +1,28 @@
-"""The whole way from files to batches: alignment, order, restarts, processes, padding and faults."""
+"""From files to batches: alignment, order, restarts, processes, padding and errors."""
 
 import itertools
 import logging
 import os
 import re
+import types
 
 import numpy as np
 import pytest
 import tiny_images
 
-from tlvit.data import corruption as faults
-from tlvit.data import pipeline
-from tlvit.data import shuffle as order
-from tlvit.data.score_maps import reader as score_maps
-from tlvit.data.sources.tfds import open_source
+from tlvit.checkpoints.model_info import ModelInfo, Preprocessing
+from tlvit.data import corruption, pipeline, shuffle
+from tlvit.data.score_maps.reader import open_score_maps
+from tlvit.data.sources.open import open_source
 
 HEIGHT, WIDTH, GRID, COUNT = 72, 96, (6, 8), 30
-SMALL = 600_000  # bytes of shuffle: several windows and lanes for so few images
+ONE_WINDOW = {"shuffle_gib": 2.0}
 
 
 @pytest.fixture(autouse=True)
-def _small_lanes(monkeypatch):
-    """So small a budget has room for lanes only if they cost nothing beside their windows."""
-    monkeypatch.setattr(order, "LANE_BYTES", 0)
+def _small_streams(monkeypatch):
+    """The small shuffle buffer has several streams only if a stream needs no memory besides its windows."""
+    monkeypatch.setattr(shuffle, "STREAM_BYTES", 0)
 
 
 @pytest.fixture(scope="module")
@@ -37,13 +37,15 @@ def maps(source, tmp_path_factory):
     return tiny_images.write_maps(tmp_path_factory.mktemp("maps"), source, grid=GRID)
 
 
-def train(source, maps=None, steps=4, **changes):
-    options = dict(batch_size=6, image_size=(32, 40), seed=5, num_threads=2, shuffle_bytes=SMALL)
-    return list(itertools.islice(pipeline.train_batches(source, maps, **options | changes), steps))
+def train(source, maps=None, steps=4, *, first_step=0, process_index=0, process_count=1, **settings):
+    """The first training batches; `settings` are those of `tiny_images.train_config`."""
+    position = {"first_step": first_step, "process_index": process_index, "process_count": process_count}
+    batches = pipeline.train_batches(source, maps, tiny_images.train_config(**settings), **position)
+    return list(itertools.islice(batches, steps))
 
 
 def numbers(batch):
-    """Each image's number, from its blue channel."""
+    """The number of every image, from its blue channel."""
     return batch.image[:, :, :, 2].mean((1, 2)).round().astype(int)
 
 
@@ -61,7 +63,7 @@ def assert_same(ours, theirs):
 
 
 def sample(field, x, y):
-    """Bilinear value of a map [h, w] at relative points, its cells' centers at (i + 0.5) / n."""
+    """Bilinear value of a map [h, w] at points in [0, 1], the center of cell i at (i + 0.5) / n."""
     h, w = field.shape
     x, y = np.clip(x * w - 0.5, 0, w - 1), np.clip(y * h - 0.5, 0, h - 1)
     x0, y0 = np.minimum(x.astype(int), w - 2), np.minimum(y.astype(int), h - 2)
@@ -70,17 +72,15 @@ def sample(field, x, y):
     return top * (1 - fy) + (field[y0 + 1, x0] * (1 - fx) + field[y0 + 1, x0 + 1] * fx) * fy
 
 
-def final_points(batch):
-    """Source position (x, y) of every pixel center of the final images, by their geometry: [B, 2, H, W]."""
-    h, w = batch.image.shape[1:3]
-    y, x = np.meshgrid((np.arange(h) + 0.5) / h, (np.arange(w) + 0.5) / w, indexing="ij")
-    return np.einsum("bij,jhw->bihw", batch.geometry, np.stack([x, y, np.ones_like(x)]))
+def source_points(batch):
+    """The points (x, y) of the annotated images that the pixel centers are mapped to, [B, 2, H, W]."""
+    return np.einsum("bij,jhw->bihw", batch.geometry, tiny_images.pixel_centers(*batch.image.shape[1:3]))
 
 
 def test_from_file_to_batch_maps_and_pixels_agree(source, maps):
-    """Colors say where pixels were, logits say where cells are: the geometry joins the two."""
+    """Colors encode the position of pixels, logits the position of cells. The geometry connects them."""
     flips = 0
-    for batch in train(source, maps, steps=15, scale=(0.1, 1.0)):
+    for batch in train(source, maps, steps=15, augment={"crop_scale": (0.1, 1.0)}):
         assert (batch.image.shape, batch.image.dtype) == ((6, 32, 40, 3), np.uint8)
         assert (batch.maps.value.shape, batch.maps.value.dtype) == ((6, 3, *GRID), np.float16)
         assert (batch.maps.index.dtype, batch.geometry.dtype) == (np.uint16, np.float32)
@@ -90,7 +90,7 @@ def test_from_file_to_batch_maps_and_pixels_agree(source, maps):
         np.testing.assert_array_equal(batch.label, found % 5)
         np.testing.assert_array_equal(batch.maps.value[:, 2, 0, 0], found)
         np.testing.assert_array_equal(batch.maps.index[:, :, 3, 4], (found[:, None] + np.arange(3)) % 5)
-        points = final_points(batch)
+        points = source_points(batch)
         for image, value, (x, y) in zip(
             batch.image, batch.maps.value.astype(np.float64), points, strict=True
         ):
@@ -109,7 +109,7 @@ def test_from_file_to_batch_maps_and_pixels_agree(source, maps):
 
 def test_the_published_label_crop_is_the_transposed_one(source, maps):
     aligned = train(source, maps)
-    published = train(source, maps, label_crop="published")
+    published = train(source, maps, data={"label_crop": "published"})
     for ours, theirs in zip(aligned, published, strict=True):
         np.testing.assert_array_equal(ours.image, theirs.image)
         for (x, y), (tx, ty) in zip(ours.geometry, theirs.geometry, strict=True):
@@ -122,21 +122,23 @@ def test_the_published_label_crop_is_the_transposed_one(source, maps):
     assert any(np.abs(a.geometry - b.geometry).max() > 0.1 for a, b in zip(aligned, published, strict=True))
 
 
-@pytest.mark.parametrize("share", [1.0, 0.875])
-def test_maps_of_the_middle_square_are_read_as_such(source, tmp_path, share):
-    centerd = tiny_images.write_maps(tmp_path, source, grid=GRID, geometry="center", center_share=share)
-    assert (centerd.info.geometry, centerd.info.center_share) == ("center", share)
-    for plain, batch in zip(train(source), train(source, centerd), strict=True):
+@pytest.mark.parametrize("fraction", [1.0, 0.875])
+def test_maps_of_the_center_square(source, tmp_path, fraction):
+    centered = tiny_images.write_maps(
+        tmp_path, source, grid=GRID, geometry="center", center_fraction=fraction
+    )
+    assert (centered.info.geometry, centered.info.center_fraction) == ("center", fraction)
+    for plain, batch in zip(train(source), train(source, centered), strict=True):
         np.testing.assert_array_equal(plain.image, batch.image)
-        side = share * min(HEIGHT, WIDTH)
+        side = fraction * min(HEIGHT, WIDTH)
         points, expected = (
-            final_points(batch),
-            final_points(plain) * np.reshape([WIDTH, HEIGHT], (1, 2, 1, 1)),
+            source_points(batch),
+            source_points(plain) * np.reshape([WIDTH, HEIGHT], (1, 2, 1, 1)),
         )
         expected = (expected - np.reshape([WIDTH - side, HEIGHT - side], (1, 2, 1, 1)) / 2) / side
         np.testing.assert_allclose(points, expected, atol=1e-5)
     square = np.abs(points - 0.5) <= 0.5
-    assert 0.05 < square.all(axis=1).mean() < 0.95  # parts of the crops are outside of the map
+    assert 0.05 < square.all(axis=1).mean() < 0.95  # some of the crops are partly outside of the map
 
 
 def test_label_data_of_the_published_maps_stay_below_8_kb(source, tmp_path):
@@ -147,21 +149,19 @@ def test_label_data_of_the_published_maps_stay_below_8_kb(source, tmp_path):
     assert value.size * cell + batch.geometry[0].nbytes + batch.label[0].nbytes <= 8192
 
 
-@pytest.mark.parametrize("shuffle_bytes", [SMALL, 2 << 30])
-def test_a_restart_gives_the_same_batches(source, maps, shuffle_bytes):
-    """30 images in batches of 6: 5 steps an epoch; restarts within epochs and on their border."""
-    whole = train(source, maps, steps=13, shuffle_bytes=shuffle_bytes)
+@pytest.mark.parametrize("data", [{}, ONE_WINDOW])
+def test_a_restart_gives_the_same_batches(source, maps, data):
+    """30 images in batches of 6 are 5 steps an epoch. Restarts are within and between epochs."""
+    complete = train(source, maps, steps=13, data=data)
     for first in (1, 4, 5, 8, 11):
-        assert_same(
-            train(source, maps, 13 - first, first_step=first, shuffle_bytes=shuffle_bytes), whole[first:]
-        )
+        assert_same(train(source, maps, 13 - first, first_step=first, data=data), complete[first:])
 
 
 def test_threads_do_not_change_the_batches(source, maps):
-    assert_same(train(source, maps, num_threads=1), train(source, maps, num_threads=4))
+    assert_same(train(source, maps, data={"threads": 1}), train(source, maps, data={"threads": 4}))
 
 
-def test_an_image_never_looks_the_same_in_two_epochs(source):
+def test_the_augmentation_of_an_image_differs_between_epochs(source):
     batches = train(source, steps=10)
     by_number = {}
     for batch in batches:
@@ -169,22 +169,23 @@ def test_an_image_never_looks_the_same_in_two_epochs(source):
             by_number.setdefault(number, []).append(geometry)
     assert {len(v) for v in by_number.values()} == {2}
     assert all(np.abs(a - b).max() > 1e-3 for a, b in by_number.values())
-    for first, second in zip(batches[:5], batches[5:], strict=True):  # nor does a place of the batch repeat
+    for first, second in zip(batches[:5], batches[5:], strict=True):  # nor does an index of the batch repeat
         assert (np.abs(first.geometry - second.geometry).max((1, 2)) > 1e-3).all()
 
 
 def test_repeats_are_different_views_of_an_image(source, maps):
-    for batch in train(source, maps, steps=5, repeats=3):
+    three = {"repeats": 3}
+    for batch in train(source, maps, steps=5, augment=three):
         found = numbers(batch)
         assert len(set(found)) == 2
         np.testing.assert_array_equal(batch.label, found % 5)
         np.testing.assert_array_equal(batch.maps.value[:, 2, 0, 0], found)
         for i, j in itertools.combinations(range(6), 2):
             assert np.abs(batch.geometry[i] - batch.geometry[j]).max() > 1e-3
-    whole = train(source, maps, steps=9, repeats=3)
-    assert_same(train(source, maps, 5, repeats=3, first_step=4), whole[4:])
+    complete = train(source, maps, steps=9, augment=three)
+    assert_same(train(source, maps, 5, augment=three, first_step=4), complete[4:])
     with pytest.raises(ValueError, match="repeats must be at least 1"):
-        train(source, repeats=0)
+        train(source, augment={"repeats": 0})
 
 
 def test_maps_do_not_change_order_or_augmentation(source, maps):
@@ -195,17 +196,18 @@ def test_maps_do_not_change_order_or_augmentation(source, maps):
 
 @pytest.mark.parametrize("count", [2, 3])
 def test_processes_partition_the_global_batches(source, maps, count):
-    whole = train(source, maps, steps=7, first_step=2)
+    complete = train(source, maps, steps=7, first_step=2)
     parts = [train(source, maps, 7, first_step=2, process_index=p, process_count=count) for p in range(count)]
-    for step, batch in enumerate(whole):
+    for step, batch in enumerate(complete):
         for i, x in enumerate(arrays(batch)):
             np.testing.assert_array_equal(np.concatenate([arrays(part[step])[i] for part in parts]), x)
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_evaluation_sees_every_image_once(source, count):
-    options = dict(batch_size=8, image_size=(24, 24), process_count=count, num_threads=2)
-    runs = [list(pipeline.eval_batches(source, process_index=p, **options)) for p in range(count)]
+    info = ModelInfo("lvvit_s", 5, (24, 24))
+    options = dict(batch_size=8, process_count=count, threads=2)
+    runs = [list(pipeline.eval_batches(source, info, process_index=p, **options)) for p in range(count)]
     assert len({len(run) for run in runs}) == 1
     seen = []
     for batch in itertools.chain(*runs):
@@ -218,24 +220,23 @@ def test_evaluation_sees_every_image_once(source, count):
 
 def test_more_processes_than_images_get_empty_batches(source):
     part = open_source("tiny_images", "train[:3]", data_dir=source.files[0].split("/tiny_images/")[0])
-    options = dict(batch_size=8, image_size=(8, 8), process_count=8, num_threads=1)
-    runs = [list(pipeline.eval_batches(part, process_index=p, **options)) for p in range(8)]
+    info = ModelInfo("lvvit_s", 5, (8, 8))
+    options = dict(batch_size=8, process_count=8, threads=1)
+    runs = [list(pipeline.eval_batches(part, info, process_index=p, **options)) for p in range(8)]
     assert [sum(b.mask.sum() for b in run) for run in runs] == [1, 1, 1, 0, 0, 0, 0, 0]
     assert {len(run) for run in runs} == {1}
 
 
-def test_annotation_goes_through_a_shard_in_record_order(source):
+def test_annotation_reads_a_shard_in_the_order_of_its_records(source):
     for shard, length in enumerate(source.shard_lengths):
-        items = list(
-            pipeline.annotation_batches(source, shard, batch_size=4, image_size=(20, 20), num_threads=2)
-        )
+        items = list(pipeline.annotation_batches(source, shard, batch_size=4, image_size=(20, 20), threads=2))
         keys = [key for item in items for key in item.keys]
         assert keys == [r["key"].decode() for r in source.read(shard).as_numpy_iterator()]
         mask = np.concatenate([item.batch.mask for item in items])
         assert (mask.sum(), len(mask) % 4) == (length, 0)
         found = np.concatenate([numbers(item.batch)[item.batch.mask] for item in items])
         assert [f"img_{n}.png" for n in found] == keys
-    # The whole image is there: its edges' colors are the ends of the scale.
+    # The image is complete: the colors at its edges are the ends of the scale.
     image = items[0].batch.image[0].astype(int)
     assert image[:, 0, 0].max() < 10
     assert image[:, -1, 0].min() > 245
@@ -256,20 +257,20 @@ def test_the_map_of_another_image_is_an_error_that_names_both(source, tmp_path):
         train(source, swapped, steps=5)
 
 
-def test_a_restart_says_how_long_it_took(source, caplog):
+def test_a_restart_logs_how_long_it_took(source, caplog):
     with caplog.at_level(logging.INFO, "tlvit"):
         train(source, steps=2, first_step=7)
-    assert re.search(r"on from batch 2 of 5 in epoch 1 after \d+\.\d s", caplog.text)
+    assert re.search(r"resumed at batch 2 of 5 in epoch 1 after \d+\.\d s", caplog.text)
 
 
 def test_missing_maps_are_an_error_unless_allowed(source, tmp_path):
-    holed = tiny_images.write_maps(tmp_path, source, missing=(3, 11))
+    incomplete = tiny_images.write_maps(tmp_path, source, missing=(3, 11))
     with pytest.raises(ValueError, match="2 of 30 images have no score map"):
-        train(source, holed)
-    with pytest.raises(ValueError, match=r"share of 0.05 is allowed"):
-        train(source, holed, allow_missing_maps=0.05)
+        train(source, incomplete)
+    with pytest.raises(ValueError, match=r"more than data.max_missing_maps = 0.05 allows"):
+        train(source, incomplete, data={"max_missing_maps": 0.05})
     seen = set()
-    for batch in train(source, holed, steps=5, allow_missing_maps=0.1):
+    for batch in train(source, incomplete, steps=5, data={"max_missing_maps": 0.1}):
         for number, label, value, index in zip(
             numbers(batch), batch.label, batch.maps.value, batch.maps.index, strict=True
         ):
@@ -288,13 +289,13 @@ def test_maps_of_other_data_are_refused_at_the_start(source, tmp_path):
     other = open_source("tiny_images", "train", data_dir=str(tmp_path))
     their_maps = tiny_images.write_maps(tmp_path / "m", other)
     with pytest.raises(ValueError, match=r"have 4 classes, tiny_images/1.0.0:train has 5"):
-        pipeline.train_batches(source, their_maps, batch_size=6, image_size=(8, 8), seed=0)
+        pipeline.train_batches(source, their_maps, tiny_images.train_config())
 
 
-def flip_byte(path, place):
+def flip_byte(path, index):
     with open(path, "rb") as file:
         data = bytearray(file.read())
-    data[place] ^= 255
+    data[index] ^= 255
     with open(path, "wb") as file:
         file.write(data)
 
@@ -310,25 +311,69 @@ def test_a_truncated_map_shard_is_found_at_the_start(source, tmp_path):
     reader = tiny_images.write_maps(tmp_path, source)
     os.truncate(reader.files[0], 50)
     with pytest.raises(ValueError, match="it has 50 bytes instead of"):
-        score_maps.open_score_maps(str(tmp_path))
+        open_score_maps(str(tmp_path))
 
 
-def test_damaged_and_vanished_image_shards_are_named(tmp_path, monkeypatch):
+def test_damaged_and_lost_image_shards_are_named(tmp_path, monkeypatch):
     tiny_images.prepare(tmp_path, [tiny_images.position_image(i, 12, 12) for i in range(20)])
     source = open_source("tiny_images", "train", data_dir=str(tmp_path))
     flip_byte(source.files[2], 40)
     with pytest.raises(ValueError, match=f"image shard {source.files[2]} is damaged"):
         train(source, steps=10)
     with pytest.raises(ValueError, match=f"image shard {source.files[2]} is damaged"):
-        list(pipeline.eval_batches(source, batch_size=4, image_size=(8, 8)))
-    monkeypatch.setattr(faults, "RETRY_SECONDS", (0.1, 0.1))
+        list(pipeline.eval_batches(source, ModelInfo("lvvit_s", 5, (8, 8)), batch_size=4))
+    monkeypatch.setattr(corruption, "time", types.SimpleNamespace(sleep=lambda seconds: None))
     os.remove(source.files[2])
     with pytest.raises(ValueError, match=f"reading images failed: {source.files[2]}; No such file"):
         train(source, steps=10)
 
 
-def test_bad_arguments_are_refused(source):
+def test_a_batch_that_cannot_be_filled_or_divided_is_an_error(source):
     with pytest.raises(ValueError, match="30 images do not fill one batch of 31"):
-        pipeline.train_batches(source, batch_size=31, image_size=(8, 8), seed=0)
-    with pytest.raises(ValueError, match="a batch of 8 has no slice 0 of 3"):
-        pipeline.eval_batches(source, batch_size=8, image_size=(8, 8), process_count=3)
+        train(source, batch_size=31)
+    with pytest.raises(ValueError, match="A batch of 8 images cannot be divided among 3 processes"):
+        train(source, batch_size=8, process_count=3)
+    with pytest.raises(ValueError, match="A batch of 8 images cannot be divided among 3 processes"):
+        pipeline.eval_batches(source, ModelInfo("lvvit_s", 5, (8, 8)), batch_size=8, process_count=3)
+
+
+def test_evaluation_uses_the_preprocessing_of_the_model(source):
+    """A smaller crop_pct shows a smaller part of the image; the interpolation changes pixels only."""
+    evaluate = lambda **preprocessing: next(
+        pipeline.eval_batches(
+            source,
+            ModelInfo("lvvit_s", 5, (24, 32), preprocessing=Preprocessing(**preprocessing)),
+            batch_size=6,
+        )
+    )
+    for crop_pct in (0.5, 1.0):
+        bicubic = evaluate(crop_pct=crop_pct)
+        np.testing.assert_allclose(
+            bicubic.geometry[0], [[crop_pct, 0, (1 - crop_pct) / 2], [0, crop_pct, (1 - crop_pct) / 2]]
+        )
+        bilinear = evaluate(crop_pct=crop_pct, interpolation="bilinear")
+        np.testing.assert_array_equal(bicubic.geometry, bilinear.geometry)
+        assert (bicubic.image != bilinear.image).any()
+
+
+def test_the_augmentation_settings_reach_the_images(tmp_path):
+    tiny_images.prepare(tmp_path, [tiny_images.position_image(i, 50, 60) for i in range(12)])
+    source = open_source("tiny_images", "train", data_dir=str(tmp_path))
+    batch = lambda **settings: train(source, steps=1, batch_size=12, seed=3, **settings)[0]
+    policy = {"randaugment": "rand-m9-n3-mstd0.5-inc1"}
+    plain, moved = batch(), batch(augment=policy)
+    again = batch(augment=policy, data={"threads": 1})
+    np.testing.assert_array_equal(moved.image, again.image)
+    np.testing.assert_array_equal(moved.geometry, again.geometry)
+    changed = (plain.image != moved.image).any((1, 2, 3))
+    turned = (plain.geometry != moved.geometry).any((1, 2))
+    assert 6 < changed.sum() <= 12
+    assert 1 < turned.sum() < 11
+    assert not (turned & ~changed).any()
+    for augment in ({"three_augment": True}, {"color_jitter": 0.3}):
+        other = batch(augment=augment)
+        assert (plain.image != other.image).any((1, 2, 3)).sum() > 6
+        np.testing.assert_array_equal(plain.geometry, other.geometry)
+    assert_same([batch(augment=policy | {"randaugment_on": "device"})], [plain])
+    with pytest.raises(ValueError, match="'q9'"):
+        batch(augment={"randaugment": "rand-q9"})

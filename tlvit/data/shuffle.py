@@ -1,75 +1,79 @@
-"""Which record stands where: the order of training as a pure function of (seed, epoch, position).
+"""The order of the training images, as a pure function of (seed, epoch, position).
 
-The shards of an epoch, permuted, form one long line of records. It is cut into `lanes` equal pieces that are
-read side by side, each piece into windows of `window` records, and each window is permuted as a whole. Lane i
-supplies the i-th part of every batch. So every position of every epoch is known without reading anything;
-starting in the middle reads at most one window of each lane; memory is bounded by the windows; and a process
-of a pod reads only the lanes that its slice of the batches needs. The order depends on the batch size, the
-shards and the memory budget, but not on the processes.
+In each epoch the shards are permuted and their records concatenated. This sequence is cut into `streams`
+equal parts that are read in parallel. Each part is cut into windows of `window` records, and each window is
+permuted. Stream i supplies the i-th part of every batch.
 
-With repeated augmentation a record takes `repeats` places in a row and an epoch has as many places as before,
-so it visits one record in `repeats`.
+The record at every position of every epoch is therefore known without reading data. A run that resumes in the
+middle of an epoch reads at most one window of each stream before its first batch. The windows bound the
+memory. A process reads only the streams that its slice of the batches needs. The order depends on the batch
+size, the shards and the memory budget, but not on the number of processes.
+
+With repeated augmentation a record fills `repeats` consecutive positions. An epoch has as many positions as
+without, so it visits one record in `repeats`.
 """
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from tlvit.data.sources.source import Records
 
-MAX_LANES = 16
-MIN_WINDOW = 8  # records: whatever the budget, one that is broken has others beside it to take its place
-MAP_BYTES = 8192  # kept for a record's score map, with or without one, so that maps do not change the order
-COPIES = 3  # windows of a lane in memory: the one in use, the next one, and what the allocator keeps
-LANE_BYTES = 8 << 20  # of a lane beside its windows: buffers of open files, its part of the graph
+MAX_STREAMS = 16
+MIN_WINDOW = 8  # records; with any budget, a corrupt record has others in its window that can replace it
+MAP_BYTES = 8192  # reserved for a record's score map in every run, so that maps do not change the order
+COPIES = 3  # windows of a stream in memory: the current one, the next one, and what the allocator keeps
+STREAM_BYTES = 8 << 20  # of a stream in addition to its windows: buffers of open files, its part of the graph
 
 
 @dataclasses.dataclass(frozen=True)
 class Order:
-    """The order of a training run; see the top of this file.
+    """The order of a training run, see the top of this file.
 
     Attributes:
-      shard_lengths: records of each shard.
-      seed: seed of all permutations.
-      batch_size: images of a global batch B; whole batches only, so up to B - 1 images of an epoch are left
-        out.
-      lanes: number of pieces read side by side; divides B.
-      window: records permuted together in one lane.
-      repeats: places in a row that a record takes, each with an augmentation of its own.
+      shard_lengths: number of records of each shard.
+      seed: seeds all permutations.
+      batch_size: images of a global batch B. An epoch has full batches only, so it leaves out up to B - 1
+        images.
+      streams: number of parts that are read in parallel; divides B.
+      window: number of records that are permuted together in one stream.
+      repeats: consecutive positions that a record fills, each with its own augmentation.
     """
 
     shard_lengths: tuple[int, ...]
     seed: int
     batch_size: int
-    lanes: int
+    streams: int
     window: int
     repeats: int = 1
 
     @property
     def steps_per_epoch(self) -> int:
+        """Full batches in an epoch."""
         return sum(self.shard_lengths) // self.batch_size
 
     @property
-    def block(self) -> int:
-        """Images of a batch that come from one lane."""
-        return self.batch_size // self.lanes
+    def stream_batch(self) -> int:
+        """Images of a batch that come from one stream."""
+        return self.batch_size // self.streams
 
     @property
-    def lane_length(self) -> int:
-        """Records of a lane's piece of an epoch; those after the last whole batch stay unused."""
-        return sum(self.shard_lengths) // self.lanes
+    def stream_length(self) -> int:
+        """Records of a stream in an epoch, including those after the last full batch."""
+        return sum(self.shard_lengths) // self.streams
 
     @property
     def windows_per_epoch(self) -> int:
-        """Windows of a lane that hold records of whole batches."""
-        return math.ceil(self.steps_per_epoch * self.block / (self.window * self.repeats))
+        """Windows of a stream that contain records of full batches."""
+        return math.ceil(self.steps_per_epoch * self.stream_batch / (self.window * self.repeats))
 
-    def window_of(self, step: int) -> int:
-        """Number, counted from the start of training, of the window that each lane is in at a step."""
-        epoch, place = divmod(step, self.steps_per_epoch)
-        return epoch * self.windows_per_epoch + place * self.block // (self.window * self.repeats)
+    def window_at(self, step: int) -> int:
+        """Number of the window that every stream reads at a step, counted from the start of training."""
+        epoch, step = divmod(step, self.steps_per_epoch)
+        return epoch * self.windows_per_epoch + step * self.stream_batch // (self.window * self.repeats)
 
 
 def make_order(
@@ -81,34 +85,36 @@ def make_order(
     shuffle_bytes: int,
     repeats: int = 1,
 ) -> Order:
-    """The order that mixes best within `shuffle_bytes` of host memory; one window of all records where that
-    fits.
+    """Chooses the order that shuffles best within a memory budget: one window of all records if that fits.
+
+    Args:
+      shard_lengths: number of records of each shard.
+      seed: seeds all permutations.
+      batch_size: images of a global batch.
+      record_bytes: mean size of a record, bytes.
+      shuffle_bytes: host memory of the shuffle, bytes.
+      repeats: see `Order`.
 
     Raises:
-      ValueError: the images do not fill one batch, or a record is to come less than once.
+      ValueError: the images do not fill one batch.
     """
     total = sum(shard_lengths)
     if total < batch_size or batch_size < 1:
-        raise ValueError(f"{total} images do not fill one batch of {batch_size}")
-    if repeats < 1:
-        raise ValueError(f"an image cannot come {repeats} times in a row: repeats must be at least 1")
-    lengths, most = tuple(shard_lengths), shuffle_bytes / COPIES / (record_bytes + MAP_BYTES)
-    if most >= total:
-        return Order(lengths, seed, batch_size, lanes=1, window=total, repeats=repeats)
-    lanes = 1
-    # More lanes mix better, but each needs memory beside its windows: half of the budget at most.
-    fit = min(MAX_LANES, len(lengths), most / MIN_WINDOW, shuffle_bytes / 2 / max(LANE_BYTES, 1))
-    while lanes * 2 <= fit and batch_size % (lanes * 2) == 0:
-        lanes *= 2
-    most = (shuffle_bytes - lanes * LANE_BYTES) / COPIES / (record_bytes + MAP_BYTES)
-    return Order(
-        lengths,
-        seed,
-        batch_size,
-        lanes,
-        window=min(total, max(MIN_WINDOW, int(most / lanes))),
-        repeats=repeats,
+        raise ValueError(f"{total} images do not fill one batch of {batch_size}.")
+    shard_lengths = tuple(shard_lengths)
+    capacity = shuffle_bytes / COPIES / (record_bytes + MAP_BYTES)  # records
+    if capacity >= total:
+        return Order(shard_lengths, seed, batch_size, streams=1, window=total, repeats=repeats)
+    streams = 1
+    # More streams shuffle better, but each needs memory in addition to its windows: at most half the budget.
+    limit = min(
+        MAX_STREAMS, len(shard_lengths), capacity / MIN_WINDOW, shuffle_bytes / 2 / max(STREAM_BYTES, 1)
     )
+    while streams * 2 <= limit and batch_size % (streams * 2) == 0:
+        streams *= 2
+    capacity = (shuffle_bytes - streams * STREAM_BYTES) / COPIES / (record_bytes + MAP_BYTES)
+    window = min(total, max(MIN_WINDOW, int(capacity / streams)))
+    return Order(shard_lengths, seed, batch_size, streams, window, repeats)
 
 
 def ordered_records(
@@ -118,42 +124,61 @@ def ordered_records(
     first_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
-    spares: int = 0,
+    replacements: int = 0,
 ) -> tf.data.Dataset:
-    """This process's slice of every global batch from `first_step` on, without end.
+    """The records of one process's slice of every global batch, in order, starting at `first_step`; endless.
 
     Args:
-      records: (shard, offset) -> Dataset of raw records of a shard, of any structure of tensors of fixed
-        shape.
+      records: maps (shard, offset) to a Dataset of raw records, of any structure of tensors of fixed shape.
       order: the order.
-      first_step: the batch to start with.
-      process_index: this process; it gets images [p B / n, (p + 1) B / n) of every global batch.
-      process_count: number of processes n; must divide B.
-      spares: give with each record this many others that can take its place, the next ones of its window.
+      first_step: the first batch.
+      process_index: index p of this process. It gets images [p B / n, (p + 1) B / n) of every batch of B.
+      process_count: number n of processes; must divide B.
+      replacements: number of further records that come with each record and can replace it. They are the next
+        ones of its window.
 
     Returns:
-      Dataset of (raw record, counter): counter = step * B + index in the global batch, int64. With spares the
-      record's tensors have a leading axis of 1 + spares.
+      Dataset of (raw record, counter), counter = step * B + index in the global batch, int64. With
+      replacements, the record's tensors have a leading axis of length 1 + replacements.
     """
-    if order.batch_size % process_count or not 0 <= process_index < process_count:
-        raise ValueError(f"a batch of {order.batch_size} has no slice {process_index} of {process_count}")
-    share = order.batch_size // process_count
-    slots = np.arange(process_index * share, (process_index + 1) * share)
-    lanes = np.unique(slots // order.block)
-    streams = [_lane_records(records, order, int(lane), first_step, slots, spares) for lane in lanes]
-    if len(streams) == 1:
-        return streams[0]
-    turns = tf.data.Dataset.from_tensor_slices(np.searchsorted(lanes, slots // order.block)).repeat()
-    return tf.data.Dataset.choose_from_datasets(streams, turns, stop_on_empty_dataset=False)
+    local = process_batch_size(order.batch_size, process_index, process_count)
+    slots = np.arange(process_index * local, (process_index + 1) * local)
+    stream_of = slots // order.stream_batch
+    streams = np.unique(stream_of)
+    datasets = []
+    for stream in streams:
+        wanted = np.zeros(order.stream_batch, bool)
+        wanted[slots[stream_of == stream] % order.stream_batch] = True
+        datasets.append(_stream_records(records, order, int(stream), wanted, first_step, replacements))
+    if len(datasets) == 1:
+        return datasets[0]
+    turns = tf.data.Dataset.from_tensor_slices(np.searchsorted(streams, stream_of)).repeat()
+    return tf.data.Dataset.choose_from_datasets(datasets, turns, stop_on_empty_dataset=False)
 
 
-def segments(shard_lengths: tuple[int, ...], shards: tf.Tensor, first: tf.Tensor, last: tf.Tensor):
-    """Where records [first, last) of a line of shards lie.
+def process_batch_size(batch_size: int, process_index: int, process_count: int) -> int:
+    """Images of a global batch that one process reads.
+
+    Raises:
+      ValueError: the processes do not divide the batch, or there is no process of this index.
+    """
+    if batch_size % process_count:
+        raise ValueError(f"A batch of {batch_size} images cannot be divided among {process_count} processes.")
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"process_index must be in [0, {process_count}), not {process_index}.")
+    return batch_size // process_count
+
+
+def segments(
+    shard_lengths: tuple[int, ...], shards: tf.Tensor, first: tf.Tensor | int, last: tf.Tensor | int
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Locates records [first, last) of a concatenation of shards.
 
     Args:
-      shard_lengths: records of each shard.
-      shards: int64 [n], the shards in the order of the line; the line may hold one more than once.
-      first: scalar; last: scalar, at most the length of the line.
+      shard_lengths: number of records of each shard.
+      shards: int64 [n], the shards in order; one may occur more than once.
+      first: scalar, the first record.
+      last: scalar, the record after the last; at most the length of the concatenation.
 
     Returns:
       (shard, offset, count), int64 vectors: what to read, in order.
@@ -166,73 +191,87 @@ def segments(shard_lengths: tuple[int, ...], shards: tf.Tensor, first: tf.Tensor
     return tuple(tf.boolean_mask(x, touched) for x in (shards, low - starts, high - low))
 
 
-def window_segments(order: Order, lane: int, epoch: tf.Tensor, window: tf.Tensor):
-    """What to read for one window of a lane: (shard, offset, count), int64 vectors; windows count from 0."""
+def read_segments(records: Records, shard: tf.Tensor, offset: tf.Tensor, count: tf.Tensor) -> tf.data.Dataset:
+    """The raw records of some segments, concatenated."""
+    parts = tf.data.Dataset.from_tensor_slices((shard, offset, count))
+    return parts.flat_map(lambda shard, offset, count: records(shard, offset).take(count))
+
+
+def window_segments(
+    order: Order, stream: int, epoch: tf.Tensor, window: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Locates the records of a stream's window: (shard, offset, count), as `segments`."""
     total = sum(order.shard_lengths)
     seed = tf.stack([tf.constant(order.seed, tf.int64), tf.cast(epoch, tf.int64)])
     shards = tf.random.experimental.stateless_shuffle(
         tf.range(len(order.shard_lengths), dtype=tf.int64), seed=tf.random.fold_in(seed, 0)
     )
-    # The line starts at a random record, so that windows and remainders do not always fall on the same ones.
-    turn = tf.random.stateless_uniform([], tf.random.fold_in(seed, 1), 0, total, tf.int64)
-    first = (lane * order.lane_length + window * order.window + turn) % total
+    # An epoch starts at a random record, so that its windows and its unused records vary.
+    start = tf.random.stateless_uniform([], tf.random.fold_in(seed, 1), 0, total, tf.int64)
+    first = (stream * order.stream_length + window * order.window + start) % total
     return segments(order.shard_lengths, tf.tile(shards, [2]), first, first + window_length(order, window))
 
 
 def window_length(order: Order, window: tf.Tensor) -> tf.Tensor:
-    """Records of a lane's window; the last one of an epoch can be shorter."""
-    return tf.minimum(tf.constant(order.window, tf.int64), order.lane_length - window * order.window)
+    """Number of records of a window; the last one of an epoch can be shorter."""
+    return tf.minimum(tf.constant(order.window, tf.int64), order.stream_length - window * order.window)
 
 
-def read_segments(records: Records, shard: tf.Tensor, offset: tf.Tensor, count: tf.Tensor) -> tf.data.Dataset:
-    """The raw records of some segments, one after the other."""
-    parts = tf.data.Dataset.from_tensor_slices((shard, offset, count))
-    return parts.flat_map(lambda shard, offset, count: records(shard, offset).take(count))
-
-
-def _lane_records(
-    records: Records, order: Order, lane: int, first_step: int, slots: np.ndarray, spares: int
+def _stream_records(
+    records: Records, order: Order, stream: int, wanted: np.ndarray, first_step: int, replacements: int
 ) -> tf.data.Dataset:
-    """One lane's records, in order, that fill `slots` of the batches: Dataset of (raw record, counter)."""
-    used = order.steps_per_epoch * order.block  # places of an epoch that this lane fills
-    per_epoch = order.windows_per_epoch
-    wanted = np.zeros(order.block, bool)
-    wanted[slots[slots // order.block == lane] % order.block] = True
+    """One stream's records, in order: Dataset of (raw record, counter).
 
-    def load(number):
-        epoch, window = number // per_epoch, number % per_epoch
-        data = read_segments(records, *window_segments(order, lane, epoch, window)).batch(order.window)
+    `wanted`, bool [stream_batch], selects the images of each batch that this process needs.
+    """
+
+    def load(number: tf.Tensor) -> tf.data.Dataset:
+        epoch, window = number // order.windows_per_epoch, number % order.windows_per_epoch
+        data = read_segments(records, *window_segments(order, stream, epoch, window)).batch(order.window)
         return data.map(lambda held: (held, epoch, window))
 
-    def serve(held, epoch, window):
+    def permute(held: Any, epoch: tf.Tensor, window: tf.Tensor) -> tf.data.Dataset:
         length = window_length(order, window)
-        found = tf.shape(tf.nest.flatten(held)[0], tf.int64)[0]
-        complete = tf.debugging.Assert(
-            tf.equal(found, length),
-            ["a shard ends early: records found", found, "of the", length, "promised"],
-        )
-        with tf.control_dependencies([complete]):
-            seed = tf.stack([tf.constant(order.seed, tf.int64), epoch])
-            seed = tf.random.fold_in(tf.random.fold_in(seed, 2 + lane), window)
-        picks = tf.random.experimental.stateless_shuffle(tf.range(length), seed=seed)
-        place = (window * order.window) * order.repeats + tf.range(
-            length * order.repeats
-        )  # in the lane's epoch
-        keep = (place < used) & tf.gather(tf.constant(wanted), place % order.block)
-        keep &= epoch * order.steps_per_epoch + place // order.block >= first_step
-        index, place = (tf.boolean_mask(x, keep) for x in (tf.range(length * order.repeats), place))
-        step = epoch * order.steps_per_epoch + place // order.block
-        counter = step * order.batch_size + lane * order.block + place % order.block
+        permutation = _permutation(held, length, order, stream, epoch, window)
+        index, counter = _positions(order, stream, epoch, window, wanted, first_step)
 
         # Records are copied out of the window one by one, so that a window is in memory only once.
-        def take(index, counter):
-            nth = index // order.repeats
-            chosen = tf.gather(
-                picks, (nth + tf.range(1 + spares, dtype=tf.int64)) % length if spares else nth
-            )
+        def take(index: tf.Tensor, counter: tf.Tensor) -> tuple[Any, tf.Tensor]:
+            first = index // order.repeats
+            chosen = first
+            if replacements:
+                chosen = (first + tf.range(1 + replacements, dtype=tf.int64)) % length
+            chosen = tf.gather(permutation, chosen)
             return tf.nest.map_structure(lambda x: tf.gather(x, chosen), held), counter
 
         return tf.data.Dataset.from_tensor_slices((index, counter)).map(take)
 
-    windows = tf.data.Dataset.range(order.window_of(first_step), np.iinfo(np.int64).max)
-    return windows.flat_map(load).prefetch(1).flat_map(serve)
+    windows = tf.data.Dataset.range(order.window_at(first_step), np.iinfo(np.int64).max)
+    return windows.flat_map(load).prefetch(1).flat_map(permute)
+
+
+def _permutation(
+    held: Any, length: tf.Tensor, order: Order, stream: int, epoch: tf.Tensor, window: tf.Tensor
+) -> tf.Tensor:
+    """The permutation of a window, int64 [length], after a check that all of its records were found."""
+    found = tf.shape(tf.nest.flatten(held)[0], tf.int64)[0]
+    complete = tf.debugging.Assert(
+        tf.equal(found, length), ["a shard ends early: found", found, "records instead of", length]
+    )
+    with tf.control_dependencies([complete]):
+        seed = tf.stack([tf.constant(order.seed, tf.int64), epoch])
+        seed = tf.random.fold_in(tf.random.fold_in(seed, 2 + stream), window)
+    return tf.random.experimental.stateless_shuffle(tf.range(length), seed=seed)
+
+
+def _positions(
+    order: Order, stream: int, epoch: tf.Tensor, window: tf.Tensor, wanted: np.ndarray, first_step: int
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """The positions of a window that are read, by index in the window and by counter, int64 vectors."""
+    used = order.steps_per_epoch * order.stream_batch  # positions of the stream in an epoch
+    index = tf.range(window_length(order, window) * order.repeats)
+    position = (window * order.window) * order.repeats + index
+    step, slot = epoch * order.steps_per_epoch + position // order.stream_batch, position % order.stream_batch
+    keep = (position < used) & tf.gather(tf.constant(wanted), slot) & (step >= first_step)
+    counter = step * order.batch_size + stream * order.stream_batch + slot
+    return tf.boolean_mask(index, keep), tf.boolean_mask(counter, keep)

@@ -1,1 +1,1 @@
-"""From encoded bytes to pixels of the final size, with their geometry, inside tf.data."""
+"""Decodes and augments single images inside tf.data and keeps track of their geometry."""
