@@ -17,8 +17,6 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from tlvit.data.sources.open import open_source
-from tlvit.training.annotation import Annotator, annotate
 
 from configs import digits as recipe
 from tlvit import visualize
@@ -27,8 +25,10 @@ from tlvit.checkpoints.load import load
 from tlvit.checkpoints.model_info import ModelInfo
 from tlvit.config import resolve
 from tlvit.data.sources import digit_scenes
+from tlvit.data.sources.open import open_source
 from tlvit.models.functional import functionalize
 from tlvit.ops.normalize import normalize
+from tlvit.training.annotation import Annotator, annotate
 from tlvit.training.loop import train
 from tlvit.training.run_log import duration, read_metrics, start_logging
 

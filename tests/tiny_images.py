@@ -12,7 +12,6 @@ from tlvit.data.score_maps.format import MapDescription
 from tlvit.data.score_maps.reader import open_score_maps
 from tlvit.data.score_maps.writer import ScoreMapWriter
 
-
 SMALL_SHUFFLE = 600_000 / 2**30  # GiB: several windows and streams even for a few images
 
 

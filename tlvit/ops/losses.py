@@ -38,9 +38,9 @@ def token_label_loss(
       mix: the mask the model ran with, or None.
       dense_weight, cls_weight: of the two terms.
       cls_target: target of the class token. "annotator": the map's distribution. "published": the mixture
-        that the published `--ground-truth` option computes, r * annotator + (1 - r) * label with r = 0.5 where the
-        annotator's best class is the label and r = 0.9 elsewhere. "documented": r = 0.9 and 0.5, as that
-        option's documentation says. "label": the smoothed label.
+        that the published `--ground-truth` option computes, r * annotator + (1 - r) * label with r = 0.5
+        where the annotator's best class is the label and r = 0.9 elsewhere. "documented": r = 0.9 and 0.5,
+        as that option's documentation says. "label": the smoothed label.
 
     Returns:
       Scalar, the mean over the batch.

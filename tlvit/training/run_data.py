@@ -1,8 +1,8 @@
-"""The data of a run: its sources and score maps, its streams of batches, and the model record that follows."""
+"""The data of a run: its sources, score maps and batches, and the record of its model."""
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jax
 
@@ -11,20 +11,24 @@ from tlvit.config import Config
 from tlvit.models.table import published_crop_pct
 from tlvit.types import Batch
 
+if TYPE_CHECKING:  # the modules import TensorFlow
+    from tlvit.data.score_maps.reader import ScoreMapReader
+    from tlvit.data.sources.source import Source
+
 
 @dataclasses.dataclass(frozen=True)
 class RunData:
     """The images of a run.
 
     Attributes:
-      train: Source of the training split.
-      eval: Source of the evaluation split.
-      maps: ScoreMapReader of the training split, or None without token labels.
+      train: the training split.
+      eval: the evaluation split.
+      maps: score maps of the training split, or None without token labels.
     """
 
-    train: Any
-    eval: Any
-    maps: Any
+    train: "Source"
+    eval: "Source"
+    maps: "ScoreMapReader | None"
 
 
 def open_data(config: Config) -> RunData:
@@ -51,7 +55,7 @@ def open_data(config: Config) -> RunData:
     return RunData(train=source, eval=eval_source, maps=maps)
 
 
-def model_info(config: Config, source: Any) -> ModelInfo:
+def model_info(config: Config, source: "Source") -> ModelInfo:
     """The record that the run's checkpoints keep of their model, for a source's classes."""
     return ModelInfo(
         model=config.model.name,
@@ -67,9 +71,10 @@ def model_info(config: Config, source: Any) -> ModelInfo:
 
 
 def train_batches(data: RunData, config: Config, first_step: int) -> Iterator[Batch]:
-    from tlvit.data.pipeline import train_batches
+    """The augmented batches of this process, from a step on."""
+    from tlvit.data import pipeline
 
-    return train_batches(
+    return pipeline.train_batches(
         data.train,
         data.maps,
         config,
@@ -80,6 +85,7 @@ def train_batches(data: RunData, config: Config, first_step: int) -> Iterator[Ba
 
 
 def eval_batches(data: RunData, config: Config, info: ModelInfo) -> Iterator[Batch]:
+    """The batches of the evaluation split of this process."""
     from tlvit.data import pipeline
 
     return pipeline.eval_batches(

@@ -75,8 +75,8 @@ class Progress:
                 bad = step - len(self._pending) + 1 + i
                 raise FloatingPointError(
                     f"The loss of step {bad} is {loss} and the norm of its gradient is {norm}: stopped "
-                    "without saving. The last checkpoint is from before. Try a lower config.optim.learning_rate, "
-                    "config.optim.clip_norm=1.0 or config.model.dtype=float32."
+                    "without saving. The last checkpoint is from before. Try a lower "
+                    "config.optim.learning_rate, config.optim.clip_norm=1.0 or config.model.dtype=float32."
                 )
             self._losses.append(loss)
             self._norms.append(norm)

@@ -114,11 +114,13 @@ def make_eval_step(
 def _make_loss(
     net: Net, mesh: Mesh, config: Config, info: ModelInfo, teacher: Teacher | None, shards: int
 ) -> Callable[..., tuple[Array, PyTree]]:
-    """(params, stats, batch, key, teacher_arrays) -> (loss, new stats)."""
+    """(params, stats, batch, key, teacher_arrays) -> (loss, new stats): augmentation, then the objective."""
     on_device = config.augment.randaugment_on == "device"
     policy = parse_policy(config.augment.randaugment) if on_device else None
-    # Every device draws all masks. Otherwise XLA splits the drawing, and the devices wait for each other.
-    on_every_device = lambda mask: jax.lax.with_sharding_constraint(mask, replicated(mesh))
+    if config.token_labels:
+        objective = _token_label_objective(net, mesh, config, info, shards)
+    else:
+        objective = _image_label_objective(mesh, config, info, teacher, shards)
 
     def loss_fn(
         params: PyTree, stats: PyTree, batch: Batch, key: Array, teacher_arrays: tuple[PyTree, ...]
@@ -130,56 +132,67 @@ def _make_loss(
         images = normalize(images, info.preprocessing.mean, info.preprocessing.std)
         if config.augment.random_erasing:
             images = random_erasing(key_erase, images, probability=config.augment.random_erasing)
+        batch = dataclasses.replace(batch, image=images, geometry=geometry)
         forward = functools.partial(net.apply, params, stats, train=True, key=key_net)
-        if config.token_labels:
-            return token_labels(forward, images, geometry, batch, key_mix)
-        return image_labels(forward, images, batch, key_mix, teacher_arrays)
+        return objective(forward, batch, key_mix, teacher_arrays)
 
-    def token_labels(
-        forward: Callable[..., Any], images: Array, geometry: Array, batch: Batch, key_mix: Array
+    return loss_fn
+
+
+def _token_label_objective(
+    net: Net, mesh: Mesh, config: Config, info: ModelInfo, shards: int
+) -> Callable[..., tuple[Array, PyTree]]:
+    """Every token learns its target from the score map; MixToken mixes the tokens of a shard."""
+    loss = config.loss
+
+    def objective(
+        forward: Callable[..., Any], batch: Batch, key: Array, teacher_arrays: tuple[PyTree, ...]
     ) -> tuple[Array, PyTree]:
+        del teacher_arrays
         if batch.maps is None:
             raise ValueError("Training with token labels needs score maps, but batch.maps is None.")
+        sizes = {"grid": net.grid, "num_classes": info.num_classes}
         targets = make_targets(
-            batch.maps,
-            batch.label,
-            geometry,
-            grid=net.grid,
-            num_classes=info.num_classes,
-            smoothing=config.loss.label_smoothing,
+            batch.maps, batch.label, batch.geometry, smoothing=loss.label_smoothing, **sizes
         )
         mix = None
-        if config.loss.mixtoken:
-            mix = on_every_device(draw_mixtoken_mask(key_mix, net.grid, shards))
-        output, stats = forward(images, mix=mix)
-        loss = token_label_loss(
-            output,
-            targets,
-            mix,
-            dense_weight=config.loss.dense_weight,
-            cls_weight=config.loss.cls_weight,
-            cls_target=config.loss.cls_target,
-        )
-        return loss, stats
+        if loss.mixtoken:
+            mix = _on_every_device(draw_mixtoken_mask(key, net.grid, shards), mesh)
+        output, stats = forward(batch.image, mix=mix)
+        weights = {"dense_weight": loss.dense_weight, "cls_weight": loss.cls_weight}
+        return token_label_loss(output, targets, mix, cls_target=loss.cls_target, **weights), stats
 
-    def image_labels(
-        forward: Callable[..., Any], images: Array, batch: Batch, key_mix: Array,
-        teacher_arrays: tuple[PyTree, ...],
-    ) -> tuple[Array, PyTree]:  # fmt: skip
-        mixup, cutmix = config.augment.mixup, config.augment.cutmix
+    return objective
+
+
+def _image_label_objective(
+    mesh: Mesh, config: Config, info: ModelInfo, teacher: Teacher | None, shards: int
+) -> Callable[..., tuple[Array, PyTree]]:
+    """The class token learns the (mixed) labels and a distillation token the teacher's logits."""
+    mixup, cutmix = config.augment.mixup, config.augment.cutmix
+    distill = {"kind": config.distill.kind, "alpha": config.distill.alpha, "tau": config.distill.tau}
+
+    def objective(
+        forward: Callable[..., Any], batch: Batch, key: Array, teacher_arrays: tuple[PyTree, ...]
+    ) -> tuple[Array, PyTree]:
+        images = batch.image
         labels = smooth_one_hot(batch.label, info.num_classes, config.loss.label_smoothing)
         if mixup or cutmix:
-            mix = draw_image_mix(key_mix, images.shape[1:3], shards, mixup=mixup, cutmix=cutmix)
-            mix = on_every_device(mix)
+            mix = draw_image_mix(key, images.shape[1:3], shards, mixup=mixup, cutmix=cutmix)
+            mix = _on_every_device(mix, mesh)
             images, labels = mix_images(images, mix), mix_by_area(labels, mix)
         output, stats = forward(images)
         if teacher is None:
             return config.loss.cls_weight * jnp.mean(soft_cross_entropy(output.cls, labels)), stats
         logits = teacher.net.apply(*teacher_arrays, images)[0].logits
-        distill = {"kind": config.distill.kind, "alpha": config.distill.alpha, "tau": config.distill.tau}
         return distillation_loss(output, labels, logits, **distill), stats
 
-    return loss_fn
+    return objective
+
+
+def _on_every_device(mask: PyTree, mesh: Mesh) -> PyTree:
+    """Makes every device draw all masks; otherwise XLA splits the drawing and the devices synchronize."""
+    return jax.lax.with_sharding_constraint(mask, replicated(mesh))
 
 
 def _accumulate(grad_fn: Callable[..., Any], count: int) -> Callable[..., Any]:
