@@ -21,6 +21,36 @@ MODELS = {
     for name, options in variants.items()
 }
 
+# Fraction of the resized image that the published evaluations keep, by prefix of the model's name (the longest
+# one counts): the papers' code for LV-ViT, T2T-ViT, DeiT and RegNetY, timm 0.4.5 for NFNet.
+CROP_PCT = {
+    "": 0.875,
+    "vit": 0.9,
+    "lvvit": 0.9,
+    "lvvit_m": 1.0,
+    "lvvit_l": 1.0,
+    "t2t": 0.9,
+    "dm_nfnet_f0": 0.9,
+    "dm_nfnet_f1": 0.91,
+    "dm_nfnet_f2": 0.92,
+    "dm_nfnet_f3": 0.94,
+    "dm_nfnet_f4": 0.951,
+    "dm_nfnet_f5": 0.954,
+    "dm_nfnet_f6": 0.956,
+}
+
+# Image sizes of the published evaluations, pixels. All others: 384 if the name ends in _384, else 224.
+IMAGE_SIZE = {
+    "lvvit_l": 448,
+    "dm_nfnet_f0": 256,
+    "dm_nfnet_f1": 320,
+    "dm_nfnet_f2": 352,
+    "dm_nfnet_f3": 416,
+    "dm_nfnet_f4": 512,
+    "dm_nfnet_f5": 544,
+    "dm_nfnet_f6": 576,
+}
+
 
 def list_models() -> list[str]:
     """All model names, sorted."""
@@ -60,3 +90,13 @@ def create_model(
     if image_size is not None:
         overrides["image_size"] = tuple(image_size) if isinstance(image_size, list) else image_size
     return MODELS[name](num_classes=num_classes, rngs=nnx.Rngs(seed), **overrides)
+
+
+def published_crop_pct(name: str) -> float:
+    """Fraction of the resized image that the published evaluation of this model keeps."""
+    return CROP_PCT[max((prefix for prefix in CROP_PCT if name.startswith(prefix)), key=len)]
+
+
+def published_image_size(name: str) -> int:
+    """Image size of the published evaluation of this model, pixels."""
+    return 384 if name.endswith("_384") else IMAGE_SIZE.get(name, 224)
