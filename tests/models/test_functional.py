@@ -120,3 +120,27 @@ def test_gradients_reach_every_parameter():
     score = lambda p: jnp.sum(net.apply(p, stats, images(), train=True)[0].logits ** 2)
     for path, g in jax.tree_util.tree_leaves_with_path(jax.jit(jax.grad(score))(params)):
         assert float(jnp.abs(g).max()) > 0, jax.tree_util.keystr(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "grid", "token_head", "distillation_token", "dense_logits"),
+    [
+        ("lvvit_s", {"image_size": (32, 64)}, (2, 4), True, False, True),
+        ("vit", {}, (14, 14), False, False, False),
+        ("t2t_vit_7", {}, (14, 14), False, False, False),
+        ("t2t_vit_7", {"token_head": True}, (14, 14), True, False, True),
+        ("deit_tiny_patch16_224", {}, (14, 14), False, False, False),
+        ("deit_tiny_distilled_patch16_224", {"token_head": True}, (14, 14), True, True, True),
+        ("regnety_002", {}, None, False, False, True),
+        ("dm_nfnet_f0", {}, None, False, False, True),
+    ],
+)
+def test_model_and_net_declare_their_capabilities(
+    name, options, grid, token_head, distillation_token, dense_logits
+):
+    model = nnx.eval_shape(lambda: tlvit.create_model(name, **options))
+    for declared in (model, functional.functionalize(model)[0]):
+        assert declared.grid == grid
+        assert declared.has_token_head is token_head
+        assert declared.has_distillation_token is distillation_token
+        assert declared.has_dense_logits is dense_logits

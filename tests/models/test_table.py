@@ -8,7 +8,7 @@ from conftest import GOLDEN
 from flax import nnx
 
 import tlvit
-from tlvit.models.table import MODELS
+from tlvit.models.table import MODELS, published_crop_pct, published_image_size
 
 
 def test_every_published_model_is_listed():
@@ -30,9 +30,9 @@ def test_every_family_takes_classes_and_sizes(name):
     """At 64 x 96 pixels with 5 classes; convolutional ones take the size and need none."""
     model = nnx.eval_shape(lambda: tlvit.create_model(name, num_classes=5, image_size=[64, 96]))
     assert model.num_classes == 5
-    assert getattr(model, "grid", (4, 6)) == (4, 6)
-    head = model.head if hasattr(model.head, "kernel") else model.head.fc
-    assert head.kernel.shape[1] == 5
+    convolutional = name.startswith(("regnety", "dm_nfnet"))
+    assert model.grid == (None if convolutional else (4, 6))
+    assert (model.head.fc if convolutional else model.head).kernel.shape[1] == 5
 
 
 def test_the_size_is_the_names_unless_given():
@@ -40,6 +40,19 @@ def test_the_size_is_the_names_unless_given():
     assert grid("lvvit_t") == grid("t2t_vit_7") == grid("deit_tiny_patch16_224") == (14, 14)
     assert grid("deit_base_patch16_384") == (24, 24)
     assert grid("deit_base_patch16_384", image_size=224) == (14, 14)
+
+
+@pytest.mark.parametrize(
+    ("name", "image_size", "crop_pct"),
+    [
+        ("lvvit_s", 224, 0.9), ("lvvit_m", 224, 1.0), ("lvvit_l", 448, 1.0), ("vit", 224, 0.9),
+        ("t2t_vit_t_14", 224, 0.9), ("deit_base_distilled_patch16_384", 384, 0.875),
+        ("regnety_160", 224, 0.875), ("dm_nfnet_f0", 256, 0.9), ("dm_nfnet_f6", 576, 0.956),
+    ],
+)  # fmt: skip
+def test_published_evaluation_settings(name, image_size, crop_pct):
+    assert published_image_size(name) == image_size
+    assert published_crop_pct(name) == crop_pct
 
 
 def test_seeds_differ_and_repeat():

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tlvit.models.layers import conv, dropout, split_key
+from tlvit.models.model import Model
 from tlvit.types import Array, ModelOutput
 
 
@@ -41,11 +42,11 @@ class PooledClassifier(nnx.Module):
         return self.fc(features).astype(jnp.float32)
 
 
-class PooledModel(nnx.Module):
+class PooledModel(Model):
     """A convolutional network: a subclass sets `head`, a PooledClassifier, and says in `encode` what precedes
     it."""
 
-    grid = None
+    has_dense_logits = True
 
     def encode(self, images: Array, key: Array | None) -> Array:
         """[B, H, W, 3] -> the last feature map, [B, h, w, D]."""

@@ -6,15 +6,26 @@ from typing import Any
 import jax
 from flax import nnx
 
+from tlvit.models.layers import BatchNorm
+from tlvit.models.model import Model
 from tlvit.types import Array, MixTokenMask, ModelOutput, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
 class Net:
-    """The computation of a model without its arrays; hashable and free to be closed over by `jax.jit`."""
+    """The computation of a model without its arrays: hashable, so that a function under `jax.jit` may use it.
 
-    train_graph: Any
-    eval_graph: Any
+    Attributes:
+      train_graph, eval_graph: NNX's description of the module in training and in evaluation mode.
+      grid, has_token_head, has_distillation_token, has_dense_logits: what the model can do, as in `Model`.
+    """
+
+    train_graph: nnx.GraphDef
+    eval_graph: nnx.GraphDef
+    grid: tuple[int, int] | None = None
+    has_token_head: bool = False
+    has_distillation_token: bool = False
+    has_dense_logits: bool = False
 
     def bind(self, params: PyTree, stats: PyTree, *, train: bool = False) -> nnx.Module:
         """The module with these arrays in it; cheap inside a traced function, where it belongs."""
@@ -51,7 +62,7 @@ class Net:
         model = self.bind(params, stats, train=train)
         options: dict[str, Any] = {"key": key if train else None}
         if mix is not None:
-            if not hasattr(model, "grid"):
+            if self.grid is None:
                 raise ValueError(f"{type(model).__name__} has no token grid to mix on: mix must be None.")
             options["mix"] = mix
         output = model(images, **options)
@@ -68,11 +79,20 @@ def functionalize(model: nnx.Module) -> tuple[Net, PyTree, PyTree]:
     graphs = {}
     for train in (False, True):
         view = model
-        if any(isinstance(m, nnx.Module) and hasattr(m, "set_view") for _, m in nnx.iter_graph(model)):
+        if any(isinstance(module, BatchNorm) for _, module in nnx.iter_graph(model)):
             view = nnx.view(model, use_running_average=not train)
         graphs[train] = nnx.split(view, nnx.Param, nnx.BatchStat)[0]
     params, stats = _arrays(model)
-    return Net(train_graph=graphs[True], eval_graph=graphs[False]), params, stats
+    declared = model if isinstance(model, Model) else Model  # a single layer has none of the capabilities
+    net = Net(
+        train_graph=graphs[True],
+        eval_graph=graphs[False],
+        grid=declared.grid,
+        has_token_head=declared.has_token_head,
+        has_distillation_token=declared.has_distillation_token,
+        has_dense_logits=declared.has_dense_logits,
+    )
+    return net, params, stats
 
 
 def update(model: nnx.Module, params: PyTree, stats: PyTree) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from tlvit.models.functional import Net
 from tlvit.types import PyTree
@@ -45,5 +46,5 @@ def _size(variable) -> int:
 def _jaxprs(value) -> list[Any]:
     """The programs inside an equation's parameter."""
     values = value if isinstance(value, list | tuple) else [value]
-    inner = [getattr(v, "jaxpr", v) for v in values]
-    return [j for j in inner if hasattr(j, "eqns")]
+    inner = [v.jaxpr if isinstance(v, ClosedJaxpr) else v for v in values]
+    return [j for j in inner if isinstance(j, Jaxpr)]

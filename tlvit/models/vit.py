@@ -5,14 +5,15 @@ from collections.abc import Iterable, Sequence
 import jax.numpy as jnp
 from flax import nnx
 
-from tlvit.models.layers import dropout, run_blocks, split_key
+from tlvit.models.layers import Block, dropout, run_blocks, split_key
+from tlvit.models.model import Model
 from tlvit.ops.mixing import mix_tokens
 from tlvit.types import Array, MixTokenMask, ModelOutput
 
 RULES = ("max", "mean", "class")
 
 
-class TokenModel(nnx.Module):
+class TokenModel(Model):
     """A vision transformer whose patch tokens can be classified, too.
 
     A subclass sets grid, rule, token_weight, drop_rate and remat, the modules and parameters that are named
@@ -21,6 +22,21 @@ class TokenModel(nnx.Module):
     """
 
     dist_token = head_dist = None
+
+    @property
+    def has_token_head(self) -> bool:
+        """Whether the patch tokens are classified."""
+        return self.aux_head is not None
+
+    @property
+    def has_distillation_token(self) -> bool:
+        """Whether there is a distillation token with a head of its own."""
+        return self.dist_token is not None
+
+    @property
+    def has_dense_logits(self) -> bool:
+        """Whether `dense_logits` works: it needs the token head."""
+        return self.has_token_head
 
     def embed_patches(self, images: Array, key: Array | None = None) -> Array:
         """[B, H, W, 3] -> [B, h, w, D]."""
@@ -151,7 +167,7 @@ def attention_maps(blocks: Iterable[nnx.Module], x: Array) -> list[Array]:
     """The attention of every block for embedded tokens [B, N, D], float32 [B, heads, N, N] each."""
     maps = []
     for block in blocks:
-        if hasattr(block, "attn"):
+        if isinstance(block, Block):  # the Transition of a dense T2T-ViT has no attention
             maps.append(block.attn.weights(block.norm1(x)))
         x = block(x)
     return maps
