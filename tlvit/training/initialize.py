@@ -7,10 +7,11 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
+from tlvit.checkpoints.fit import fit_arrays
 from tlvit.checkpoints.load import HEADS, load
 from tlvit.checkpoints.model_info import ModelInfo
 from tlvit.checkpoints.native import Checkpoints
-from tlvit.checkpoints.torch_names import from_torch, to_torch
+from tlvit.checkpoints.trees import model_arrays, set_model_arrays
 from tlvit.config import Config
 from tlvit.models.functional import functionalize
 from tlvit.training.mesh import replicated
@@ -56,6 +57,9 @@ def _load_weights(path: str, model: nnx.Module, num_classes: int) -> nnx.Module:
     """
     other, other_info = load(path)
     heads = () if other_info.num_classes == num_classes else HEADS
-    report = from_torch(model, to_torch(other), allow=(*heads, "pos_embed"), pos_grid=other.grid)
+    shapes = {name: tuple(array.shape) for name, array in model_arrays(model).items()}
+    allow = (*heads, "pos_embed")
+    arrays, report = fit_arrays(model, shapes, model_arrays(other), allow=allow, pos_grid=other.grid)
+    set_model_arrays(model, arrays)
     log.info("starting from %s:\n%s", path, report)
     return model
