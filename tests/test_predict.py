@@ -1,5 +1,6 @@
-"""tlvit.predict: what the model sees, the command's output, broken images, and the drawing of tokens."""
+"""tlvit.predict: probabilities, crop, the command's output and corrupt images."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -8,9 +9,10 @@ from conftest import fill_model
 from PIL import Image
 
 from tlvit import create_model
-from tlvit.checkpoints.load import save_folder
+from tlvit.checkpoints.native import save_model_folder
 from tlvit.checkpoints.model_info import ModelInfo, Preprocessing
-from tlvit.predict import crop, draw_tokens, list_images, main, normalize, predict, read_image
+from tlvit.ops.normalize import normalize
+from tlvit.predict import crop, list_images, main, predict, read_image
 
 TINY = {"dim": 24, "depth": 2, "num_heads": 2, "stem_width": 8}
 INFO = ModelInfo("lvvit_s", 6, (64, 64), TINY, class_names=("ant", "bee", "cat", "dog", "eel", "fox"))
@@ -27,13 +29,13 @@ def model():
 def folder(model, tmp_path_factory):
     """A model folder."""
     path = tmp_path_factory.mktemp("model") / "m"
-    save_folder(path, model, INFO)
+    save_model_folder(path, model, INFO)
     return str(path)
 
 
 @pytest.fixture
 def photos(tmp_path):
-    """Five images of several formats, modes and shapes, and a broken one."""
+    """Five images of several formats, modes and shapes, and a corrupt one."""
     rng = np.random.RandomState(0)
     images = tmp_path / "photos"
     (images / "sub").mkdir(parents=True)
@@ -46,15 +48,15 @@ def photos(tmp_path):
     ):
         pixels = rng.randint(0, 256, (size[1], size[0], 3), np.uint8)
         Image.fromarray(pixels).convert(mode).save(images / name)
-    (images / "broken.jpg").write_bytes((images / "a.jpg").read_bytes()[:300])
-    (images / "notes.txt").write_text("no image")
+    (images / "corrupt.jpg").write_bytes((images / "a.jpg").read_bytes()[:300])
+    (images / "notes.txt").write_text("not an image")
     return images
 
 
-def test_probabilities_are_the_models(model, photos):
+def test_probabilities_are_those_of_the_model(model, photos):
     results = list(predict(model, INFO, [photos / "a.jpg", photos / "b.png"], top=6))
     view = crop(read_image(photos / "a.jpg"), image_size=(64, 64), crop_pct=INFO.preprocessing.crop_pct)
-    logits = np.asarray(model(normalize(view, INFO.preprocessing)[None]).logits[0], np.float64)
+    logits = np.asarray(model(normalize(np.asarray(view)[None])).logits[0], np.float64)
     wanted = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
     found = {s.index: s.probability for s in results[0].top}
     np.testing.assert_allclose([found[i] for i in range(6)], wanted, atol=1e-5)
@@ -62,8 +64,8 @@ def test_probabilities_are_the_models(model, photos):
     assert sorted(found.values(), reverse=True) == [s.probability for s in results[0].top]
 
 
-def test_batches_and_broken_images_change_nothing(model, photos):
-    paths = [photos / n for n in ("a.jpg", "broken.jpg", "b.png", "c.png", "nothing.png", "sub/d.PNG")]
+def test_batches_and_corrupt_images_change_nothing(model, photos):
+    paths = [photos / n for n in ("a.jpg", "corrupt.jpg", "b.png", "c.png", "nothing.png", "sub/d.PNG")]
     together, alone = (
         list(predict(model, INFO, paths, batch_size=4)),
         list(predict(model, INFO, paths, batch_size=1)),
@@ -75,6 +77,7 @@ def test_batches_and_broken_images_change_nothing(model, photos):
         np.testing.assert_allclose([s.probability for s in a.top], [s.probability for s in b.top], atol=1e-6)
 
 
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize(
     ("size", "image_size", "crop_pct", "resized", "corner"),
     [
@@ -85,37 +88,38 @@ def test_batches_and_broken_images_change_nothing(model, photos):
         ((50, 100), (64, 32), 1.0, (32, 64), (0, 0)),
     ],
 )
-def test_crop_is_that_of_the_evaluation(size, image_size, crop_pct, resized, corner):
+def test_crop_is_torchvisions(size, image_size, crop_pct, resized, corner, interpolation):
     rng = np.random.RandomState(1)
     image = Image.fromarray(rng.randint(0, 256, (size[1], size[0], 3), np.uint8))
     left, top = corner
-    wanted = image.resize(resized, Image.Resampling.BICUBIC)
+    wanted = image.resize(resized, getattr(Image.Resampling, interpolation.upper()))
     wanted = wanted.crop((left, top, left + image_size[1], top + image_size[0]))
-    np.testing.assert_array_equal(crop(image, image_size=image_size, crop_pct=crop_pct), wanted)
+    found = crop(image, image_size=image_size, crop_pct=crop_pct, interpolation=interpolation)
+    np.testing.assert_array_equal(found, wanted)
 
 
 def test_normalization():
     image = Image.new("RGB", (2, 1), (255, 0, 51))
-    found = normalize(image, Preprocessing(mean=(0.5, 0.25, 0.2), std=(0.5, 0.5, 2.0)))
-    np.testing.assert_allclose(found, np.broadcast_to([1.0, -0.5, 0.0], (1, 2, 3)), atol=1e-7)
+    found = normalize(np.asarray(image)[None], (0.5, 0.25, 0.2), (0.5, 0.5, 2.0))
+    np.testing.assert_allclose(found[0], np.broadcast_to([1.0, -0.5, 0.0], (1, 2, 3)), atol=1e-7)
     assert found.dtype == np.float32
 
 
 def test_folders_globs_and_files(photos):
     names = lambda *sources: [str(p.relative_to(photos)) for p in list_images(sources)]
-    assert names(photos) == ["a.jpg", "b.png", "broken.jpg", "c.png", "sub/d.PNG", "sub/e.webp"]
+    assert names(photos) == ["a.jpg", "b.png", "corrupt.jpg", "c.png", "sub/d.PNG", "sub/e.webp"]
     assert names(photos / "*.png", photos / "a.jpg") == ["b.png", "c.png", "a.jpg"]
     assert names(photos / "missing.jpg") == ["missing.jpg"]
     (photos / "[1].png").write_bytes((photos / "b.png").read_bytes())
-    assert names(photos / "[1].png") == ["[1].png"]  # a file whose name looks like a pattern
+    assert names(photos / "[1].png") == ["[1].png"]  # a file name that looks like a pattern
     for empty in (photos / "*.bmp", photos.parent / "photos" / "none"):
         empty.name == "none" and empty.mkdir()
         with pytest.raises(ValueError, match="No images in"):
             list_images([empty])
 
 
-def test_command_prints_names_and_skips_broken_images(folder, photos, capsys):
-    assert main([folder, str(photos), "--top=2"]) == 0
+def test_command_prints_names_and_skips_corrupt_images(folder, photos, capsys):
+    assert main([f"--checkpoint={folder}", str(photos), "--top=2"]) == 0
     printed = capsys.readouterr()
     lines = printed.out.splitlines()
     assert [line for line in lines if not line.startswith(" ")] == [
@@ -123,13 +127,13 @@ def test_command_prints_names_and_skips_broken_images(folder, photos, capsys):
     ]
     assert len(lines) == 5 * 3
     assert lines[1].split()[-1] in INFO.class_names
-    assert f"{photos / 'broken.jpg'}: skipped" in printed.err
+    assert f"{photos / 'corrupt.jpg'}: skipped" in printed.err
 
 
 def test_command_as_json(folder, photos, tmp_path, capsys):
     (tmp_path / "names.txt").write_text("".join(f"class {i}\n" for i in range(6)))
-    files = [str(photos / n) for n in ("a.jpg", "broken.jpg")]
-    assert main([folder, *files, "--json", f"--classes={tmp_path / 'names.txt'}"]) == 0
+    files = [str(photos / n) for n in ("a.jpg", "corrupt.jpg")]
+    assert main([f"--checkpoint={folder}", *files, "--json", f"--classes={tmp_path / 'names.txt'}"]) == 0
     first, second = json.loads(capsys.readouterr().out)
     assert first["image"] == files[0]
     assert len(first["top"]) == 5
@@ -138,19 +142,19 @@ def test_command_as_json(folder, photos, tmp_path, capsys):
     assert "error" in second
 
 
-def test_exit_status_tells_failure(folder, photos, tmp_path, capsys):
-    assert main([folder, str(photos / "broken.jpg"), str(photos / "notes.txt")]) == 1
-    assert main([str(tmp_path), str(photos)]) == 1
+def test_exit_status_of_failures(folder, photos, tmp_path, capsys):
+    assert main([f"--checkpoint={folder}", str(photos / "corrupt.jpg"), str(photos / "notes.txt")]) == 1
+    assert main([f"--checkpoint={tmp_path}", str(photos)]) == 1
     assert "error:" in capsys.readouterr().err
     (tmp_path / "names.txt").write_text("only one\n")
-    assert main([folder, str(photos / "a.jpg"), f"--classes={tmp_path / 'names.txt'}"]) == 1
+    assert main([f"--checkpoint={folder}", str(photos / "a.jpg"), f"--classes={tmp_path / 'names.txt'}"]) == 1
     assert "1 class names for 6 classes" in capsys.readouterr().err
 
 
 def test_tokens_are_drawn(folder, photos, tmp_path):
-    assert main([folder, str(photos / "a.jpg"), f"--tokens={tmp_path / 'one.png'}"]) == 0
+    assert main([f"--checkpoint={folder}", str(photos / "a.jpg"), f"--tokens={tmp_path / 'one.png'}"]) == 0
     assert Image.open(tmp_path / "one.png").size[0] > 2 * 64
-    assert main([folder, str(photos), f"--tokens={tmp_path / 'many' / 't.png'}"]) == 0
+    assert main([f"--checkpoint={folder}", str(photos), f"--tokens={tmp_path / 'many' / 't.png'}"]) == 0
     assert sorted(p.name for p in (tmp_path / "many").iterdir()) == [
         "t_0001_a.png",
         "t_0002_b.png",
@@ -158,22 +162,6 @@ def test_tokens_are_drawn(folder, photos, tmp_path):
         "t_0005_d.png",
         "t_0006_e.png",
     ]
-
-
-def test_token_colors_stand_where_the_tokens_are():
-    image = Image.new("RGB", (60, 40), (128, 128, 128))
-    tokens = np.zeros((2, 3, 4), np.float32)
-    tokens[..., 3] = 1.0  # everywhere one sure class, but for one sure and one unsure cell
-    tokens[0, 2] = [0, 1, 0, 0]
-    tokens[1, 0] = [0.4, 0.3, 0.2, 0.1]
-    drawn = np.asarray(draw_tokens(image, tokens, ["a", "b", "c", "d"]), int)
-    zoom = round(384 / 60)
-    np.testing.assert_array_equal(drawn[: 40 * zoom, : 60 * zoom], 128)  # the image itself, left
-    right = drawn[: 40 * zoom, 60 * zoom + 8 :]
-    cell = lambda y, x: right[(20 * y + 10) * zoom, (20 * x + 10) * zoom]
-    np.testing.assert_array_equal(cell(0, 0), cell(1, 2))
-    assert np.abs(cell(0, 0) - cell(0, 2)).max() > 60
-    assert np.abs(cell(0, 0) - 128).max() > np.abs(cell(1, 0) - 128).max() > 0  # an unsure token is paler
 
 
 def test_token_probabilities(model, photos):
@@ -192,7 +180,7 @@ def test_convolutional_models_predict_too(photos):
     assert result.tokens.shape == (2, 3, 4)
 
 
-def test_the_evaluation_sees_the_same_pixels(photos):
+def test_evaluation_crops_the_same_pixels(photos):
     tf = pytest.importorskip("tensorflow")
     from tlvit.data.transforms.crop import eval_image
 
@@ -203,3 +191,20 @@ def test_the_evaluation_sees_the_same_pixels(photos):
     wanted = eval_image(tf.constant((photos / "ramp.png").read_bytes()), image_size=(64, 48), crop_pct=0.9)[0]
     assert np.abs(found - np.asarray(wanted, int)).max() <= 3
     assert np.abs(found - np.asarray(wanted, int)).mean() < 0.5
+
+
+def test_preprocessing_of_the_checkpoint_is_used(model, photos):
+    """Mean, std, crop_pct and interpolation of the ModelInfo change the input, each as declared."""
+    rule = Preprocessing((0.5, 0.4, 0.3), (0.2, 0.3, 0.4), crop_pct=0.8, interpolation="bilinear")
+    info = dataclasses.replace(INFO, preprocessing=rule)
+    found = next(predict(model, info, [photos / "a.jpg"], top=6))
+    view = crop(read_image(photos / "a.jpg"), image_size=(64, 64), crop_pct=0.8, interpolation="bilinear")
+    logits = model(normalize(np.asarray(view)[None], rule.mean, rule.std)).logits[0]
+    wanted = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+    np.testing.assert_allclose([s.probability for s in found.top], sorted(wanted)[::-1], atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"top": 0}, {"batch_size": 0}])
+def test_counts_below_one_are_refused(model, photos, options):
+    with pytest.raises(ValueError, match="must be at least 1"):
+        next(predict(model, INFO, [photos / "a.jpg"], **options))

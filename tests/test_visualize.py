@@ -1,4 +1,4 @@
-"""The picture shows what it says: cells in their places and colors, wrong predictions marked, the curves."""
+"""tlvit.visualize: positions and colors of the cells, marks of wrong predictions, and the curves."""
 
 import json
 import math
@@ -10,9 +10,8 @@ from flax import nnx
 pytest.importorskip("matplotlib")
 
 from tlvit import visualize
-from tlvit.checkpoints.load import save_folder
 from tlvit.checkpoints.model_info import ModelInfo, Preprocessing
-from tlvit.checkpoints.native import Checkpoints
+from tlvit.checkpoints.native import Checkpoints, save_model_folder
 from tlvit.models.functional import functionalize
 from tlvit.ops.normalize import normalize
 from tlvit.training.state import state_from
@@ -26,8 +25,8 @@ def info_of(name="lvvit_s", size=(48, 48), **options):
 
 
 def known_map(prediction):
-    """One image, 2 x 3 cells of 4 classes: sure cells of class 0, 1, 2 above; unsure, by chance, sure 3
-    below."""
+    """One image, 2 x 3 cells, 4 classes. Above: certain cells of class 0, 1 and 2. Below: an uncertain cell, a
+    uniform cell and a certain cell of class 3."""
     probability = np.full((1, 2, 3, 4), 0.25)
     for (y, x), k in {(0, 0): 0, (0, 1): 1, (0, 2): 2, (1, 2): 3}.items():
         probability[0, y, x] = 0.01
@@ -44,8 +43,8 @@ def panels(figure):
 IMAGE = np.arange(16 * 24 * 3, dtype=np.uint8).reshape(1, 16, 24, 3)
 
 
-def test_every_cell_has_its_class_color_in_its_place():
-    """Read from the picture itself: the pixels at the centers of the cells."""
+def test_every_cell_has_the_color_of_its_class_at_its_position():
+    """Reads the pixels at the centers of the cells."""
     from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -68,7 +67,7 @@ def test_every_cell_has_its_class_color_in_its_place():
     np.testing.assert_allclose(pixels[len(pixels) - 1 - round(row), round(column)], gray, atol=4)
 
 
-def test_sure_cells_carry_their_class_and_unsure_ones_none():
+def test_only_certain_cells_are_labeled_with_their_class():
     names = ["zero", "one", "two", "a very long name"]
     figure = draw(IMAGE, np.array([2]), [known_map(2)], {}, class_names=names)
     axis = panels(figure)[1]
@@ -121,7 +120,7 @@ def test_curves():
     }
 
 
-def test_class_map_is_the_models_own():
+def test_class_map_has_the_probabilities_of_the_model():
     model = info_of().build(seed=1)
     images = np.random.RandomState(0).randint(256, size=(3, 48, 48, 3)).astype(np.uint8)
     view = class_map("x", model, info_of(), images)
@@ -146,7 +145,7 @@ def data(tmp_path_factory):
 
 
 def make_run(path, data, info):
-    """A workdir as a run leaves it: config, a checkpoint, a journal."""
+    """A workdir as a run leaves it: config, a checkpoint and metrics."""
     import optax
 
     _, params, stats = functionalize(info.build(seed=1))
@@ -164,7 +163,7 @@ def make_run(path, data, info):
 
 
 def seen(monkeypatch):
-    """What `report` draws: the figures that pass through `draw`."""
+    """The arguments and results of `draw` when `report` calls it."""
     figures = []
     original = visualize.draw
 
@@ -180,7 +179,7 @@ def test_report_of_a_run(tmp_path, data, monkeypatch):
     """Test images of different classes, the annotator's and the student's row, both runs' curves."""
     run = make_run(tmp_path / "run", data, info_of())
     base = make_run(tmp_path / "base", data, info_of())
-    save_folder(tmp_path / "annotator", info_of().build(seed=5), info_of())
+    save_model_folder(tmp_path / "annotator", info_of().build(seed=5), info_of())
     figures = seen(monkeypatch)
     path = report(run, annotator=tmp_path / "annotator", baseline=base, count=4)
     assert path == run / "report.png"
@@ -197,7 +196,7 @@ def test_report_of_a_run(tmp_path, data, monkeypatch):
 
 def test_annotator_of_another_image_size(tmp_path, data):
     run = make_run(tmp_path / "run", data, info_of())
-    save_folder(tmp_path / "annotator", info_of(size=(64, 64)).build(), info_of(size=(64, 64)))
+    save_model_folder(tmp_path / "annotator", info_of(size=(64, 64)).build(), info_of(size=(64, 64)))
     assert report(run, annotator=tmp_path / "annotator", count=2).exists()
 
 
@@ -209,11 +208,11 @@ def test_run_of_a_model_without_token_head(tmp_path, data):
 def test_the_command(tmp_path, data, caplog, monkeypatch):
     monkeypatch.setattr(visualize, "start_logging", lambda: None)
     run = make_run(tmp_path / "run", data, info_of())
-    assert visualize.main([str(run), "--count=2"]) == 0
+    assert visualize.main([f"--checkpoint={run}", "--count=2"]) == 0
     assert (run / "report.png").exists()
-    assert visualize.main([str(tmp_path / "nothing")]) == 1
+    assert visualize.main([f"--checkpoint={tmp_path / 'nothing'}"]) == 1
     assert "nothing" in caplog.records[-1].getMessage()
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "config.json").write_text((run / "config.json").read_text())
-    assert visualize.main([str(tmp_path / "empty")]) == 1
+    assert visualize.main([f"--checkpoint={tmp_path / 'empty'}"]) == 1
     assert "empty" in caplog.records[-1].getMessage()

@@ -1,7 +1,9 @@
-"""Draws report.png of a run: its curves, and what annotator and student see in every cell of a few test
-images.
+"""Draws report.png of a run.
 
-python -m tlvit.visualize WORKDIR [--annotator=PATH]
+python -m tlvit.visualize --checkpoint=WORKDIR [--annotator=PATH]
+
+report.png shows the curves of the run, and what the annotator and the student see in every cell of a few test
+images.
 """
 
 import argparse
@@ -11,7 +13,8 @@ import logging
 import math
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -21,8 +24,17 @@ from tlvit.checkpoints.load import load
 from tlvit.checkpoints.model_info import ModelInfo
 from tlvit.models.functional import functionalize
 from tlvit.ops.normalize import normalize
-from tlvit.training.run_log import read_journal, start_logging
-from tlvit.types import Array
+from tlvit.training.run_log import read_metrics, start_logging
+from tlvit.types import Array, PyTree
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, FigureBase
+
+EXAMPLES = """examples:
+  python -m tlvit.visualize --checkpoint=runs/student
+  python -m tlvit.visualize --checkpoint=runs/student --annotator=runs/annotator --baseline=runs/baseline
+"""
 
 log = logging.getLogger("tlvit")
 
@@ -32,9 +44,9 @@ class ClassMap:
     """A model's view of images, cell by cell.
 
     Attributes:
-      title: of the row.
-      probability: float [B, h, w, L].
-      prediction: int [B], the class of the whole image.
+      title: label of the row.
+      probability: float [B, h, w, L], class probabilities of every cell.
+      prediction: int [B], class of the image.
     """
 
     title: str
@@ -45,46 +57,70 @@ class ClassMap:
 def report(
     workdir: str | pathlib.Path,
     *,
+    weights: str = "auto",
     annotator: str | pathlib.Path | None = None,
-    count: int = 5,
     baseline: str | pathlib.Path | None = None,
+    count: int = 5,
 ) -> pathlib.Path:
     """Writes report.png into a workdir.
 
     Args:
-      workdir: of a run with at least one checkpoint.
-      annotator: checkpoint of the annotator, to show its maps beside the student's.
-      count: test images shown.
+      workdir: folder of a run with at least one checkpoint.
+      weights: "ema", "raw" or "auto", as in `tlvit.load`.
+      annotator: checkpoint of the annotator, to show its maps above the student's.
       baseline: another workdir, whose accuracy is drawn for comparison.
+      count: number of test images, at least 1.
 
     Returns:
-      The file.
+      The path of report.png.
 
     Raises:
-      ValueError: there is no checkpoint, or the data set is gone.
+      ValueError: there is no checkpoint, the data set is missing, or `count` is below 1.
+      FileNotFoundError: `workdir` has no config.json.
       ImportError: matplotlib is missing.
     """
+    if count < 1:
+        raise ValueError(f"count must be at least 1, not {count}.")
     workdir = pathlib.Path(workdir)
     config = json.loads((workdir / "config.json").read_text())
     paths = {"annotator": annotator, "student": workdir} if annotator else {"model": workdir}
-    loaded = {name: load(path) for name, path in paths.items()}
+    loaded = {name: load(path, weights=weights) for name, path in paths.items()}
     info = loaded[list(paths)[-1]][1]
     images, labels = _test_images(config, info, count)
     views = []
     for name, (model, own) in loaded.items():
-        if not hasattr(model, "dense_logits") or getattr(model, "aux_head", True) is None:
-            continue  # it has no token head, and so no view of its own on a cell
+        if not model.has_dense_logits:
+            continue
         if own.image_size != info.image_size:
-            model, own = load(paths[name], image_size=info.image_size)
+            model, own = load(paths[name], weights=weights, image_size=info.image_size)
         views.append(class_map(f"what the {name}\nsees in each cell", model, own, images))
     names = info.class_names
-    curves = {"this run": read_journal(workdir)}
+    curves = {"this run": read_metrics(workdir)}
     if baseline:
-        curves["without token labels"] = read_journal(baseline)
+        curves["without token labels"] = read_metrics(baseline)
     figure = draw(images, labels, views, curves, class_names=names, title=_title(config, info))
     path = workdir / "report.png"
     figure.savefig(path, dpi=110)
     return path
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status."""
+    options = _parse(arguments)
+    start_logging()
+    try:
+        path = report(
+            options.checkpoint,
+            weights=options.weights,
+            annotator=options.annotator,
+            baseline=options.baseline,
+            count=options.count,
+        )
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        log.error("%s", error)
+        return 1
+    log.info("report written: %s", path)
+    return 0
 
 
 def class_map(title: str, model: nnx.Module, info: ModelInfo, images: np.ndarray) -> ClassMap:
@@ -92,7 +128,7 @@ def class_map(title: str, model: nnx.Module, info: ModelInfo, images: np.ndarray
     net, params, stats = functionalize(model)
 
     @jax.jit
-    def run(params, stats, images):
+    def run(params: PyTree, stats: PyTree, images: Array) -> tuple[Array, Array]:
         images = normalize(images, info.preprocessing.mean, info.preprocessing.std)
         dense = net.bind(params, stats).dense_logits(images)
         return jax.nn.softmax(dense, axis=-1), net.apply(params, stats, images)[0].logits.argmax(-1)
@@ -109,16 +145,16 @@ def draw(
     *,
     class_names: Sequence[str] | None = None,
     title: str = "",
-):
-    """The figure: curves above, below a column an image with one row for each ClassMap.
+) -> "Figure":
+    """Draws the curves and, below them, one column for each image with one row for each ClassMap.
 
     Args:
       images: uint8 [B, H, W, 3].
-      labels: int [B].
-      views: what to draw over the images.
-      curves: name of a run -> its journal.
-      class_names: one a class; numbers if not given.
-      title: over everything.
+      labels: int [B], class indices.
+      views: class maps to draw over the images.
+      curves: name of a run -> its lines of metrics, as returned by `read_metrics`.
+      class_names: name of each class; None: class indices are shown.
+      title: title of the figure.
 
     Returns:
       A matplotlib Figure.
@@ -152,13 +188,19 @@ def draw(
     return figure
 
 
-def _draw_map(axis, image: np.ndarray, probability: np.ndarray, colors: dict[int, Array], name) -> None:
-    """Every cell in the color of its most likely class, the stronger the surer, with the class written into
-    sure cells."""
+def _draw_map(
+    axis: "Axes",
+    image: np.ndarray,
+    probability: np.ndarray,
+    colors: Mapping[int, np.ndarray],
+    name: Callable[[int], str],
+) -> None:
+    """Draws every cell in the color of its most probable class, with an opacity that grows with the
+    probability, and writes the class into cells of high probability."""
     height, width = image.shape[:2]
     best, sure = probability.argmax(-1), probability.max(-1)
     chance = 1 / probability.shape[-1]
-    strength = np.sqrt(np.clip((sure - chance) / (1 - chance), 0, 1))  # half sure is seen well already
+    strength = np.sqrt(np.clip((sure - chance) / (1 - chance), 0, 1))
     axis.imshow(image.mean(-1), cmap="gray", vmin=-60, vmax=320)
     paint = np.zeros((*best.shape, 4))
     for k in np.unique(best):
@@ -167,12 +209,12 @@ def _draw_map(axis, image: np.ndarray, probability: np.ndarray, colors: dict[int
     axis.imshow(paint, extent=(-0.5, width - 0.5, height - 0.5, -0.5), interpolation="nearest")
     h, w = best.shape
     for y, x in zip(*np.nonzero(strength > 0.5), strict=True):
-        place = ((x + 0.5) * width / w - 0.5, (y + 0.5) * height / h - 0.5)
+        center = ((x + 0.5) * width / w - 0.5, (y + 0.5) * height / h - 0.5)
         text = {"fontsize": max(5, 54 / max(h, w)), "color": "white", "fontweight": "bold"}
-        axis.text(*place, name(int(best[y, x]))[:6], ha="center", va="center", **text)
+        axis.text(*center, name(int(best[y, x]))[:6], ha="center", va="center", **text)
 
 
-def _draw_curves(figure, curves: dict[str, list[dict[str, float]]]) -> None:
+def _draw_curves(figure: "FigureBase", curves: dict[str, list[dict[str, float]]]) -> None:
     losses, accuracy = figure.subplots(1, 2)
     for i, (run, lines) in enumerate(curves.items()):
         color = f"C{i}"
@@ -194,58 +236,47 @@ def _draw_curves(figure, curves: dict[str, list[dict[str, float]]]) -> None:
         axis.grid(alpha=0.3)
 
 
-def _colors(classes: Sequence[int]) -> dict[int, Array]:
+def _colors(classes: Sequence[int]) -> dict[int, np.ndarray]:
     from matplotlib import colormaps
 
     table = colormaps["tab10" if len(classes) <= 10 else "tab20"]
     return {k: np.array(table(i % table.N)[:3]) for i, k in enumerate(classes)}
 
 
-def _test_images(config: dict, info: ModelInfo, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first images of the evaluation split, one a class as far as they go."""
-    from tlvit.data import pipeline
-    from tlvit.data.sources import tfds as sources
+def _test_images(config: dict[str, Any], info: ModelInfo, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the first `count` images of the evaluation split with different classes, and their labels."""
+    from tlvit.data.pipeline import eval_batches
+    from tlvit.data.sources.open import open_source
 
     data = config["data"]
-    source = sources.open_source(data["name"], data["eval_split"], data_dir=data["dir"] or None)
-    batches = pipeline.eval_batches(
-        source,
-        batch_size=min(128, source.num_examples),
-        image_size=info.image_size,
-        crop_pct=info.preprocessing.crop_pct,
-    )
-    batch = next(iter(batches))
+    source = open_source(data["name"], data["eval_split"], data_dir=data["dir"] or None)
+    batch = next(iter(eval_batches(source, info, batch_size=min(128, source.num_examples))))
     _, first = np.unique(batch.label[batch.mask], return_index=True)
     chosen = np.sort(first)[:count]
     return batch.image[chosen], batch.label[chosen]
 
 
-def _title(config: dict, info: ModelInfo) -> str:
+def _title(config: dict[str, Any], info: ModelInfo) -> str:
     if config["token_labels"]:
         return f"{info.model} trained with token labels: every cell has a target of its own"
     return f"{info.model} trained on image labels"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns the exit status."""
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m tlvit.visualize", description="Draw report.png of a run."
+        prog="python -m tlvit.visualize",
+        description="Draws report.png of a run into its workdir.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("workdir")
-    parser.add_argument("--annotator", help="its checkpoint, to show its maps too")
-    parser.add_argument("--baseline", help="workdir of a run to compare the curves with")
-    parser.add_argument("--count", type=int, default=5, help="test images shown")
-    options = parser.parse_args(arguments)
-    start_logging()
-    try:
-        path = report(
-            options.workdir, annotator=options.annotator, baseline=options.baseline, count=options.count
-        )
-    except (ValueError, FileNotFoundError, ImportError) as error:
-        log.error("%s", error)
-        return 1
-    log.info("drawn: %s", path)
-    return 0
+    add = parser.add_argument
+    add("--checkpoint", required=True, metavar="WORKDIR", help="workdir of the run")
+    add("--weights", choices=("auto", "ema", "raw"), default="auto",
+        help="default: auto, those that scored best in the run, else EMA if there are any")  # fmt: skip
+    add("--annotator", metavar="PATH", help="checkpoint of the annotator, to show its maps too")
+    add("--baseline", metavar="WORKDIR", help="run without token labels, to compare the curves with")
+    add("--count", type=int, default=5, metavar="N", help="number of test images (default: 5)")
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":
