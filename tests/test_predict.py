@@ -9,8 +9,8 @@ from conftest import fill_model
 from PIL import Image
 
 from tlvit import create_model
-from tlvit.checkpoints.native import save_model_folder
 from tlvit.checkpoints.model_info import ModelInfo, Preprocessing
+from tlvit.checkpoints.native import save_model_folder
 from tlvit.ops.normalize import normalize
 from tlvit.predict import crop, list_images, main, predict, read_image
 

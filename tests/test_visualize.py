@@ -25,8 +25,8 @@ def info_of(name="lvvit_s", size=(48, 48), **options):
 
 
 def known_map(prediction):
-    """One image, 2 x 3 cells, 4 classes. Above: certain cells of class 0, 1 and 2. Below: an uncertain cell, a
-    uniform cell and a certain cell of class 3."""
+    """One image, 2 x 3 cells, 4 classes. Above: certain cells of class 0, 1 and 2. Below: an uncertain cell,
+    a uniform cell and a certain cell of class 3."""
     probability = np.full((1, 2, 3, 4), 0.25)
     for (y, x), k in {(0, 0): 0, (0, 1): 1, (0, 2): 2, (1, 2): 3}.items():
         probability[0, y, x] = 0.01

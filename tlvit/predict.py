@@ -76,8 +76,7 @@ def predict(
     """Classifies image files in their order, one batch at a time.
 
     Args:
-      model: the model, as returned by `tlvit.load`.
-      info: its ModelInfo, as returned by `tlvit.load`.
+      model, info: the model and its ModelInfo, as returned by `tlvit.load`.
       paths: image files. An unreadable file gives a Prediction with an error.
       top: number of classes in a prediction, at least 1. More than L gives all L.
       batch_size: number of images in a batch, at least 1.
@@ -235,13 +234,9 @@ def _try_read(path: pathlib.Path, info: ModelInfo) -> np.ndarray | str:
 
 def _view(path: pathlib.Path, info: ModelInfo) -> Image.Image:
     """The part of an image file that the model sees."""
-    rule = info.preprocessing
-    return crop(
-        read_image(path),
-        image_size=info.image_size,
-        crop_pct=rule.crop_pct,
-        interpolation=rule.interpolation,
-    )
+    rule, image = info.preprocessing, read_image(path)
+    size, crop_pct = info.image_size, rule.crop_pct
+    return crop(image, image_size=size, crop_pct=crop_pct, interpolation=rule.interpolation)
 
 
 def _best(probabilities: np.ndarray, info: ModelInfo, top: int) -> tuple[ClassScore, ...]:
