@@ -1,13 +1,13 @@
 """Measures the parts of a run; the last line printed is JSON.
 
-    python -m scripts.benchmark step --model lvvit_s --batch 16         # images/s of the whole training step
-    python -m scripts.benchmark compile --model lvvit_s --batch 128     # FLOPs, bytes, collectives
-    python -m scripts.benchmark compile --topology v5e:2x4 --batch 1024 # the same for TPUs that are not here
-    python -m scripts.benchmark input --help                            # images/s of the data pipeline
-    python -m scripts.benchmark resume --help                           # its start in the middle of an epoch
+    python -m scripts.benchmark step --model=lvvit_s --batch-size=16      # images/s of the training step
+    python -m scripts.benchmark compile --model=lvvit_s --batch-size=128  # FLOPs, bytes and collectives
+    python -m scripts.benchmark compile --topology=v5e:2x4 --batch-size=1024   # the same for absent TPUs
+    python -m scripts.benchmark input --help                              # images/s of the data pipeline
+    python -m scripts.benchmark resume --help                             # resuming in the middle of an epoch
 
-`step` and `compile` run token labels as a recipe does: uint8 images and top-5 score maps go in; targets,
-MixToken, forward, backward, AdamW and the moving average are inside. They need no TensorFlow.
+`step` and `compile` train on token labels: the input is uint8 images and top-5 score maps, and the step makes
+targets, applies MixToken and AdamW, and updates the moving average. They need no TensorFlow.
 """
 
 import argparse
@@ -18,20 +18,24 @@ import resource
 import statistics
 import sys
 import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh, Sharding
 
 from tlvit import create_model
-from tlvit.ops.randaugment_policy import parse_policy
-from tlvit.training import mesh as sharding
-from tlvit.training import optimizer as optim
-from tlvit.training import state
-from tlvit.training import step as steps
+from tlvit.checkpoints.model_info import ModelInfo
+from tlvit.config import Augment, Config, Model, Optim
+from tlvit.training.mesh import batch_sharding, make_mesh
+from tlvit.training.optimizer import make_optimizer
 from tlvit.training.prefetch import to_global
-from tlvit.types import Batch, ScoreMaps
+from tlvit.training.state import TrainState, abstract_model, abstract_state, init_state
+from tlvit.training.step import make_train_step
+from tlvit.types import Batch, PyTree, ScoreMaps
 
 # Peak matrix rate (bfloat16) and memory bandwidth of a chip, from the vendors' data sheets.
 CHIPS = {
@@ -47,33 +51,42 @@ CHIPS = {
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments[:1] in (["input"], ["resume"]):
-        import tlvit.data  # noqa: F401 (before TensorFlow, which it keeps quiet)
+        import tlvit.data  # noqa: F401 (sets TensorFlow's log level before TensorFlow is imported)
         from scripts import benchmark_input, benchmark_resume
 
         program = {"input": benchmark_input, "resume": benchmark_resume}[arguments[0]]
         return program.main(arguments[1:])
     options = parse(arguments)
     devices = topology_devices(options.topology) if options.topology else None
-    mesh = sharding.make_mesh(devices)
+    mesh = make_mesh(devices)
     result = measure_step(options, mesh) if options.what == "step" else inspect_program(options, mesh)
-    result = {"model": options.model, "batch": options.batch, "dtype": options.dtype, **result}
+    result = {"model": options.model, "batch": options.batch_size, "dtype": options.dtype, **result}
     print(json.dumps(result))
     return 0
 
 
-def measure_step(options: argparse.Namespace, mesh) -> dict[str, float]:
-    """Runs the step and times it: the median over the steps after the first three."""
+def measure_step(options: argparse.Namespace, mesh: Mesh) -> dict[str, Any]:
+    """Runs the step and times it. Times are medians over the steps after the first three.
+
+    `step_s` is the time of a step. `host_step_s` is the processor time that the training thread spends to start
+    one: Python and dispatch, without waiting for the devices. A CPU device may run small operations in the same
+    thread.
+    """
     train_step, train_state, batch = build(options, mesh)
     batch = to_global(batch, mesh)
     start = time.perf_counter()
     compiled = train_step.lower(train_state, batch).compile()
     compile_s = time.perf_counter() - start
-    seconds = []
+    seconds, host_seconds = [], []
     for _ in range(3 + options.steps):
-        start = time.perf_counter()
+        jax.block_until_ready(train_state)
+        start, host_start = time.perf_counter(), time.thread_time()
         train_state, metrics = compiled(train_state, batch)
+        host_seconds.append(time.thread_time() - host_start)
         jax.block_until_ready(metrics)
         seconds.append(time.perf_counter() - start)
     if not np.isfinite(float(metrics["loss"])):
@@ -81,16 +94,17 @@ def measure_step(options: argparse.Namespace, mesh) -> dict[str, float]:
     step_s = statistics.median(seconds[3:])
     return {
         "device": f"{mesh.devices.size} x {mesh.devices.flat[0].device_kind}",
-        "images_per_s": options.batch / step_s,
+        "images_per_s": options.batch_size / step_s,
         "step_s": step_s,
         "step_s_quartiles": [float(q) for q in np.percentile(seconds[3:], [25, 75])],
+        "host_step_s": statistics.median(host_seconds[3:]),
         "compile_s": compile_s,
         "peak_memory_bytes": peak_memory(mesh),
     }
 
 
-def inspect_program(options: argparse.Namespace, mesh) -> dict:
-    """Compiles the step and reads what it costs; nothing runs, so the chips need not be here."""
+def inspect_program(options: argparse.Namespace, mesh: Mesh) -> dict[str, Any]:
+    """Compiles the step and reads its costs from the program. Nothing runs, so the devices may be absent."""
     train_step, train_state, batch = build(options, mesh, abstract=True)
     start = time.perf_counter()
     compiled = train_step.lower(train_state, batch).compile()
@@ -98,7 +112,7 @@ def inspect_program(options: argparse.Namespace, mesh) -> dict:
     cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
     chips = mesh.devices.size
     kind = mesh.devices.flat[0].device_kind
-    images = options.batch / chips  # XLA counts one chip's program
+    images = options.batch_size / chips  # XLA counts the program of one chip
     flops, moved = cost["flops"], cost["bytes accessed"]
     result = {
         "device": f"{chips} x {kind}",
@@ -113,56 +127,65 @@ def inspect_program(options: argparse.Namespace, mesh) -> dict:
     peak = next((v for k, v in CHIPS.items() if kind.startswith(k)), None)
     if peak:
         seconds = {"compute_s": flops / peak[0], "memory_s": moved / peak[1]}
-        bound = max(seconds, key=seconds.get)
-        rate = options.batch / seconds[bound]
+        bound = max(seconds, key=lambda name: seconds[name])
+        rate = options.batch_size / seconds[bound]
         result["roofline"] = {**seconds, "bound": bound.removesuffix("_s"), "images_per_s_at_most": rate}
     return result
 
 
-def build(options: argparse.Namespace, mesh, *, abstract: bool = False):
-    """The jitted step with a state and a batch of the right shapes (arrays, or shapes with shardings)."""
-    size = (options.image_size, options.image_size)
-    dtype = jnp.dtype(options.dtype)
-    overrides = {"drop_path": options.drop_path, "dtype": dtype, **({"remat": True} if options.remat else {})}
-    make = lambda: create_model(options.model, num_classes=options.classes, image_size=size, **overrides)
-    make_tx = lambda params: optim.make_optimizer(params, learning_rate=1e-4)
+def build(
+    options: argparse.Namespace, mesh: Mesh, *, abstract: bool = False
+) -> tuple[Callable[..., Any], TrainState, Batch]:
+    """The jitted step with a state and a batch of its shapes (arrays, or shapes with shardings)."""
+    config = make_config(options)
+    info = ModelInfo(config.model.name, options.num_classes, config.image_size)
+    dtype = jnp.dtype(config.model.dtype)
+    sizes = {"num_classes": info.num_classes, "image_size": info.image_size, "dtype": dtype}
+    make: Callable[[], nnx.Module] = lambda: create_model(info.model, **sizes, **config.model.options)
+    net, params, _ = abstract_model(make)
+    tx = make_optimizer(params, learning_rate=1e-4)
     if abstract:
-        net, params, stats = state.abstract_model(make)
-        tx = make_tx(params)
-        train_state = jax.eval_shape(
-            lambda: state.state_from(*jax.tree.map(jnp.zeros_like, (params, stats)), tx)
-        )
-        train_state = with_sharding(train_state, sharding.replicated(mesh))
-        batch = with_sharding(jax.eval_shape(lambda: make_batch(options)), sharding.batch_sharding(mesh))
+        train_state = abstract_state(make, tx, mesh=mesh)
+        batch = with_sharding(jax.eval_shape(lambda: make_batch(options)), batch_sharding(mesh))
     else:
-        net, tx, train_state = state.init_state(make, make_tx, mesh=mesh)
+        train_state = init_state(make, tx, mesh=mesh)
         batch = make_batch(options)
-    grid = getattr(nnx.eval_shape(make), "grid", None)
-    train_step = steps.make_train_step(
-        net,
-        tx,
-        mesh=mesh,
-        num_classes=options.classes,
-        token_grid=grid,
-        accumulate=options.accumulate,
-        policy=parse_policy(options.randaugment),
-        erasing=options.erasing,
+    return make_train_step(net, tx, mesh, config, info), train_state, batch
+
+
+def make_config(options: argparse.Namespace) -> Config:
+    """The settings of the measured step."""
+    return Config(
+        batch_size=options.batch_size,
+        image_size=(options.image_size, options.image_size),
+        model=Model(
+            name=options.model,
+            dtype=options.dtype,
+            options={"drop_path": options.drop_path, **({"remat": True} if options.remat else {})},
+        ),
+        augment=Augment(
+            randaugment=options.randaugment,
+            randaugment_on="device",
+            random_erasing=options.random_erasing,
+        ),
+        optim=Optim(accumulate=options.accumulate),
     )
-    return train_step, train_state, batch
 
 
 def make_batch(options: argparse.Namespace) -> Batch:
-    """Random images and maps, crops as random resized crops have them."""
+    """Random images, score maps, and crops such as those of random resized crops."""
     rng = np.random.default_rng(0)
-    count, k, side = options.batch, 5, options.map_size
-    index = rng.integers(0, options.classes - k, (count, 1, side, side)) + np.arange(k).reshape(1, k, 1, 1)
+    count, k, side = options.batch_size, 5, options.map_size
+    index = rng.integers(0, options.num_classes - k, (count, 1, side, side)) + np.arange(k).reshape(
+        1, k, 1, 1
+    )
     geometry = np.zeros((count, 2, 3), np.float32)
     extent = rng.uniform(0.3, 1.0, (count, 2))
     geometry[:, [0, 1], [0, 1]] = extent
     geometry[:, :, 2] = rng.uniform(0, 1, (count, 2)) * (1 - extent)
     return Batch(
         image=rng.integers(0, 256, (count, options.image_size, options.image_size, 3)).astype(np.uint8),
-        label=rng.integers(0, options.classes, count).astype(np.int32),
+        label=rng.integers(0, options.num_classes, count).astype(np.int32),
         mask=np.ones(count, bool),
         maps=ScoreMaps(
             value=(4 * rng.standard_normal((count, k, side, side))).astype(np.float16),
@@ -172,13 +195,16 @@ def make_batch(options: argparse.Namespace) -> Batch:
     )
 
 
-def with_sharding(tree, where):
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree)
+def with_sharding(tree: PyTree, sharding: Sharding) -> PyTree:
+    """Shapes of the arrays of a tree, with a sharding."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 
-def topology_devices(name: str):
-    """Devices of a TPU topology ("v5e:2x4") that need not exist; compiling for them needs `pip install
-    "tlvit[tpu]"`."""
+def topology_devices(name: str) -> list[jax.Device]:
+    """Devices of a TPU topology such as "v5e:2x4", which may be absent.
+
+    Compiling for them needs `pip install "tlvit[tpu]"`.
+    """
     from jax.experimental import topologies
 
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
@@ -187,15 +213,15 @@ def topology_devices(name: str):
 
 
 def count_collectives(text: str) -> dict[str, dict[str, int]]:
-    """{kind: {count, bytes}} of a compiled program's text; bytes are those of the results on one chip."""
+    """{kind: {count, bytes}} in the text of a compiled program; bytes of the results on one chip."""
     found: dict[str, dict[str, int]] = {}
-    bits = lambda dtype: int((re.search(r"\d+", dtype) or ["8"])[0])  # pred has none: a byte
+    bits = lambda dtype: int((re.search(r"\d+", dtype) or ["8"])[0])  # pred has no number: one byte
     for kind in COLLECTIVES:
         for match in re.finditer(rf"= (.*?) {kind}(-start)?\(", text):
             entry = found.setdefault(kind, {"count": 0, "bytes": 0})
             entry["count"] += 1
             shapes = re.findall(r"(\w+)\[([\d,]*)\]", match.group(1))
-            if match.group(2) and kind != "all-reduce":  # a start names its operands, results and contexts
+            if match.group(2) and kind != "all-reduce":  # a start lists its operands, results and contexts
                 shapes = [s for s in shapes if s != ("u32", "")]
                 shapes = shapes[len(shapes) // 2 :]
             for dtype, shape in shapes:
@@ -203,32 +229,41 @@ def count_collectives(text: str) -> dict[str, dict[str, int]]:
     return found
 
 
-def peak_memory(mesh) -> int:
-    """Bytes at the peak: of the first device where it counts them, else of this process."""
+def peak_memory(mesh: Mesh) -> int:
+    """Peak memory in bytes: of the first device if it counts them, else of this process."""
     statistics_of = mesh.devices.flat[0].memory_stats() or {}
     return statistics_of.get("peak_bytes_in_use") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m scripts.benchmark", description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["step", "compile", "input", "resume"])
-    parser.add_argument("--model", default="lvvit_s")
-    parser.add_argument("--batch", type=int, default=16, help="images a step, over all devices")
-    parser.add_argument("--image-size", type=int, default=224)
-    parser.add_argument("--classes", type=int, default=1000)
-    parser.add_argument("--map-size", type=int, default=18, help="cells along a side of a score map")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--drop-path", type=float, default=0.1)
-    parser.add_argument(
-        "--randaugment", default="", help="policy of RandAugment on the device; none if empty"
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options of `step` and `compile`."""
+    description, examples = __doc__.split("\n\n", 1)
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.benchmark",
+        description=description,
+        epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--erasing", type=float, default=0.0)
-    parser.add_argument("--accumulate", type=int, default=1)
-    parser.add_argument("--remat", action="store_true")
-    parser.add_argument("--steps", type=int, default=10, help="timed steps")
-    parser.add_argument("--topology", help='compile for these TPUs, such as "v5e:2x4"')
+    add = parser.add_argument
+    add("what", choices=["step", "compile", "input", "resume"], help="the part to measure")
+    add("--model", default="lvvit_s", metavar="NAME", help="architecture (default: lvvit_s)")
+    add("--batch-size", "--batch", type=int, default=16, metavar="N",
+        help="number of images in a step, over all devices (default: 16)")  # fmt: skip
+    add("--image-size", type=int, default=224, metavar="N", help="height and width, pixels (default: 224)")
+    add("--num-classes", "--classes", type=int, default=1000, metavar="N",
+        help="number of classes (default: 1000)")  # fmt: skip
+    add("--map-size", type=int, default=18, metavar="N", help="height and width of a score map (default: 18)")
+    add("--dtype", default="float32", choices=["float32", "bfloat16"], help="default: float32")
+    add("--drop-path", type=float, default=0.1, metavar="P", help="drop-path rate (default: 0.1)")
+    add("--randaugment", default="", metavar="POLICY", help="RandAugment on the device (default: none)")
+    add("--random-erasing", "--erasing", type=float, default=0.0, metavar="P",
+        help="probability of random erasing (default: 0)")  # fmt: skip
+    add("--accumulate", type=int, default=1, metavar="N", help="parts of a batch (default: 1)")
+    add("--remat", action="store_true", help="rematerialize the blocks' activations")
+    add("--steps", type=int, default=10, metavar="N", help="number of timed steps (default: 10)")
+    add("--topology", metavar="NAME", help='with compile: a TPU topology such as "v5e:2x4"')
     return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -1,43 +1,47 @@
-"""The whole idea on two CPU cores in minutes: make demo, or: python -m scripts.demo --out runs/demo.
+"""Trains an annotator and a student on token labels: make demo, or python -m scripts.demo --out=runs/demo.
 
-Real handwritten digits in cluttered scenes; an annotator learns from image labels alone, scores every cell of
-every training image once, and an LV-ViT learns from these score maps with all of its tokens. The last steps
-export the student for PyTorch, check the export and draw report.png. Every step prints the command that does
-the same by hand.
+The data are handwritten digits in cluttered scenes. An annotator learns from image labels alone and scores every
+cell of every training image once. An LV-ViT learns from these score maps with all of its tokens. The last steps
+export the student for PyTorch, check the export and draw report.png. Every step prints its command. The demo
+takes a few minutes on two CPU cores.
 """
 
 import argparse
 import pathlib
 import sys
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
+from tlvit.data.sources.open import open_source
+from tlvit.training.annotation import Annotator, annotate
 
 from configs import digits as recipe
-from tlvit import annotate, visualize
-from tlvit.checkpoints import torch_files as convert
+from tlvit import visualize
+from tlvit.checkpoints import torch_files
 from tlvit.checkpoints.load import load
-from tlvit.data.sources import digit_scenes as digits
-from tlvit.data.sources import tfds as sources
+from tlvit.checkpoints.model_info import ModelInfo
+from tlvit.config import resolve
+from tlvit.data.sources import digit_scenes
 from tlvit.models.functional import functionalize
 from tlvit.ops.normalize import normalize
-from tlvit.training import run_log as reporting
 from tlvit.training.loop import train
+from tlvit.training.run_log import duration, read_metrics, start_logging
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", default="runs/demo", help="folder of everything the demo makes")
-    parser.add_argument("--epochs", type=int, help="of both trainings; the recipe's own by default")
-    options = parser.parse_args()
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status."""
+    options = _parse(arguments)
     out = pathlib.Path(options.out).absolute()
     out.mkdir(parents=True, exist_ok=True)
-    reporting.start_logging()
+    start_logging()
     start = time.perf_counter()
 
-    say("1/5  Scenes: one large digit gives the class, smaller ones of other classes stand around it.")
-    builder = digits.prepare(out / "data", **recipe.SCENES)
+    say("1/5  Scenes: one large digit gives the class, smaller ones of other classes surround it.")
+    builder = digit_scenes.prepare(out / "data", **recipe.SCENES)
     splits = builder.info.splits
     print(f"     {splits['train'].num_examples} for training, {splits['test'].num_examples} for testing")
 
@@ -46,8 +50,8 @@ def main() -> int:
 
     say(
         "3/5  It scores every cell of every training image once: the score maps.",
-        f"python -m tlvit.annotate --model={out}/annotator --data=digits --data-dir={out}/data "
-        f"--out={out}/score_maps",
+        f"python -m tlvit.annotate --checkpoint={out}/annotator --data=digits --data-dir={out}/data "
+        f"--top-k={recipe.TOP_K} --out={out}/score_maps",
     )
     annotate_training_scenes(out)
 
@@ -58,8 +62,8 @@ def main() -> int:
     student = run("token_labels", out / "student", out, epochs=options.epochs)
 
     say(
-        "5/5  Export for PyTorch, check, picture.",
-        f"python -m tlvit.convert {out}/student --to=pytorch --out={out}/student.safetensors",
+        "5/5  Export the student for PyTorch, check the export, draw the report.",
+        f"python -m tlvit.convert --checkpoint={out}/student --out={out}/student.safetensors",
     )
     difference = export(out / "student", out / "student.safetensors", builder)
     picture = visualize.report(out / "student", annotator=out / "annotator")
@@ -71,11 +75,11 @@ def main() -> int:
         ("student, top-1 (raw weights)", f"{student['eval/raw_top1']:.1f} %"),
         ("student, training speed", f"{speed(out / 'student'):.0f} images/s"),
         ("export and re-import, largest difference", f"{difference:.1e} in the logits"),
-        ("the picture", str(picture)),
+        ("report", str(picture)),
         ("student for PyTorch", str(out / "student.safetensors")),
         ("runs (TensorBoard, checkpoints)", f"{out}/annotator, {out}/student"),
         ("score maps", f"{out}/score_maps"),
-        ("time", reporting.duration(time.perf_counter() - start)),
+        ("time", duration(time.perf_counter() - start)),
     ]
     width = max(len(label) for label, _ in rows)
     print("\n" + "\n".join(f"  {label.ljust(width)}   {text}" for label, text in rows))
@@ -84,42 +88,45 @@ def main() -> int:
 
 
 def run(
-    arm: str, workdir: pathlib.Path, out: pathlib.Path, *, epochs: int | None = None, seed: int = 0,
-    changes: dict | None = None,
+    variant: str, workdir: pathlib.Path, out: pathlib.Path, *, epochs: int | None = None, seed: int = 0,
+    changes: dict[str, Any] | None = None,
 ) -> dict[str, float]:  # fmt: skip
-    """One training, as `tlvit.main` does it; a finished one is only evaluated again."""
-    config = recipe.get_config(arm)
+    """Trains a variant of the recipe as `tlvit.main` does. A finished run is only evaluated again."""
+    config = recipe.get_config(variant)
     config.data.dir = str(out / "data")
-    config.data.score_maps = str(out / "score_maps") if arm == "token_labels" else ""
+    config.data.score_maps = str(out / "score_maps") if variant == "token_labels" else ""
     config.epochs = epochs or config.epochs
     config.seed = seed
     config.update_from_flattened_dict(changes or {})
-    result = train(config, workdir)
+    result = train(resolve(config), workdir)
     if not result.finished:
         sys.exit(75)
     return result.metrics
 
 
 def annotate_training_scenes(out: pathlib.Path) -> None:
-    """The score maps of the training scenes, by the annotator in `out`."""
+    """Writes the score maps of the training scenes with the annotator in `out`."""
     model, info = load(out / "annotator")
-    source = sources.open_source("digits", "train", data_dir=str(out / "data"))
-    annotate.annotate(model, info, source, out / "score_maps", top_k=recipe.TOP_K)
+    source = open_source("digits", "train", data_dir=str(out / "data"))
+    annotate(Annotator(model, info), source, out / "score_maps", top_k=recipe.TOP_K)
 
 
-def run_command(arm: str, workdir: pathlib.Path) -> str:
-    """The same by hand."""
-    name = "configs/digits.py" + ("" if arm == "token_labels" else f":{arm}")
-    maps = f" --config.data.score_maps={workdir.parent}/score_maps" if arm == "token_labels" else ""
+def run_command(variant: str, workdir: pathlib.Path) -> str:
+    """The command that does the same as `run`."""
+    name = "configs/digits.py" + ("" if variant == "token_labels" else f":{variant}")
+    maps = f" --config.data.score_maps={workdir.parent}/score_maps" if variant == "token_labels" else ""
     data = f"--config.data.dir={workdir.parent}/data{maps}"
     return f"python -m tlvit.main --config={name} --workdir={workdir} {data}"
 
 
-def export(workdir: pathlib.Path, path: pathlib.Path, builder) -> float:
-    """Writes the student under PyTorch's names and reads it back; the largest difference of any logit on test
-    images."""
+def export(workdir: pathlib.Path, path: pathlib.Path, builder: Any) -> float:
+    """Exports the student for PyTorch and reads it back.
+
+    Returns:
+      The largest difference between the logits of the two models on 32 test images.
+    """
     model, info = load(workdir)
-    convert.export(model, path, info=info)
+    torch_files.export(model, path, info=info)
     again, _ = load(path)
     images = np.stack(
         [example["image"] for example in builder.as_dataset("test").take(32).as_numpy_iterator()]
@@ -128,23 +135,35 @@ def export(workdir: pathlib.Path, path: pathlib.Path, builder) -> float:
     return float(np.abs(one - other).max())
 
 
-def logits(model, info, images: np.ndarray) -> np.ndarray:
-    """By the model's rule of inference, [B, L]."""
+def logits(model: nnx.Module, info: ModelInfo, images: np.ndarray) -> np.ndarray:
+    """Logits [B, L] by the model's inference rule, of uint8 images [B, H, W, 3]."""
     net, params, stats = functionalize(model)
     inputs = normalize(images, info.preprocessing.mean, info.preprocessing.std)
     return np.asarray(jax.jit(net.apply)(params, stats, inputs)[0].logits)
 
 
 def speed(workdir: pathlib.Path) -> float:
-    """Median images/s over the progress lines."""
-    rates = [
-        line["train/images_per_s"] for line in reporting.read_journal(workdir) if "train/images_per_s" in line
-    ]
+    """Median images/s over the progress lines of a run; NaN if there are none."""
+    rates = [line["train/images_per_s"] for line in read_metrics(workdir) if "train/images_per_s" in line]
     return float(np.median(rates)) if rates else float("nan")
 
 
 def say(text: str, command: str = "") -> None:
+    """Prints the title of a step and its command."""
     print(f"\n{text}" + (f"\n     $ {command}" if command else ""), flush=True)
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.demo",
+        description="Trains an annotator and a student on token labels, on two CPU cores in minutes.",
+        epilog="example:\n  python -m scripts.demo --out=runs/demo",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--out", default="runs/demo", metavar="FOLDER", help="folder of all results (default: runs/demo)")
+    add("--epochs", type=int, metavar="N", help="epochs of each training (default: the recipe's)")
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":
