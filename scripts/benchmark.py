@@ -72,9 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def measure_step(options: argparse.Namespace, mesh: Mesh) -> dict[str, Any]:
     """Runs the step and times it. Times are medians over the steps after the first three.
 
-    `step_s` is the time of a step. `host_step_s` is the processor time that the training thread spends to start
-    one: Python and dispatch, without waiting for the devices. A CPU device may run small operations in the same
-    thread.
+    `step_s` is the time of a step. `host_step_s` is the processor time that the training thread spends on
+    starting one: Python and dispatch, without waiting for the devices. A CPU device may run small operations
+    in the same thread.
     """
     train_step, train_state, batch = build(options, mesh)
     batch = to_global(batch, mesh)

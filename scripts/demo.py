@@ -1,9 +1,9 @@
 """Trains an annotator and a student on token labels: make demo, or python -m scripts.demo --out=runs/demo.
 
-The data are handwritten digits in cluttered scenes. An annotator learns from image labels alone and scores every
-cell of every training image once. An LV-ViT learns from these score maps with all of its tokens. The last steps
-export the student for PyTorch, check the export and draw report.png. Every step prints its command. The demo
-takes a few minutes on two CPU cores.
+The data are handwritten digits in cluttered scenes. An annotator learns from image labels alone and scores
+every cell of every training image once. An LV-ViT learns from these score maps with all of its tokens. The
+last steps export the student for PyTorch, check the export and draw report.png. Every step prints its
+command. The demo takes a few minutes on two CPU cores.
 """
 
 import argparse

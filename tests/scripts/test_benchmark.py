@@ -133,7 +133,7 @@ def test_asynchronous_collectives_count_their_result_once():
 
 
 def test_the_batch_has_shapes_and_ranges_of_a_recipe():
-    """Shapes, types and ranges of a recipe's batch: crops lie inside the image, and class indices are valid."""
+    """Shapes, types and ranges of a recipe's batch: crops lie inside the image; classes are valid."""
     batch = benchmark.make_batch(benchmark.parse(["step", *ARGUMENTS]))
     assert (batch.image.shape, batch.image.dtype) == ((16, 32, 32, 3), np.uint8)
     assert (batch.maps.value.shape, batch.maps.value.dtype) == ((16, 5, 6, 6), np.float16)
