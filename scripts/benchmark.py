@@ -176,9 +176,8 @@ def make_batch(options: argparse.Namespace) -> Batch:
     """Random images, score maps, and crops such as those of random resized crops."""
     rng = np.random.default_rng(0)
     count, k, side = options.batch_size, 5, options.map_size
-    index = rng.integers(0, options.num_classes - k, (count, 1, side, side)) + np.arange(k).reshape(
-        1, k, 1, 1
-    )
+    first = rng.integers(0, options.num_classes - k, (count, 1, side, side))
+    index = first + np.arange(k).reshape(1, k, 1, 1)
     geometry = np.zeros((count, 2, 3), np.float32)
     extent = rng.uniform(0.3, 1.0, (count, 2))
     geometry[:, [0, 1], [0, 1]] = extent

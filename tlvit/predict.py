@@ -267,7 +267,7 @@ def _write_tokens(result: Prediction, info: ModelInfo, path: pathlib.Path) -> No
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    description, examples = __doc__.split("\n\n", 1)
+    description, examples = __doc__.replace("\npython", "\n  python").split("\n\n", 1)
     parser = argparse.ArgumentParser(
         prog="python -m tlvit.predict",
         description=description,
