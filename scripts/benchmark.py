@@ -1,15 +1,13 @@
 """Measures the parts of a run. The last line printed is JSON.
 
-    python -m scripts.benchmark step --model lvvit_s --batch 16         # images/s of the whole training step
-    python -m scripts.benchmark compile --model lvvit_s --batch 128     # FLOPs, bytes, collectives
-    python -m scripts.benchmark compile --topology v5e:2x4 --batch 1024 # compiled for TPUs, without a TPU
-    python -m scripts.benchmark input --help                            # images/s of the data pipeline
-    python -m scripts.benchmark resume --help                           # start in the middle of an epoch
+    python -m scripts.benchmark step --model=lvvit_s --batch-size=16        # images/s of the training step
+    python -m scripts.benchmark compile --model=lvvit_s --batch-size=128    # FLOPs, bytes and collectives
+    python -m scripts.benchmark compile --topology=v5e:2x4                  # the same for absent TPUs
+    python -m scripts.benchmark input --help                                # images/s of the data pipeline
+    python -m scripts.benchmark resume --help                               # resuming in the middle of an epoch
 
-`step` and `compile` run the training step with token labels: its inputs are uint8 images and top-5 score
-  maps, and
-it contains targets, MixToken, forward and backward pass, AdamW and the moving average. They need no
-TensorFlow.
+`step` and `compile` train on token labels: the input is uint8 images and top-5 score maps, and the step makes
+targets, applies MixToken and AdamW, and updates the moving average. They need no TensorFlow.
 """
 
 import argparse
@@ -25,10 +23,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 from jax.sharding import Mesh, Sharding
 
+from tlvit import create_model
 from tlvit.checkpoints.model_info import ModelInfo
-from tlvit.config import Augment, Config, Loss, Optim
+from tlvit.config import Augment, Config, Model, Optim
 from tlvit.training.mesh import batch_sharding, make_mesh
 from tlvit.training.optimizer import make_optimizer
 from tlvit.training.prefetch import to_global
@@ -50,10 +50,11 @@ CHIPS = {
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
 
-def main(arguments: list[str]) -> int:
-    """The command; returns the exit status."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments[:1] in (["input"], ["resume"]):
-        import tlvit.data  # noqa: F401 (sets TensorFlow's log level before it is imported)
+        import tlvit.data  # noqa: F401 (sets TensorFlow's log level before TensorFlow is imported)
         from scripts import benchmark_input, benchmark_resume
 
         program = {"input": benchmark_input, "resume": benchmark_resume}[arguments[0]]
@@ -62,26 +63,29 @@ def main(arguments: list[str]) -> int:
     devices = topology_devices(options.topology) if options.topology else None
     mesh = make_mesh(devices)
     result = measure_step(options, mesh) if options.what == "step" else inspect_program(options, mesh)
-    result = {"model": options.model, "batch": options.batch, "dtype": options.dtype, **result}
+    result = {"model": options.model, "batch": options.batch_size, "dtype": options.dtype, **result}
     print(json.dumps(result))
     return 0
 
 
 def measure_step(options: argparse.Namespace, mesh: Mesh) -> dict[str, Any]:
-    """Times the step: the median over the steps after the first three.
+    """Runs the step and times it. Times are medians over the steps after the first three.
 
-    `host_step_s` is the processor time that the host's thread needs to start one step.
+    `step_s` is the time of a step. `host_step_s` is the processor time that the training thread spends on
+    starting one: Python and dispatch, without waiting for the devices. A CPU device may run small operations
+    in the same thread.
     """
     train_step, train_state, batch = build(options, mesh)
     batch = to_global(batch, mesh)
     start = time.perf_counter()
     compiled = train_step.lower(train_state, batch).compile()
     compile_s = time.perf_counter() - start
-    seconds, host = [], []
+    seconds, host_seconds = [], []
     for _ in range(3 + options.steps):
+        jax.block_until_ready(train_state)
         start, host_start = time.perf_counter(), time.thread_time()
         train_state, metrics = compiled(train_state, batch)
-        host.append(time.thread_time() - host_start)
+        host_seconds.append(time.thread_time() - host_start)
         jax.block_until_ready(metrics)
         seconds.append(time.perf_counter() - start)
     if not np.isfinite(float(metrics["loss"])):
@@ -89,17 +93,17 @@ def measure_step(options: argparse.Namespace, mesh: Mesh) -> dict[str, Any]:
     step_s = statistics.median(seconds[3:])
     return {
         "device": f"{mesh.devices.size} x {mesh.devices.flat[0].device_kind}",
-        "images_per_s": options.batch / step_s,
+        "images_per_s": options.batch_size / step_s,
         "step_s": step_s,
         "step_s_quartiles": [float(q) for q in np.percentile(seconds[3:], [25, 75])],
-        "host_step_s": statistics.median(host[3:]),
+        "host_step_s": statistics.median(host_seconds[3:]),
         "compile_s": compile_s,
         "peak_memory_bytes": peak_memory(mesh),
     }
 
 
 def inspect_program(options: argparse.Namespace, mesh: Mesh) -> dict[str, Any]:
-    """Compiles the step and reads its cost from the program. Nothing runs, so no TPU is needed."""
+    """Compiles the step and reads its costs from the program. Nothing runs, so the devices may be absent."""
     train_step, train_state, batch = build(options, mesh, abstract=True)
     start = time.perf_counter()
     compiled = train_step.lower(train_state, batch).compile()
@@ -107,7 +111,7 @@ def inspect_program(options: argparse.Namespace, mesh: Mesh) -> dict[str, Any]:
     cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
     chips = mesh.devices.size
     kind = mesh.devices.flat[0].device_kind
-    images = options.batch / chips  # XLA counts one chip's program
+    images = options.batch_size / chips  # XLA counts the program of one chip
     flops, moved = cost["flops"], cost["bytes accessed"]
     result = {
         "device": f"{chips} x {kind}",
@@ -122,50 +126,64 @@ def inspect_program(options: argparse.Namespace, mesh: Mesh) -> dict[str, Any]:
     peak = next((v for k, v in CHIPS.items() if kind.startswith(k)), None)
     if peak:
         seconds = {"compute_s": flops / peak[0], "memory_s": moved / peak[1]}
-        bound = max(seconds, key=seconds.get)
-        rate = options.batch / seconds[bound]
+        bound = max(seconds, key=lambda name: seconds[name])
+        rate = options.batch_size / seconds[bound]
         result["roofline"] = {**seconds, "bound": bound.removesuffix("_s"), "images_per_s_at_most": rate}
     return result
 
 
 def build(
     options: argparse.Namespace, mesh: Mesh, *, abstract: bool = False
-) -> tuple[Callable, TrainState, Batch]:
-    """The jitted step with a state and a batch: arrays, or their shapes and shardings."""
-    size = (options.image_size, options.image_size)
-    model = {"dtype": options.dtype, **json.loads(options.options)}
-    if options.remat:
-        model["remat"] = True
-    info = ModelInfo(options.model, options.classes, size, model)
-    net, shapes, _ = abstract_model(info.build)
-    config = Config(
-        token_labels=net.has_token_head,
-        augment=Augment(
-            randaugment=options.randaugment, randaugment_on="device", random_erasing=options.erasing
+) -> tuple[Callable[..., Any], TrainState, Batch]:
+    """The jitted step with a state and a batch of its shapes (arrays, or shapes with shardings)."""
+    config = make_config(options)
+    info = ModelInfo(config.model.name, options.num_classes, config.image_size)
+    dtype = jnp.dtype(config.model.dtype)
+    sizes = {"num_classes": info.num_classes, "image_size": info.image_size, "dtype": dtype}
+    make: Callable[[], nnx.Module] = lambda: create_model(info.model, **sizes, **config.model.options)
+    net, params, _ = abstract_model(make)
+    tx = make_optimizer(params, learning_rate=1e-4)
+    if abstract:
+        train_state = abstract_state(make, tx, mesh=mesh)
+        batch = with_sharding(jax.eval_shape(lambda: make_batch(options)), batch_sharding(mesh))
+    else:
+        train_state = init_state(make, tx, mesh=mesh)
+        batch = make_batch(options)
+    return make_train_step(net, tx, mesh, config, info), train_state, batch
+
+
+def make_config(options: argparse.Namespace) -> Config:
+    """The settings of the measured step."""
+    return Config(
+        batch_size=options.batch_size,
+        image_size=(options.image_size, options.image_size),
+        model=Model(
+            name=options.model,
+            dtype=options.dtype,
+            options={"drop_path": options.drop_path, **({"remat": True} if options.remat else {})},
         ),
-        loss=Loss(plain_labels=True),
+        augment=Augment(
+            randaugment=options.randaugment,
+            randaugment_on="device",
+            random_erasing=options.random_erasing,
+        ),
         optim=Optim(accumulate=options.accumulate),
     )
-    tx = make_optimizer(shapes, learning_rate=1e-4)
-    train_step = make_train_step(net, tx, mesh, config, info)
-    if abstract:
-        batch = with_sharding(jax.eval_shape(lambda: make_batch(options)), batch_sharding(mesh))
-        return train_step, abstract_state(info.build, tx, mesh=mesh), batch
-    return train_step, init_state(info.build, tx, mesh=mesh), make_batch(options)
 
 
 def make_batch(options: argparse.Namespace) -> Batch:
-    """Random images and score maps with the geometry of random crops."""
+    """Random images, score maps, and crops such as those of random resized crops."""
     rng = np.random.default_rng(0)
-    count, k, side = options.batch, 5, options.map_size
-    index = rng.integers(0, options.classes - k, (count, 1, side, side)) + np.arange(k).reshape(1, k, 1, 1)
+    count, k, side = options.batch_size, 5, options.map_size
+    first = rng.integers(0, options.num_classes - k, (count, 1, side, side))
+    index = first + np.arange(k).reshape(1, k, 1, 1)
     geometry = np.zeros((count, 2, 3), np.float32)
     extent = rng.uniform(0.3, 1.0, (count, 2))
     geometry[:, [0, 1], [0, 1]] = extent
     geometry[:, :, 2] = rng.uniform(0, 1, (count, 2)) * (1 - extent)
     return Batch(
         image=rng.integers(0, 256, (count, options.image_size, options.image_size, 3)).astype(np.uint8),
-        label=rng.integers(0, options.classes, count).astype(np.int32),
+        label=rng.integers(0, options.num_classes, count).astype(np.int32),
         mask=np.ones(count, bool),
         maps=ScoreMaps(
             value=(4 * rng.standard_normal((count, k, side, side))).astype(np.float16),
@@ -175,14 +193,16 @@ def make_batch(options: argparse.Namespace) -> Batch:
     )
 
 
-def with_sharding(tree: PyTree, where: Sharding) -> PyTree:
-    """The shapes of a tree with a sharding."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree)
+def with_sharding(tree: PyTree, sharding: Sharding) -> PyTree:
+    """Shapes of the arrays of a tree, with a sharding."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 
-def topology_devices(name: str) -> Sequence[jax.Device]:
-    """Devices of a TPU topology such as "v5e:2x4", to compile for. They need not exist, but `tlvit[tpu]` has
-    to be installed."""
+def topology_devices(name: str) -> list[jax.Device]:
+    """Devices of a TPU topology such as "v5e:2x4", which may be absent.
+
+    Compiling for them needs `pip install "tlvit[tpu]"`.
+    """
     from jax.experimental import topologies
 
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
@@ -191,15 +211,15 @@ def topology_devices(name: str) -> Sequence[jax.Device]:
 
 
 def count_collectives(text: str) -> dict[str, dict[str, int]]:
-    """{kind: {count, bytes}} of a compiled program's text. Bytes are those of the results on one chip."""
+    """{kind: {count, bytes}} in the text of a compiled program; bytes of the results on one chip."""
     found: dict[str, dict[str, int]] = {}
-    bits = lambda dtype: int((re.search(r"\d+", dtype) or ["8"])[0])  # pred has none: a byte
+    bits = lambda dtype: int((re.search(r"\d+", dtype) or ["8"])[0])  # pred has no number: one byte
     for kind in COLLECTIVES:
         for match in re.finditer(rf"= (.*?) {kind}(-start)?\(", text):
             entry = found.setdefault(kind, {"count": 0, "bytes": 0})
             entry["count"] += 1
             shapes = re.findall(r"(\w+)\[([\d,]*)\]", match.group(1))
-            if match.group(2) and kind != "all-reduce":  # a start names its operands, results and contexts
+            if match.group(2) and kind != "all-reduce":  # a start lists its operands, results and contexts
                 shapes = [s for s in shapes if s != ("u32", "")]
                 shapes = shapes[len(shapes) // 2 :]
             for dtype, shape in shapes:
@@ -208,32 +228,40 @@ def count_collectives(text: str) -> dict[str, dict[str, int]]:
 
 
 def peak_memory(mesh: Mesh) -> int:
-    """Peak memory in bytes: of the first device if it reports it, otherwise of this process."""
+    """Peak memory in bytes: of the first device if it counts them, else of this process."""
     statistics_of = mesh.devices.flat[0].memory_stats() or {}
     return statistics_of.get("peak_bytes_in_use") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def parse(arguments: list[str]) -> argparse.Namespace:
-    """Reads the command line."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.benchmark", description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["step", "compile", "input", "resume"])
-    parser.add_argument("--model", default="lvvit_s")
-    parser.add_argument("--batch", type=int, default=16, help="images in a step, over all devices")
-    parser.add_argument("--image-size", type=int, default=224)
-    parser.add_argument("--classes", type=int, default=1000)
-    parser.add_argument("--map-size", type=int, default=18, help="cells along a side of a score map")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--options", default='{"drop_path": 0.1}', help="options of the model class, as JSON")
-    parser.add_argument(
-        "--randaugment", default="", help="policy of RandAugment on the device; none if empty"
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options of `step` and `compile`."""
+    description, examples = __doc__.split("\n\n", 1)
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.benchmark",
+        description=description,
+        epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--erasing", type=float, default=0.0)
-    parser.add_argument("--accumulate", type=int, default=1)
-    parser.add_argument("--remat", action="store_true")
-    parser.add_argument("--steps", type=int, default=10, help="timed steps")
-    parser.add_argument("--topology", help='compile for these TPUs, such as "v5e:2x4"')
+    add = parser.add_argument
+    add("what", choices=["step", "compile", "input", "resume"], help="the part to measure")
+    add("--model", default="lvvit_s", metavar="NAME", help="architecture (default: lvvit_s)")
+    add("--batch-size", "--batch", type=int, default=16, metavar="N",
+        help="number of images in a step, over all devices (default: 16)")  # fmt: skip
+    add("--image-size", type=int, default=224, metavar="N", help="height and width, pixels (default: 224)")
+    add("--num-classes", "--classes", type=int, default=1000, metavar="N",
+        help="number of classes (default: 1000)")  # fmt: skip
+    add("--map-size", type=int, default=18, metavar="N", help="height and width of a score map (default: 18)")
+    add("--dtype", default="float32", choices=["float32", "bfloat16"], help="default: float32")
+    add("--drop-path", type=float, default=0.1, metavar="P", help="drop-path rate (default: 0.1)")
+    add("--randaugment", default="", metavar="POLICY", help="RandAugment on the device (default: none)")
+    add("--random-erasing", "--erasing", type=float, default=0.0, metavar="P",
+        help="probability of random erasing (default: 0)")  # fmt: skip
+    add("--accumulate", type=int, default=1, metavar="N", help="parts of a batch (default: 1)")
+    add("--remat", action="store_true", help="rematerialize the blocks' activations")
+    add("--steps", type=int, default=10, metavar="N", help="number of timed steps (default: 10)")
+    add("--topology", metavar="NAME", help='with compile: a TPU topology such as "v5e:2x4"')
     return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -1,11 +1,11 @@
-"""Compares training with and without token labels, aligned and with the published crop.
+"""Compares students that are trained with and without token labels, over several seeds.
 
-    python -m scripts.compare_token_labels --out runs/compare --seeds 0 1 2
+    python -m scripts.compare_token_labels --out=runs/compare --seeds 0 1 2
 
-Trains the student of configs/digits.py in three ways with the same budget: on image labels, with score maps
-cropped as in the published code (transposed), and with aligned score maps. All use one annotator, which is
-trained first. Finished runs are not repeated. Prints a table of top-1 accuracy on the test scenes with mean
-and standard deviation over the seeds.
+Trains the student of configs/digits.py in three ways with the same budget: on image labels alone, with score
+maps that are cropped as in the published code (transposed), and with aligned score maps. All use one
+annotator, which is trained first. Finished runs are not repeated. Prints a table of the top-1 accuracy on the
+test scenes with mean and standard deviation over the seeds.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import json
 import pathlib
 import statistics
 import sys
+from collections.abc import Sequence
 
 from configs import digits as recipe
 from scripts.demo import annotate_training_scenes, run
@@ -26,13 +27,9 @@ RUNS = {
 }
 
 
-def main() -> int:
-    """Runs the comparison; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", default="runs/compare")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, help="epochs of every training; the recipe's by default")
-    options = parser.parse_args()
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status."""
+    options = _parse(arguments)
     out = pathlib.Path(options.out).absolute()
     out.mkdir(parents=True, exist_ok=True)
     start_logging()
@@ -40,11 +37,11 @@ def main() -> int:
     annotator = run("annotator", out / "annotator", out, epochs=options.epochs)
     annotate_training_scenes(out)
     results: dict[str, list[dict[str, float]]] = {}
-    for seed in options.seeds:  # an interrupted comparison has complete seeds
-        for title, (variant, changes) in RUNS.items():
-            workdir = out / f"{title.replace(' ', '_').replace(',', '')}_seed{seed}"
-            metrics = run(variant, workdir, out, epochs=options.epochs, seed=seed, changes=changes)
-            results.setdefault(title, []).append(metrics)
+    for seed in options.seeds:  # seed by seed, so that an interrupted comparison has complete seeds
+        for arm, (name, changes) in ARMS.items():
+            workdir = out / f"{arm.replace(' ', '_').replace(',', '')}_seed{seed}"
+            metrics = run(name, workdir, out, epochs=options.epochs, seed=seed, changes=changes)
+            results.setdefault(arm, []).append(metrics)
         print(table(results, annotator), flush=True)
     record = {"seeds": options.seeds, "annotator": annotator, **results}
     (out / "results.json").write_text(json.dumps(record, indent=2) + "\n")
@@ -52,7 +49,7 @@ def main() -> int:
 
 
 def table(results: dict[str, list[dict[str, float]]], annotator: dict[str, float]) -> str:
-    """Markdown table of top-1 accuracy: every seed, mean and standard deviation."""
+    """Returns a markdown table: for each arm the top-1 of every seed, their mean and standard deviation."""
     lines = [
         "",
         "| student trained with | top-1 of each seed, % | mean ± standard deviation |",
@@ -67,6 +64,20 @@ def table(results: dict[str, list[dict[str, float]]], annotator: dict[str, float
     images, best = annotator["eval/images"], annotator["eval/ema_top1"]
     note = f"Averaged weights, {images:.0f} test scenes; the annotator has {best:.1f} %."
     return "\n".join([*lines, "", note, ""])
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.compare_token_labels",
+        description="Compares students that are trained with and without token labels, over several seeds.",
+        epilog="example:\n  python -m scripts.compare_token_labels --out=runs/compare --seeds 0 1 2",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--out", default="runs/compare", metavar="FOLDER", help="folder of all runs (default: runs/compare)")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="SEED", help="default: 0 1 2")
+    add("--epochs", type=int, metavar="N", help="epochs of each training (default: the recipe's)")
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

@@ -1,22 +1,23 @@
-"""Token labeling from annotator to PyTorch file on two CPU cores: make demo.
+"""Trains an annotator and a student on token labels: make demo, or python -m scripts.demo --out=runs/demo.
 
-    python -m scripts.demo --out runs/demo
-
-An annotator learns to classify scenes of handwritten digits from image labels, and scores every cell of every
-training image once. An LV-ViT learns from these score maps with all of its tokens. The student is exported
-for PyTorch, the export is checked, and report.png is drawn. Every step prints the command that does the same
-by hand.
+The data are handwritten digits in cluttered scenes. An annotator learns from image labels alone and scores
+every cell of every training image once. An LV-ViT learns from these score maps with all of its tokens. The
+last steps export the student for PyTorch, check the export and draw report.png. Every step prints its
+command. The demo takes a few minutes on two CPU cores.
 """
 
 import argparse
 import pathlib
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
+from tlvit.data.sources.open import open_source
+from tlvit.training.annotation import Annotator, annotate
 
 from configs import digits as recipe
 from tlvit import visualize
@@ -25,26 +26,21 @@ from tlvit.checkpoints.load import load
 from tlvit.checkpoints.model_info import ModelInfo
 from tlvit.config import resolve
 from tlvit.data.sources import digit_scenes
-from tlvit.data.sources.open import open_source
 from tlvit.models.functional import functionalize
 from tlvit.ops.normalize import normalize
-from tlvit.training.annotation import Annotator, annotate
 from tlvit.training.loop import train
 from tlvit.training.run_log import duration, read_metrics, start_logging
 
 
-def main() -> int:
-    """Runs the demo; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", default="runs/demo", help="folder for all files of the demo")
-    parser.add_argument("--epochs", type=int, help="epochs of both trainings; the recipe's by default")
-    options = parser.parse_args()
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status."""
+    options = _parse(arguments)
     out = pathlib.Path(options.out).absolute()
     out.mkdir(parents=True, exist_ok=True)
     start_logging()
     start = time.perf_counter()
 
-    say("1/5  Scenes: a large digit is the class, with smaller digits of other classes around it.")
+    say("1/5  Scenes: one large digit gives the class, smaller ones of other classes surround it.")
     builder = digit_scenes.prepare(out / "data", **recipe.SCENES)
     splits = builder.info.splits
     print(f"     {splits['train'].num_examples} for training, {splits['test'].num_examples} for testing")
@@ -66,8 +62,8 @@ def main() -> int:
     student = run("token_labels", out / "student", out, epochs=options.epochs)
 
     say(
-        "5/5  The student is exported for PyTorch, checked and drawn.",
-        f"python -m tlvit.convert --checkpoint={out}/student --to=pytorch --out={out}/student.safetensors",
+        "5/5  Export the student for PyTorch, check the export, draw the report.",
+        f"python -m tlvit.convert --checkpoint={out}/student --out={out}/student.safetensors",
     )
     difference = export(out / "student", out / "student.safetensors", builder)
     picture = visualize.report(out / "student", annotator=out / "annotator")
@@ -93,9 +89,9 @@ def main() -> int:
 
 def run(
     variant: str, workdir: pathlib.Path, out: pathlib.Path, *, epochs: int | None = None, seed: int = 0,
-    changes: dict | None = None,
+    changes: dict[str, Any] | None = None,
 ) -> dict[str, float]:  # fmt: skip
-    """Trains a variant of the digits recipe, as tlvit.main does. A finished run is only evaluated."""
+    """Trains a variant of the recipe as `tlvit.main` does. A finished run is only evaluated again."""
     config = recipe.get_config(variant)
     config.data.dir = str(out / "data")
     config.data.score_maps = str(out / "score_maps") if variant == "token_labels" else ""
@@ -109,22 +105,26 @@ def run(
 
 
 def annotate_training_scenes(out: pathlib.Path) -> None:
-    """Writes the score maps of the training scenes with the annotator of `out`."""
+    """Writes the score maps of the training scenes with the annotator in `out`."""
+    model, info = load(out / "annotator")
     source = open_source("digits", "train", data_dir=str(out / "data"))
-    annotate(Annotator(*load(out / "annotator")), source, out / "score_maps", top_k=recipe.TOP_K)
+    annotate(Annotator(model, info), source, out / "score_maps", top_k=recipe.TOP_K)
 
 
 def run_command(variant: str, workdir: pathlib.Path) -> str:
-    """The command that trains a variant by hand."""
-    labeled = variant == "token_labels"
-    name = "configs/digits.py" + ("" if labeled else f":{variant}")
-    maps = f" --config.data.score_maps={workdir.parent}/score_maps" if labeled else ""
+    """The command that does the same as `run`."""
+    name = "configs/digits.py" + ("" if variant == "token_labels" else f":{variant}")
+    maps = f" --config.data.score_maps={workdir.parent}/score_maps" if variant == "token_labels" else ""
     data = f"--config.data.dir={workdir.parent}/data{maps}"
     return f"python -m tlvit.main --config={name} --workdir={workdir} {data}"
 
 
 def export(workdir: pathlib.Path, path: pathlib.Path, builder: Any) -> float:
-    """Exports the student, opens the export, and returns the largest difference of the logits."""
+    """Exports the student for PyTorch and reads it back.
+
+    Returns:
+      The largest difference between the logits of the two models on 32 test images.
+    """
     model, info = load(workdir)
     torch_files.export(model, path, info=info)
     again, _ = load(path)
@@ -136,21 +136,34 @@ def export(workdir: pathlib.Path, path: pathlib.Path, builder: Any) -> float:
 
 
 def logits(model: nnx.Module, info: ModelInfo, images: np.ndarray) -> np.ndarray:
-    """The inference logits [B, L] of uint8 images [B, H, W, 3]."""
+    """Logits [B, L] by the model's inference rule, of uint8 images [B, H, W, 3]."""
     net, params, stats = functionalize(model)
     inputs = normalize(images, info.preprocessing.mean, info.preprocessing.std)
     return np.asarray(jax.jit(net.apply)(params, stats, inputs)[0].logits)
 
 
 def speed(workdir: pathlib.Path) -> float:
-    """Median images/s of the progress lines of a run."""
+    """Median images/s over the progress lines of a run; NaN if there are none."""
     rates = [line["train/images_per_s"] for line in read_metrics(workdir) if "train/images_per_s" in line]
     return float(np.median(rates)) if rates else float("nan")
 
 
 def say(text: str, command: str = "") -> None:
-    """Prints a step of the demo and its command."""
+    """Prints the title of a step and its command."""
     print(f"\n{text}" + (f"\n     $ {command}" if command else ""), flush=True)
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.demo",
+        description="Trains an annotator and a student on token labels, on two CPU cores in minutes.",
+        epilog="example:\n  python -m scripts.demo --out=runs/demo",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--out", default="runs/demo", metavar="FOLDER", help="folder of all results (default: runs/demo)")
+    add("--epochs", type=int, metavar="N", help="epochs of each training (default: the recipe's)")
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ LAYERS = {
     "checkpoints": 3,
     "data": 4,
     "training": 5,
-    "annotate": 6, "convert": 6, "maps": 6, "predict": 6, "summary": 6, "visualize": 6, "main": 6,
+    "annotate": 6, "convert": 6, "predict": 6, "draw_tokens": 6, "summary": 6, "visualize": 6, "main": 6,
 }  # fmt: skip
 COMMAND = 6
 # What may be imported from outside of the standard library in layers 0 to 2; a layer may use those under it.

@@ -1,4 +1,4 @@
-"""Predictions of image files: the crop, the command's output, and corrupt images."""
+"""tlvit.predict: probabilities, crop, the command's output and corrupt images."""
 
 import dataclasses
 import json
@@ -49,11 +49,11 @@ def photos(tmp_path):
         pixels = rng.randint(0, 256, (size[1], size[0], 3), np.uint8)
         Image.fromarray(pixels).convert(mode).save(images / name)
     (images / "corrupt.jpg").write_bytes((images / "a.jpg").read_bytes()[:300])
-    (images / "notes.txt").write_text("no image")
+    (images / "notes.txt").write_text("not an image")
     return images
 
 
-def test_probabilities_are_the_models(model, photos):
+def test_probabilities_are_those_of_the_model(model, photos):
     results = list(predict(model, INFO, [photos / "a.jpg", photos / "b.png"], top=6))
     view = crop(read_image(photos / "a.jpg"), image_size=(64, 64), crop_pct=INFO.preprocessing.crop_pct)
     logits = np.asarray(model(normalize(np.asarray(view)[None])).logits[0], np.float64)
@@ -64,7 +64,7 @@ def test_probabilities_are_the_models(model, photos):
     assert sorted(found.values(), reverse=True) == [s.probability for s in results[0].top]
 
 
-def test_the_batch_size_and_corrupt_images_do_not_matter(model, photos):
+def test_batches_and_corrupt_images_change_nothing(model, photos):
     paths = [photos / n for n in ("a.jpg", "corrupt.jpg", "b.png", "c.png", "nothing.png", "sub/d.PNG")]
     together, alone = (
         list(predict(model, INFO, paths, batch_size=4)),
@@ -77,6 +77,7 @@ def test_the_batch_size_and_corrupt_images_do_not_matter(model, photos):
         np.testing.assert_allclose([s.probability for s in a.top], [s.probability for s in b.top], atol=1e-6)
 
 
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize(
     ("size", "image_size", "crop_pct", "resized", "corner"),
     [
@@ -87,25 +88,21 @@ def test_the_batch_size_and_corrupt_images_do_not_matter(model, photos):
         ((50, 100), (64, 32), 1.0, (32, 64), (0, 0)),
     ],
 )
-def test_crop_is_that_of_the_evaluation(size, image_size, crop_pct, resized, corner):
+def test_crop_is_torchvisions(size, image_size, crop_pct, resized, corner, interpolation):
     rng = np.random.RandomState(1)
     image = Image.fromarray(rng.randint(0, 256, (size[1], size[0], 3), np.uint8))
     left, top = corner
-    wanted = image.resize(resized, Image.Resampling.BICUBIC)
+    wanted = image.resize(resized, getattr(Image.Resampling, interpolation.upper()))
     wanted = wanted.crop((left, top, left + image_size[1], top + image_size[0]))
-    np.testing.assert_array_equal(crop(image, image_size=image_size, crop_pct=crop_pct), wanted)
+    found = crop(image, image_size=image_size, crop_pct=crop_pct, interpolation=interpolation)
+    np.testing.assert_array_equal(found, wanted)
 
 
-def test_the_models_own_normalization_is_applied(model, photos):
-    own = Preprocessing(mean=(0.5, 0.25, 0.2), std=(0.5, 0.5, 2.0), crop_pct=1.0, interpolation="bilinear")
-    info = dataclasses.replace(INFO, preprocessing=own)
-    [result] = predict(model, info, [photos / "a.jpg"], top=6)
-    view = crop(read_image(photos / "a.jpg"), image_size=(64, 64), crop_pct=1.0, interpolation="bilinear")
-    logits = np.asarray(model(normalize(np.asarray(view)[None], own.mean, own.std)).logits[0], np.float64)
-    wanted = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
-    np.testing.assert_allclose(
-        [wanted[s.index] for s in result.top], [s.probability for s in result.top], atol=1e-5
-    )
+def test_normalization():
+    image = Image.new("RGB", (2, 1), (255, 0, 51))
+    found = normalize(np.asarray(image)[None], (0.5, 0.25, 0.2), (0.5, 0.5, 2.0))
+    np.testing.assert_allclose(found[0], np.broadcast_to([1.0, -0.5, 0.0], (1, 2, 3)), atol=1e-7)
+    assert found.dtype == np.float32
 
 
 def test_folders_globs_and_files(photos):
@@ -114,14 +111,14 @@ def test_folders_globs_and_files(photos):
     assert names(photos / "*.png", photos / "a.jpg") == ["b.png", "c.png", "a.jpg"]
     assert names(photos / "missing.jpg") == ["missing.jpg"]
     (photos / "[1].png").write_bytes((photos / "b.png").read_bytes())
-    assert names(photos / "[1].png") == ["[1].png"]  # a file whose name looks like a pattern
+    assert names(photos / "[1].png") == ["[1].png"]  # a file name that looks like a pattern
     for empty in (photos / "*.bmp", photos.parent / "photos" / "none"):
         empty.name == "none" and empty.mkdir()
         with pytest.raises(ValueError, match="No images in"):
             list_images([empty])
 
 
-def test_the_command_prints_names_and_skips_corrupt_images(folder, photos, capsys):
+def test_command_prints_names_and_skips_corrupt_images(folder, photos, capsys):
     assert main([f"--checkpoint={folder}", str(photos), "--top=2"]) == 0
     printed = capsys.readouterr()
     lines = printed.out.splitlines()
@@ -130,7 +127,7 @@ def test_the_command_prints_names_and_skips_corrupt_images(folder, photos, capsy
     ]
     assert len(lines) == 5 * 3
     assert lines[1].split()[-1] in INFO.class_names
-    assert f"{photos / 'broken.jpg'}: skipped" in printed.err
+    assert f"{photos / 'corrupt.jpg'}: skipped" in printed.err
 
 
 def test_command_as_json(folder, photos, tmp_path, capsys):
@@ -145,7 +142,7 @@ def test_command_as_json(folder, photos, tmp_path, capsys):
     assert "error" in second
 
 
-def test_exit_status_tells_failure(folder, photos, tmp_path, capsys):
+def test_exit_status_of_failures(folder, photos, tmp_path, capsys):
     assert main([f"--checkpoint={folder}", str(photos / "corrupt.jpg"), str(photos / "notes.txt")]) == 1
     assert main([f"--checkpoint={tmp_path}", str(photos)]) == 1
     assert "error:" in capsys.readouterr().err
@@ -183,7 +180,7 @@ def test_convolutional_models_predict_too(photos):
     assert result.tokens.shape == (2, 3, 4)
 
 
-def test_the_evaluation_sees_the_same_pixels(photos):
+def test_evaluation_crops_the_same_pixels(photos):
     tf = pytest.importorskip("tensorflow")
     from tlvit.data.transforms.crop import eval_image
 
@@ -194,3 +191,20 @@ def test_the_evaluation_sees_the_same_pixels(photos):
     wanted = eval_image(tf.constant((photos / "ramp.png").read_bytes()), image_size=(64, 48), crop_pct=0.9)[0]
     assert np.abs(found - np.asarray(wanted, int)).max() <= 3
     assert np.abs(found - np.asarray(wanted, int)).mean() < 0.5
+
+
+def test_preprocessing_of_the_checkpoint_is_used(model, photos):
+    """Mean, std, crop_pct and interpolation of the ModelInfo change the input, each as declared."""
+    rule = Preprocessing((0.5, 0.4, 0.3), (0.2, 0.3, 0.4), crop_pct=0.8, interpolation="bilinear")
+    info = dataclasses.replace(INFO, preprocessing=rule)
+    found = next(predict(model, info, [photos / "a.jpg"], top=6))
+    view = crop(read_image(photos / "a.jpg"), image_size=(64, 64), crop_pct=0.8, interpolation="bilinear")
+    logits = model(normalize(np.asarray(view)[None], rule.mean, rule.std)).logits[0]
+    wanted = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+    np.testing.assert_allclose([s.probability for s in found.top], sorted(wanted)[::-1], atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"top": 0}, {"batch_size": 0}])
+def test_counts_below_one_are_refused(model, photos, options):
+    with pytest.raises(ValueError, match="must be at least 1"):
+        next(predict(model, INFO, [photos / "a.jpg"], **options))

@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds equal the published ones; activations follow depth and remat."""
+"""tlvit.summary: counts of parameters and multiply-adds equal the published ones."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from tlvit.checkpoints.native import save_model_folder
 from tlvit.models.macs import count_macs
 from tlvit.summary import PUBLISHED_TOP1, _sizes, main, summarize, table
 
-# Millions of parameters and billions of multiply-adds as the published implementations state them, rounded.
+# Millions of parameters and billions of multiply-adds of the published implementations, rounded as published.
 PUBLISHED = {
     ("lvvit_t", 224): (8.535, 2.9),
     ("lvvit_s", 224): (26.152, 6.6),
@@ -82,24 +82,24 @@ def test_macs_of_products_convolutions_and_loops():
     assert count(lambda a: jax.lax.cond(a[0, 0] > 0, costly, cheap, a), (4, 4)) == 2 * 64
 
 
-def test_activations_follow_depth_and_remat():
+def test_activations_follow_depth_and_rematerialization():
     options = {"dim": 24, "num_heads": 2, "stem_width": 8, "image_size": 64}
     kept = lambda **more: summarize("lvvit_s", **options, **more).activation_bytes
     two, four, six = (kept(depth=d) for d in (2, 4, 6))
     assert six - four == four - two
-    # A block on 17 tokens of width 24: qkv (3), the attention's 2 heads of 17 x 17, its result, the norms'
+    # A block on 17 tokens of width 24: qkv (3), the 2 attention maps of 17 x 17, their result, the norms'
     # and the MLP's (3 times as wide) inputs and outputs: more than 10, less than 40 arrays of 17 x 24 floats.
     assert 10 < (four - two) / 2 / (17 * 24 * 4) < 40
     assert kept(depth=6, remat=True) - kept(depth=4, remat=True) < (six - four) / 5
 
 
-def test_sizes_and_accuracies_belong_together():
+def test_published_accuracy_is_that_of_the_image_size():
     small, large, odd = (summarize("lvvit_t", image_size=s) for s in (224, 448, (64, 96)))
     assert (small.top1, large.top1, odd.top1) == (79.1, None, None)
     assert (small.tokens, odd.tokens) == ((14, 14), (4, 6))
     assert "2104.10858" in small.source
     assert large.macs > 4 * small.macs
-    assert summarize("lvvit_t", depth=2).top1 is None  # another model than the published one
+    assert summarize("lvvit_t", depth=2).top1 is None  # not the published model
     lines = table([small, odd]).splitlines()
     assert lines[2] == "| `lvvit_t` | 224 | 8.5 M | 2.9 G | 112 MB | 79.1 |"
     assert lines[3].startswith("| `lvvit_t` | 64x96 | 8.5 M |")
@@ -114,15 +114,31 @@ def test_command(capsys):
     assert "did you mean" in capsys.readouterr().err
 
 
-def test_a_checkpoint_is_summarized_at_its_own_size(tmp_path, capsys):
-    info = ModelInfo("lvvit_t", 7, (64, 64), {"dim": 24, "depth": 1, "num_heads": 2, "stem_width": 8})
+def test_several_models(capsys):
+    assert main(["lvvit_t", "regnety_002", "--image-size=64"]) == 0
+    names = [line for line in capsys.readouterr().out.splitlines() if line.startswith("model")]
+    assert [line.split()[1] for line in names] == ["lvvit_t", "regnety_002"]
+
+
+def test_model_of_a_checkpoint(tmp_path, capsys):
+    options = {"dim": 24, "depth": 2, "num_heads": 2, "stem_width": 8}
+    info = ModelInfo("lvvit_s", 10, (64, 96), options)
     save_model_folder(tmp_path / "m", info.build(), info)
     assert main([f"--checkpoint={tmp_path / 'm'}"]) == 0
+    found = summarize("lvvit_s", num_classes=10, image_size=(64, 96), **options)
     printed = capsys.readouterr().out
-    assert "tokens      4 x 4" in printed
-    expected = summarize("lvvit_t", image_size=64, num_classes=7, **info.options)
-    assert f"{expected.parameters:,} " in printed
-    assert main([f"--checkpoint={tmp_path / 'nothing'}"]) == 1
+    assert f"parameters  {found.parameters:,} " in printed
+    assert "image       64 x 96" in printed
+    assert "tokens      4 x 6" in printed
+    assert main([f"--checkpoint={tmp_path / 'missing'}"]) == 1
+    assert "missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["lvvit_t", "--all"], ["--all", "--checkpoint=x"]])
+def test_one_way_to_choose_models(arguments, capsys):
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert "give names of models, --checkpoint or --all" in capsys.readouterr().err
 
 
 def test_table_of_all_models(capsys, monkeypatch):

@@ -1,4 +1,4 @@
-"""The report: cells in the right position and color, wrong predictions marked, curves, token classes."""
+"""tlvit.visualize: positions and colors of the cells, marks of wrong predictions, and the curves."""
 
 import json
 import math
@@ -26,8 +26,8 @@ def info_of(name="lvvit_s", size=(48, 48), **options):
 
 
 def known_map(prediction):
-    """One image, 2 x 3 cells, 4 classes. Top row: classes 0, 1, 2 with probability 0.97; bottom row: class 0
-    with 0.4, chance, class 3 with 0.97."""
+    """One image, 2 x 3 cells, 4 classes. Above: certain cells of class 0, 1 and 2. Below: an uncertain cell,
+    a uniform cell and a certain cell of class 3."""
     probability = np.full((1, 2, 3, 4), 0.25)
     for (y, x), k in {(0, 0): 0, (0, 1): 1, (0, 2): 2, (1, 2): 3}.items():
         probability[0, y, x] = 0.01
@@ -44,8 +44,8 @@ def panels(figure):
 IMAGE = np.arange(16 * 24 * 3, dtype=np.uint8).reshape(1, 16, 24, 3)
 
 
-def test_every_cell_has_the_color_of_its_class():
-    """Checked on the pixels at the centers of the cells."""
+def test_every_cell_has_the_color_of_its_class_at_its_position():
+    """Reads the pixels at the centers of the cells."""
     from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -68,7 +68,7 @@ def test_every_cell_has_the_color_of_its_class():
     np.testing.assert_allclose(pixels[len(pixels) - 1 - round(row), round(column)], gray, atol=4)
 
 
-def test_only_cells_with_a_high_probability_name_their_class():
+def test_only_certain_cells_are_labeled_with_their_class():
     names = ["zero", "one", "two", "a very long name"]
     figure = draw(IMAGE, np.array([2]), [known_map(2)], {}, class_names=names)
     axis = panels(figure)[1]
@@ -121,7 +121,7 @@ def test_curves():
     }
 
 
-def test_class_map_equals_the_models_softmax():
+def test_class_map_has_the_probabilities_of_the_model():
     model = info_of().build(seed=1)
     images = np.random.RandomState(0).randint(256, size=(3, 48, 48, 3)).astype(np.uint8)
     view = class_map("x", model, info_of(), images)
@@ -162,7 +162,7 @@ def data(tmp_path_factory):
 
 
 def make_run(path, data, info):
-    """A workdir with config.json, a checkpoint and metrics.jsonl."""
+    """A workdir as a run leaves it: config, a checkpoint and metrics."""
     import optax
 
     _, params, stats = functionalize(info.build(seed=1))
@@ -179,8 +179,8 @@ def make_run(path, data, info):
     return path
 
 
-def drawn_figures(monkeypatch):
-    """The arguments and figures of all calls of `draw`."""
+def seen(monkeypatch):
+    """The arguments and results of `draw` when `report` calls it."""
     figures = []
     original = visualize.draw
 
@@ -197,7 +197,7 @@ def test_report_of_a_run(tmp_path, data, monkeypatch):
     run = make_run(tmp_path / "run", data, info_of())
     base = make_run(tmp_path / "base", data, info_of())
     save_model_folder(tmp_path / "annotator", info_of().build(seed=5), info_of())
-    figures = drawn_figures(monkeypatch)
+    figures = seen(monkeypatch)
     path = report(run, annotator=tmp_path / "annotator", baseline=base, count=4)
     assert path == run / "report.png"
     assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"

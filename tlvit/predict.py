@@ -1,8 +1,9 @@
 """Classifies image files with a trained model.
 
-python -m tlvit.predict --checkpoint=/runs/lvvit_s photo.jpg
-python -m tlvit.predict --checkpoint=weights.pth --model=lvvit_s photos/ 'more/*.png' --json
-python -m tlvit.predict --checkpoint=/runs/lvvit_s photo.jpg --tokens=tokens.png
+python -m tlvit.predict --checkpoint=WORKDIR photo.jpg                    # a run or a model folder
+python -m tlvit.predict --checkpoint=weights.pth photos/ 'more/*.png'     # a PyTorch file, many images
+python -m tlvit.predict --checkpoint=WORKDIR photo.jpg --json             # machine-readable
+python -m tlvit.predict --checkpoint=WORKDIR photo.jpg --tokens=out.png   # draw the classes of the tokens
 """
 
 import argparse
@@ -12,7 +13,8 @@ import json
 import math
 import pathlib
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,19 +24,21 @@ from PIL import Image
 from tlvit.checkpoints.load import load
 from tlvit.checkpoints.model_info import ModelInfo
 from tlvit.config import parse_image_size
+from tlvit.draw_tokens import draw_tokens, token_path
 from tlvit.models.functional import functionalize
 from tlvit.ops.normalize import normalize
+from tlvit.types import Array, PyTree
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm")
 
 
 @dataclasses.dataclass(frozen=True)
 class ClassScore:
-    """A class with its probability.
+    """A class and its probability.
 
     Attributes:
-      index: of the class.
-      name: its name; the index as text where names are unknown.
+      index: the class index.
+      name: the class name, or the index as text if names are unknown.
       probability: in [0, 1].
     """
 
@@ -45,10 +49,10 @@ class ClassScore:
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """The result for one image.
+    """What the model says about one image file.
 
     Attributes:
-      path: of the image.
+      path: the image file.
       top: the most probable classes, best first; empty if the image could not be read.
       tokens: float32 [h, w, L], class probabilities of every token, if they were requested.
       error: why the image could not be read, or None.
@@ -69,50 +73,42 @@ def predict(
     batch_size: int = 32,
     tokens: bool = False,
 ) -> Iterator[Prediction]:
-    """Classifies image files in their order, a batch at a time.
+    """Classifies image files in their order, one batch at a time.
 
     Args:
-      model: from `tlvit.load`.
-      info: from `tlvit.load`; its preprocessing is applied.
-      paths: image files. One that cannot be read gives a Prediction with an error.
-      top: number of classes in a prediction.
-      batch_size: images in a batch.
-      tokens: also compute the class probabilities of every token.
+      model, info: the model and its ModelInfo, as returned by `tlvit.load`.
+      paths: image files. An unreadable file gives a Prediction with an error.
+      top: number of classes in a prediction, at least 1. More than L gives all L.
+      batch_size: number of images in a batch, at least 1.
+      tokens: also return the class probabilities of every token.
 
     Yields:
-      A Prediction for each path.
+      One Prediction for each path.
 
     Raises:
-      ValueError: `tokens` for a model that does not classify its tokens.
+      ValueError: `tokens` and the model does not classify its tokens, or `top` or `batch_size` is below 1.
 
     Example:
-      >>> model, info = tlvit.load("/runs/lvvit_s")
-      >>> for result in tlvit.predict(model, info, ["photo.jpg"]):
-      ...     print(result.path, result.top[0].name)
+      >>> model, info = tlvit.load("runs/lvvit_s")
+      >>> for prediction in tlvit.predict(model, info, ["photo.jpg"]):
+      ...     print(prediction.top[0].name)
     """
     if tokens and not model.has_dense_logits:
         raise ValueError(f"This {info.model} has no token head, so its tokens have no classes.")
-    net, params, stats = functionalize(model)
-
-    @jax.jit
-    def run(params, stats, images):
-        images = normalize(images, info.preprocessing.mean, info.preprocessing.std)
-        output = net.apply(params, stats, images)[0]
-        maps = None
-        if tokens:
-            maps = jax.nn.softmax(net.bind(params, stats).dense_logits(images), axis=-1)
-        return jax.nn.softmax(output.logits, axis=-1), maps
-
-    paths = [pathlib.Path(p) for p in paths]
+    if top < 1 or batch_size < 1:
+        raise ValueError(f"top and batch_size must be at least 1, not {top} and {batch_size}.")
+    paths = [pathlib.Path(path) for path in paths]
     batch_size = max(1, min(batch_size, len(paths)))
+    run = _compile(model, info, tokens=tokens)
     for start in range(0, len(paths), batch_size):
-        read = [_try_read(p, info) for p in paths[start : start + batch_size]]
-        good = [x for x in read if not isinstance(x, str)]
-        if good:  # padded with zeros: all batches have one shape, and the program is compiled once
-            batch = np.stack(good + [np.zeros_like(good[0])] * (batch_size - len(good)))
-            probabilities, maps = jax.device_get(run(params, stats, batch))
+        chunk = paths[start : start + batch_size]
+        inputs = [_try_read(path, info) for path in chunk]
+        images = [image for image in inputs if not isinstance(image, str)]
+        if images:  # padded with zeros, so that all batches have one shape and compile once
+            padding = [np.zeros_like(images[0])] * (batch_size - len(images))
+            probabilities, maps = run(np.stack(images + padding))
         row = 0
-        for path, image in zip(paths[start : start + batch_size], read, strict=True):
+        for path, image in zip(chunk, inputs, strict=True):
             if isinstance(image, str):
                 yield Prediction(path, error=image)
             else:
@@ -121,70 +117,8 @@ def predict(
                 row += 1
 
 
-def list_images(sources: Iterable[str | pathlib.Path]) -> list[pathlib.Path]:
-    """The image files of files, folders (recursively) and glob patterns, in order.
-
-    A file that does not exist stays in the list and is reported when it is read.
-
-    Raises:
-      ValueError: a folder or pattern without images.
-    """
-    found: list[pathlib.Path] = []
-    for source in map(pathlib.Path, sources):
-        if source.is_dir():
-            files = sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-        elif not source.exists() and glob.has_magic(str(source)):
-            files = sorted(
-                p for p in map(pathlib.Path, glob.glob(str(source), recursive=True)) if p.is_file()
-            )
-        else:
-            files = [source]
-        if not files:
-            raise ValueError(f"No images in {source}.")
-        found += files
-    return found
-
-
-def read_image(path: str | pathlib.Path) -> Image.Image:
-    """Opens an image file as RGB.
-
-    Raises:
-      ValueError: the file is not an image, or it is corrupt.
-    """
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(str(error) or type(error).__name__) from error
-
-
-def crop(
-    image: Image.Image, *, image_size: tuple[int, int], crop_pct: float, interpolation: str = "bicubic"
-) -> Image.Image:
-    """Resizes an image to cover image_size / crop_pct and crops its center, as tlvit's evaluation does.
-
-    Sizes and offsets are rounded as torchvision's Resize and CenterCrop do.
-
-    Args:
-      image: of any size.
-      image_size: (height, width) of the result.
-      crop_pct: fraction of the resized image that is kept.
-      interpolation: "bicubic" or "bilinear".
-    """
-    size = (image.height, image.width)
-    target = [math.floor(s / crop_pct) for s in image_size]
-    zoom = [t / s for t, s in zip(target, size, strict=True)]
-    scaled = [
-        t if z >= max(zoom) else math.floor(max(zoom) * s + 1e-4)
-        for t, z, s in zip(target, zoom, size, strict=True)
-    ]
-    top, left = (round((s - i) / 2) for s, i in zip(scaled, image_size, strict=True))
-    resized = image.resize((scaled[1], scaled[0]), Image.Resampling[interpolation.upper()])
-    return resized.crop((left, top, left + image_size[1], top + image_size[0]))
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns the exit status: 1 if the model cannot be opened or no image could be read."""
+    """Runs the command. Returns its exit status: 1 after an error or if no image could be read."""
     options = _parse(arguments)
     try:
         paths = list_images(options.images)
@@ -199,21 +133,99 @@ def main(arguments: Sequence[str] | None = None) -> int:
             model, info, paths, top=options.top, batch_size=options.batch_size, tokens=bool(options.tokens)
         ):
             results.append(dataclasses.replace(result, tokens=None))
-            _show(result, as_json=options.json)
+            _print_result(result, as_json=options.json)
             if options.tokens and result.error is None:
-                _write_tokens(
-                    result, info, _token_path(options.tokens, result.path, len(results), len(paths))
-                )
+                file = token_path(options.tokens, result.path, len(results), len(paths))
+                _write_tokens(result, info, file)
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if options.json:
-        print(json.dumps([_record(r) for r in results], indent=2))
-    return 0 if any(r.error is None for r in results) else 1
+        print(json.dumps([_record(result) for result in results], indent=2))
+    return 0 if any(result.error is None for result in results) else 1
+
+
+def list_images(sources: Iterable[str | pathlib.Path]) -> list[pathlib.Path]:
+    """Lists the image files of files, folders (recursively) and glob patterns, in order.
+
+    A file that does not exist stays in the list; the error is reported when it is read.
+
+    Raises:
+      ValueError: a folder or pattern without images.
+    """
+    found: list[pathlib.Path] = []
+    for source in map(pathlib.Path, sources):
+        if source.is_dir():
+            files = sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        elif not source.exists() and glob.has_magic(str(source)):
+            matches = map(pathlib.Path, glob.glob(str(source), recursive=True))
+            files = sorted(path for path in matches if path.is_file())
+        else:
+            files = [source]
+        if not files:
+            raise ValueError(f"No images in {source}.")
+        found += files
+    return found
+
+
+def read_image(path: str | pathlib.Path) -> Image.Image:
+    """Opens an image file as RGB.
+
+    Raises:
+      ValueError: the file is not an image or is corrupt.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(str(error) or type(error).__name__) from error
+
+
+def crop(
+    image: Image.Image, *, image_size: tuple[int, int], crop_pct: float, interpolation: str = "bicubic"
+) -> Image.Image:
+    """Returns the part that the model sees: resized to cover image_size / crop_pct, then center-cropped.
+
+    Sizes and offsets are rounded as in torchvision's Resize and CenterCrop and in tlvit's evaluation.
+
+    Args:
+      image: an image of any size.
+      image_size: (height, width) of the result in pixels.
+      crop_pct: in (0, 1].
+      interpolation: "bicubic" or "bilinear".
+    """
+    size = (image.height, image.width)
+    target = [math.floor(s / crop_pct) for s in image_size]
+    zoom = [t / s for t, s in zip(target, size, strict=True)]
+    scaled = [
+        t if z >= max(zoom) else math.floor(max(zoom) * s + 1e-4)
+        for t, z, s in zip(target, zoom, size, strict=True)
+    ]
+    top, left = (round((s - i) / 2) for s, i in zip(scaled, image_size, strict=True))
+    resized = image.resize((scaled[1], scaled[0]), Image.Resampling[interpolation.upper()])
+    return resized.crop((left, top, left + image_size[1], top + image_size[0]))
+
+
+def _compile(
+    model: nnx.Module, info: ModelInfo, *, tokens: bool
+) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]:
+    """Returns uint8 [B, H, W, 3] -> (probabilities [B, L], probabilities [B, h, w, L] or None)."""
+    net, params, stats = functionalize(model)
+
+    @jax.jit
+    def run(params: PyTree, stats: PyTree, images: Array) -> tuple[Array, Array | None]:
+        images = normalize(images, info.preprocessing.mean, info.preprocessing.std)
+        output, _ = net.apply(params, stats, images)
+        maps = None
+        if tokens:
+            maps = jax.nn.softmax(net.bind(params, stats).dense_logits(images), axis=-1)
+        return jax.nn.softmax(output.logits, axis=-1), maps
+
+    return lambda images: jax.device_get(run(params, stats, images))
 
 
 def _try_read(path: pathlib.Path, info: ModelInfo) -> np.ndarray | str:
-    """The pixels of the model's input, uint8 [H, W, 3], or the reason why the file cannot be read."""
+    """The cropped image, uint8 [H, W, 3], or why the file cannot be read."""
     try:
         return np.asarray(_view(path, info))
     except ValueError as error:
@@ -221,14 +233,10 @@ def _try_read(path: pathlib.Path, info: ModelInfo) -> np.ndarray | str:
 
 
 def _view(path: pathlib.Path, info: ModelInfo) -> Image.Image:
-    """The image as the model sees it."""
-    how = info.preprocessing
-    return crop(
-        read_image(path),
-        image_size=info.image_size,
-        crop_pct=how.crop_pct,
-        interpolation=how.interpolation,
-    )
+    """The part of an image file that the model sees."""
+    rule, image = info.preprocessing, read_image(path)
+    size, crop_pct = info.image_size, rule.crop_pct
+    return crop(image, image_size=size, crop_pct=crop_pct, interpolation=rule.interpolation)
 
 
 def _best(probabilities: np.ndarray, info: ModelInfo, top: int) -> tuple[ClassScore, ...]:
@@ -237,7 +245,7 @@ def _best(probabilities: np.ndarray, info: ModelInfo, top: int) -> tuple[ClassSc
     return tuple(ClassScore(int(i), str(names[i]), float(probabilities[i])) for i in order)
 
 
-def _show(result: Prediction, *, as_json: bool) -> None:
+def _print_result(result: Prediction, *, as_json: bool) -> None:
     if result.error is not None:
         print(f"{result.path}: skipped, {result.error}", file=sys.stderr)
     elif not as_json:
@@ -246,7 +254,7 @@ def _show(result: Prediction, *, as_json: bool) -> None:
             print(f"  {100 * score.probability:5.1f} %  {score.name}")
 
 
-def _record(result: Prediction) -> dict:
+def _record(result: Prediction) -> dict[str, Any]:
     if result.error is not None:
         return {"image": str(result.path), "error": result.error}
     top = [{"class": s.index, "name": s.name, "probability": s.probability} for s in result.top]
@@ -260,38 +268,31 @@ def _write_tokens(result: Prediction, info: ModelInfo, path: pathlib.Path) -> No
     draw_tokens(_view(result.path, info), result.tokens, info.class_names).save(path)
 
 
-def _token_path(wanted: str, image: pathlib.Path, number: int, count: int) -> pathlib.Path:
-    """The given path for one image; with the number and name of the image inserted for several."""
-    path = pathlib.Path(wanted)
-    return (
-        path
-        if count == 1
-        else path.with_name(f"{path.stem}_{number:04d}_{image.stem}{path.suffix or '.png'}")
-    )
-
-
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    description, examples = __doc__.replace("\npython", "\n  python").split("\n\n", 1)
     parser = argparse.ArgumentParser(
-        "tlvit predict",
-        description="Classify image files with a trained model.",
-        epilog="example:\n  tlvit predict --checkpoint=/runs/lvvit_s photo.jpg photos/ --top=3",
+        prog="python -m tlvit.predict",
+        description=description,
+        epilog=f"examples:\n{examples}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
+    add("--checkpoint", required=True, metavar="PATH",
+        help="a workdir, a model folder, or a .pth or .safetensors file")  # fmt: skip
     add("images", nargs="+", metavar="IMAGE", help="image files, folders or glob patterns")
-    add("--checkpoint", required=True, help="a workdir, a model folder, or a .pth or .safetensors file")
-    add("--model", help="architecture of a PyTorch file, if its tensors do not tell")
+    add("--model", metavar="NAME", help="architecture of a PyTorch file, if several have its tensors")
+    add("--weights", choices=("auto", "ema", "raw"), default="auto",
+        help="default: auto, those that scored best in the run, else EMA if there are any")  # fmt: skip
+    add("--classes", metavar="FILE", help="class names, one a line (default: the checkpoint's)")
     add(
-        "--weights",
-        choices=("auto", "ema", "raw"),
-        default="auto",
-        help="auto: those that scored best (auto)",
+        "--image-size",
+        type=parse_image_size,
+        metavar="SIZE",
+        help="384 or 384x256 (default: the checkpoint's)",
     )
-    add("--image-size", type=parse_image_size, help="384 or 384x256; the checkpoint's by default")
-    add("--classes", metavar="FILE", help="class names, one a line")
-    add("--top", type=int, default=5, help="number of classes to print (5)")
-    add("--batch-size", type=int, default=32, help="images in a batch (32)")
-    add("--json", action="store_true", help="print all results as a JSON list")
+    add("--top", type=int, default=5, metavar="N", help="number of classes for each image (default: 5)")
+    add("--batch-size", type=int, default=32, metavar="N", help="number of images in a batch (default: 32)")
+    add("--json", action="store_true", help="print all results as one JSON list")
     add("--tokens", metavar="PNG", help="draw the class of every token over the image")
     return parser.parse_args(arguments)
 

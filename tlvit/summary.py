@@ -1,11 +1,11 @@
-"""Prints parameters, multiply-adds, activation memory and published accuracy of models.
+"""Prints the size and cost of models: parameters, multiply-adds, activation memory and published accuracy.
 
-    python -m tlvit.summary lvvit_s --image-size=384
-    python -m tlvit.summary --checkpoint=/runs/lvvit_s
-    python -m tlvit.summary --all
+    python -m tlvit.summary lvvit_s                    # one model, or several
+    python -m tlvit.summary --checkpoint=runs/student  # the model of a checkpoint
+    python -m tlvit.summary --all                      # all models, as a markdown table
 
-Multiply-adds are counted in the traced program, and activation memory in the arrays that its derivative
-keeps. No weights are allocated. Only the published accuracies are typed in.
+Multiply-adds are counted in the traced program and activations in the arrays that its derivative keeps. No
+weights are allocated for named models.
 """
 
 import argparse
@@ -20,12 +20,19 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tlvit.checkpoints.load import load
+from tlvit.checkpoints.model_info import ModelInfo
 from tlvit.config import parse_image_size
 from tlvit.models.functional import Net, count_parameters, functionalize
 from tlvit.models.layers import Buffer
 from tlvit.models.macs import model_macs
 from tlvit.models.table import create_model, list_models, published_image_size
 from tlvit.types import Array, PyTree
+
+EXAMPLES = """examples:
+  python -m tlvit.summary lvvit_s lvvit_m --image-size=384
+  python -m tlvit.summary --checkpoint=runs/student
+  python -m tlvit.summary --all
+"""
 
 PAPERS = {
     "lvvit": "Jiang et al. 2021, arXiv:2104.10858",
@@ -36,7 +43,7 @@ PAPERS = {
     "dm_nfnet": "Brock et al. 2021, arXiv:2102.06171",
 }
 
-# ImageNet top-1 in percent by (model, image side), as the papers above and their repositories state it.
+# ImageNet top-1 in percent by (model, image side in pixels), from the papers above and their repositories.
 PUBLISHED_TOP1 = {
     ("lvvit_t", 224): 79.1,
     ("lvvit_s", 224): 83.3,
@@ -77,17 +84,18 @@ PUBLISHED_TOP1 = {
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """The figures of a model.
+    """The size and cost of a model.
 
     Attributes:
-      model: name.
-      image_size: (height, width).
-      parameters: scalars as PyTorch counts them: with T2T-ViT's fixed tables, without BatchNorm statistics.
-      macs: multiply-adds of matrix products and convolutions for one image.
-      activation_bytes: memory that the backward pass of one image needs, in float32, without remat.
+      model: name of the model.
+      image_size: (height, width) in pixels.
+      parameters: number of parameters as PyTorch counts them: with the fixed tables of T2T-ViT, without the
+        statistics of BatchNorm.
+      macs: multiply-adds of the matrix products and convolutions for one image.
+      activation_bytes: bytes that the backward pass of one image keeps in float32.
       tokens: (h, w) of the token grid, or None.
-      top1: published ImageNet accuracy at this size in percent, or None.
-      source: paper of top1, or None.
+      top1: published ImageNet accuracy at this image size in percent, or None.
+      source: the paper that published top1, or None.
     """
 
     model: str
@@ -103,22 +111,24 @@ class Summary:
 def summarize(
     name: str, *, image_size: int | tuple[int, int] | None = None, num_classes: int = 1000, **options: Any
 ) -> Summary:
-    """Counts parameters, multiply-adds and activations of a model without allocating it.
+    """Measures a model abstractly, in about a second and without its weights.
 
     Args:
       name: one of `list_models()`.
-      image_size: int or (height, width); None: that of the published evaluation.
-      num_classes: L.
-      **options: options of the model class.
+      image_size: an int or (height, width) in pixels. None: the size of the published evaluation.
+      num_classes: L, the number of classes.
+      **options: further options of the model.
 
     Raises:
-      ValueError: an unknown name, or options that do not fit together.
+      ValueError: an unknown name, or options that exclude each other.
     """
     size = parse_image_size(published_image_size(name) if image_size is None else image_size)
-    model = nnx.eval_shape(lambda: create_model(name, num_classes=num_classes, image_size=size, **options))
+    make = lambda: create_model(name, num_classes=num_classes, image_size=size, **options)
+    model = nnx.eval_shape(make)
     net, params, stats = functionalize(model)
     images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
-    top1 = PUBLISHED_TOP1.get((name, size[0])) if size[0] == size[1] and not options else None
+    is_published = size[0] == size[1] and num_classes == 1000 and not options
+    top1 = PUBLISHED_TOP1.get((name, size[0])) if is_published else None
     papers = [paper for prefix, paper in PAPERS.items() if name.startswith(prefix)]
     return Summary(
         model=name,
@@ -126,14 +136,19 @@ def summarize(
         parameters=count_parameters(params) + count_parameters(nnx.state(model, Buffer)),
         macs=model_macs(net, params, stats, size),
         activation_bytes=_kept_bytes(net, params, stats, images),
-        tokens=net.grid,
+        tokens=model.grid,
         top1=top1,
         source=papers[0] if top1 is not None else None,
     )
 
 
+def summarize_info(info: ModelInfo) -> Summary:
+    """Measures the model that a checkpoint describes; arguments and errors are those of `summarize`."""
+    return summarize(info.model, image_size=info.image_size, num_classes=info.num_classes, **info.options)
+
+
 def table(summaries: Sequence[Summary]) -> str:
-    """A markdown table, one line a model."""
+    """Returns a markdown table with one row for each summary."""
     lines = [
         "| model | image | parameters | MACs | activations | published top-1 |",
         "|---|---|---|---|---|---|",
@@ -151,45 +166,23 @@ def table(summaries: Sequence[Summary]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns the exit status."""
+    """Runs the command and returns its exit status."""
     options = _parse(arguments)
+    sizes = {"image_size": options.image_size, "num_classes": options.num_classes}
     try:
         if options.all:
-            rows = [
-                (n, s) for n in sorted(list_models(), key=_natural) for s in _sizes(n, options.image_size)
-            ]
+            names = sorted(list_models(), key=_natural_key)
+            rows = [(name, size) for name in names for size in _sizes(name, options.image_size)]
             print(table([summarize(n, image_size=s, num_classes=options.num_classes) for n, s in rows]))
-        for name in options.model:
-            print(_describe(summarize(name, image_size=options.image_size, num_classes=options.num_classes)))
-        if options.checkpoint:
-            _, info = load(options.checkpoint, weights=options.weights)
-            size = options.image_size or info.image_size
-            classes = {"image_size": size, "num_classes": info.num_classes}
-            print(_describe(summarize(info.model, **classes, **info.options)))
+        elif options.checkpoint:
+            _, info = load(options.checkpoint, model=options.model, image_size=options.image_size)
+            print(_describe(summarize_info(info)))
+        else:
+            print("\n\n".join(_describe(summarize(name, **sizes)) for name in options.names))
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        "tlvit summary",
-        description="Print parameters, multiply-adds and published accuracy of models.",
-        epilog="example:\n  tlvit summary lvvit_s --image-size=384",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("model", nargs="*", metavar="MODEL", help="names of models")
-    add("--checkpoint", help="a workdir, model folder or file, instead of names")
-    add("--weights", choices=("auto", "ema", "raw"), default="auto", help="of the checkpoint (auto)")
-    add("--all", action="store_true", help="every model, as a markdown table")
-    add("--image-size", type=parse_image_size, help="224 or 384x256; the published size by default")
-    add("--num-classes", type=int, default=1000, help="number of classes (1000)")
-    options = parser.parse_args(arguments)
-    if bool(options.model) + options.all + bool(options.checkpoint) != 1:
-        parser.error("give model names, --checkpoint or --all")
-    return options
 
 
 def _kept_bytes(net: Net, params: PyTree, stats: PyTree, images: Array) -> int:
@@ -221,16 +214,38 @@ def _describe(s: Summary) -> str:
     return "\n".join(f"{title:<12}{text}" for title, text in rows)
 
 
-def _natural(name: str) -> list[tuple[bool, int, str]]:
-    """A sort key that puts t2t_vit_7 before t2t_vit_10."""
+def _natural_key(name: str) -> list[tuple[bool, int, str]]:
+    """Sort key that puts t2t_vit_7 before t2t_vit_10."""
     return [(p.isdigit(), int(p) if p.isdigit() else 0, p) for p in re.split(r"(\d+)", name)]
 
 
-def _sizes(name: str, wanted: tuple[int, int] | None) -> list[int | tuple[int, int]]:
-    """The requested size, or all sizes with a published accuracy, or the default size."""
-    if wanted is not None:
-        return [wanted]
+def _sizes(name: str, requested: tuple[int, int] | None) -> list[int | tuple[int, int]]:
+    """The requested size; by default all sizes with a published accuracy, or the model's own size."""
+    if requested is not None:
+        return [requested]
     return [size for model, size in PUBLISHED_TOP1 if model == name] or [published_image_size(name)]
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m tlvit.summary",
+        description="Prints parameters, multiply-adds, activation memory and published accuracy of models.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("names", nargs="*", metavar="NAME", help="names of models")
+    add("--all", action="store_true", help="all models, as a markdown table")
+    add("--checkpoint", metavar="PATH", help="a workdir, a model folder, or a .pth or .safetensors file")
+    add("--model", metavar="NAME", help="with --checkpoint: architecture, if several have its tensors")
+    add("--image-size", type=parse_image_size, metavar="SIZE",
+        help="224 or 384x256 (default: the published size, or the checkpoint's)")  # fmt: skip
+    add("--num-classes", type=int, default=1000, metavar="N",
+        help="number of classes of named models (default: 1000)")  # fmt: skip
+    options = parser.parse_args(arguments)
+    if bool(options.names) + options.all + bool(options.checkpoint) != 1:
+        parser.error("give names of models, --checkpoint or --all")
+    return options
 
 
 if __name__ == "__main__":

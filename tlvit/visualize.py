@@ -1,6 +1,9 @@
-"""Draws report.png of a run: its curves, and the class of every token of some test images.
+"""Draws report.png of a run.
 
-python -m tlvit.visualize --checkpoint=/runs/student --annotator=/runs/annotator
+python -m tlvit.visualize --checkpoint=WORKDIR [--annotator=PATH]
+
+report.png shows the curves of the run, and what the annotator and the student see in every cell of a few test
+images.
 """
 
 import argparse
@@ -11,8 +14,8 @@ import logging
 import math
 import pathlib
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -24,7 +27,16 @@ from tlvit.checkpoints.model_info import ModelInfo
 from tlvit.models.functional import functionalize
 from tlvit.ops.normalize import normalize
 from tlvit.training.run_log import read_metrics, start_logging
-from tlvit.types import Array
+from tlvit.types import Array, PyTree
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, FigureBase
+
+EXAMPLES = """examples:
+  python -m tlvit.visualize --checkpoint=runs/student
+  python -m tlvit.visualize --checkpoint=runs/student --annotator=runs/annotator --baseline=runs/baseline
+"""
 
 log = logging.getLogger("tlvit")
 
@@ -34,9 +46,9 @@ class ClassMap:
     """The classes that a model predicts for the tokens of some images.
 
     Attributes:
-      title: title of the row in the figure.
-      probability: float [B, h, w, L], class probabilities of every token.
-      prediction: int [B], the predicted class of the image.
+      title: label of the row.
+      probability: float [B, h, w, L], class probabilities of every cell.
+      prediction: int [B], class of the image.
     """
 
     title: str
@@ -47,29 +59,34 @@ class ClassMap:
 def report(
     workdir: str | pathlib.Path,
     *,
+    weights: str = "auto",
     annotator: str | pathlib.Path | None = None,
-    count: int = 5,
     baseline: str | pathlib.Path | None = None,
+    count: int = 5,
 ) -> pathlib.Path:
     """Writes report.png into a workdir.
 
     Args:
-      workdir: workdir of a run with at least one checkpoint.
-      annotator: checkpoint of the annotator, to show its score maps as well.
-      count: number of test images.
-      baseline: workdir of another run, whose accuracy is drawn for comparison.
+      workdir: folder of a run with at least one checkpoint.
+      weights: "ema", "raw" or "auto", as in `tlvit.load`.
+      annotator: checkpoint of the annotator, to show its maps above the student's.
+      baseline: another workdir, whose accuracy is drawn for comparison.
+      count: number of test images, at least 1.
 
     Returns:
-      The path of the file.
+      The path of report.png.
 
     Raises:
-      ValueError: there is no checkpoint, or the data set does not exist any more.
-      ImportError: matplotlib is not installed.
+      ValueError: there is no checkpoint, the data set is missing, or `count` is below 1.
+      FileNotFoundError: `workdir` has no config.json.
+      ImportError: matplotlib is missing.
     """
+    if count < 1:
+        raise ValueError(f"count must be at least 1, not {count}.")
     workdir = pathlib.Path(workdir)
     config = json.loads((workdir / "config.json").read_text())
     paths = {"annotator": annotator, "student": workdir} if annotator else {"model": workdir}
-    loaded = {name: load(path) for name, path in paths.items()}
+    loaded = {name: load(path, weights=weights) for name, path in paths.items()}
     info = loaded[list(paths)[-1]][1]
     images, labels = _test_images(config, info, count)
     views = []
@@ -77,8 +94,8 @@ def report(
         if not model.has_dense_logits:
             continue
         if own.image_size != info.image_size:
-            model, own = load(paths[name], image_size=info.image_size)
-        views.append(class_map(f"classes of the cells,\n{name}", model, own, images))
+            model, own = load(paths[name], weights=weights, image_size=info.image_size)
+        views.append(class_map(f"what the {name}\nsees in each cell", model, own, images))
     names = info.class_names
     curves = {"this run": read_metrics(workdir)}
     if baseline:
@@ -89,12 +106,31 @@ def report(
     return path
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status."""
+    options = _parse(arguments)
+    start_logging()
+    try:
+        path = report(
+            options.checkpoint,
+            weights=options.weights,
+            annotator=options.annotator,
+            baseline=options.baseline,
+            count=options.count,
+        )
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        log.error("%s", error)
+        return 1
+    log.info("report written: %s", path)
+    return 0
+
+
 def class_map(title: str, model: nnx.Module, info: ModelInfo, images: np.ndarray) -> ClassMap:
     """Runs a model with `dense_logits` on uint8 images [B, H, W, 3]."""
     net, params, stats = functionalize(model)
 
     @jax.jit
-    def run(params, stats, images):
+    def run(params: PyTree, stats: PyTree, images: Array) -> tuple[Array, Array]:
         images = normalize(images, info.preprocessing.mean, info.preprocessing.std)
         dense = net.bind(params, stats).dense_logits(images)
         return jax.nn.softmax(dense, axis=-1), net.apply(params, stats, images)[0].logits.argmax(-1)
@@ -111,15 +147,15 @@ def draw(
     *,
     class_names: Sequence[str] | None = None,
     title: str = "",
-) -> Any:
-    """Makes the figure: curves at the top, below them a column for each image and a row for each ClassMap.
+) -> "Figure":
+    """Draws the curves and, below them, one column for each image with one row for each ClassMap.
 
     Args:
       images: uint8 [B, H, W, 3].
-      labels: int [B].
-      views: the rows.
-      curves: name of a run -> the lines of its metrics.jsonl.
-      class_names: None: class indices.
+      labels: int [B], class indices.
+      views: class maps to draw over the images.
+      curves: name of a run -> its lines of metrics, as returned by `read_metrics`.
+      class_names: name of each class; None: class indices are shown.
       title: title of the figure.
 
     Returns:
@@ -154,46 +190,15 @@ def draw(
     return figure
 
 
-def draw_tokens(image: Image.Image, tokens: np.ndarray, names: Sequence[str] | None = None) -> Image.Image:
-    """Draws the image, and next to it the image under the classes of its tokens.
-
-    The color is the class and its opacity the probability. The most frequent classes are named below.
-
-    Args:
-      image: the image as the model sees it.
-      tokens: [h, w, L], probabilities.
-      names: class names; None: their indices.
-    """
-    zoom = max(1, round(384 / max(image.size)))
-    image = image.resize((image.width * zoom, image.height * zoom), Image.Resampling.BICUBIC)
-    classes, strength = tokens.argmax(-1), tokens.max(-1)
-    order, counts = np.unique(classes, return_counts=True)
-    order = order[np.argsort(-counts, kind="stable")]
-    color = {int(c): _distinct_color(i) for i, c in enumerate(order)}
-    colors = np.array([[color[int(c)] for c in row] for row in classes], np.uint8)
-    enlarge = lambda cells: Image.fromarray(cells).resize(image.size, Image.Resampling.NEAREST)
-    flat, alpha = enlarge(colors), enlarge((70 + 130 * strength).astype(np.uint8))
-    shown = [int(c) for c in order[:8]]
-    canvas = Image.new("RGB", (2 * image.width + 8, image.height + 8 + 16 * len(shown)), "white")
-    canvas.paste(image, (0, 0))
-    canvas.paste(Image.composite(flat, image, alpha), (image.width + 8, 0))
-    draw = ImageDraw.Draw(canvas)
-    for i, c in enumerate(shown):
-        y, cells = image.height + 8 + 16 * i, int((classes == c).sum())
-        draw.rectangle((4, y, 16, y + 12), fill=color[c])
-        draw.text((22, y), f"{names[c] if names else c}: {cells} of {classes.size} tokens", fill="black")
-    return canvas
-
-
 def _draw_map(
-    axis: Any,
+    axis: "Axes",
     image: np.ndarray,
     probability: np.ndarray,
-    colors: dict[int, Array],
+    colors: Mapping[int, np.ndarray],
     name: Callable[[int], str],
 ) -> None:
-    """Draws every cell in the color of its most probable class, with opacity for the probability, and writes
-    the class into cells with a high probability."""
+    """Draws every cell in the color of its most probable class, with an opacity that grows with the
+    probability, and writes the class into cells of high probability."""
     height, width = image.shape[:2]
     best, sure = probability.argmax(-1), probability.max(-1)
     chance = 1 / probability.shape[-1]
@@ -211,7 +216,7 @@ def _draw_map(
         axis.text(*center, name(int(best[y, x]))[:6], ha="center", va="center", **text)
 
 
-def _draw_curves(figure: Any, curves: dict[str, list[dict[str, float]]]) -> None:
+def _draw_curves(figure: "FigureBase", curves: dict[str, list[dict[str, float]]]) -> None:
     losses, accuracy = figure.subplots(1, 2)
     for i, (run, lines) in enumerate(curves.items()):
         color = f"C{i}"
@@ -233,20 +238,15 @@ def _draw_curves(figure: Any, curves: dict[str, list[dict[str, float]]]) -> None
         axis.grid(alpha=0.3)
 
 
-def _colors(classes: Sequence[int]) -> dict[int, Array]:
+def _colors(classes: Sequence[int]) -> dict[int, np.ndarray]:
     from matplotlib import colormaps
 
     table = colormaps["tab10" if len(classes) <= 10 else "tab20"]
     return {k: np.array(table(i % table.N)[:3]) for i, k in enumerate(classes)}
 
 
-def _distinct_color(i: int) -> tuple[int, int, int]:
-    """Color i of a series in which neighbors differ: the hue advances by the golden ratio."""
-    return tuple(round(255 * c) for c in colorsys.hsv_to_rgb((0.02 + 0.618034 * i) % 1, 0.85, 0.95))
-
-
-def _test_images(config: dict, info: ModelInfo, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first image of each class in the first batch of the evaluation split."""
+def _test_images(config: dict[str, Any], info: ModelInfo, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the first `count` images of the evaluation split with different classes, and their labels."""
     from tlvit.data.pipeline import eval_batches
     from tlvit.data.sources.open import open_source
 
@@ -258,36 +258,27 @@ def _test_images(config: dict, info: ModelInfo, count: int) -> tuple[np.ndarray,
     return batch.image[chosen], batch.label[chosen]
 
 
-def _title(config: dict, info: ModelInfo) -> str:
+def _title(config: dict[str, Any], info: ModelInfo) -> str:
     if config["token_labels"]:
         return f"{info.model} trained with token labels"
     return f"{info.model} trained on image labels"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns the exit status."""
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        "tlvit visualize",
-        description="Draw report.png of a run: its curves, and the class of every token of some test images.",
-        epilog="example:\n  tlvit visualize --checkpoint=/runs/student --annotator=/runs/annotator",
+        prog="python -m tlvit.visualize",
+        description="Draws report.png of a run into its workdir.",
+        epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("--checkpoint", required=True, metavar="WORKDIR", help="workdir of the run")
-    add("--annotator", metavar="CHECKPOINT", help="also show what the annotator sees in every cell")
-    add("--baseline", metavar="WORKDIR", help="run whose accuracy is drawn for comparison")
-    add("--count", type=int, default=5, help="number of test images (5)")
-    options = parser.parse_args(arguments)
-    start_logging()
-    try:
-        path = report(
-            options.checkpoint, annotator=options.annotator, baseline=options.baseline, count=options.count
-        )
-    except (ValueError, FileNotFoundError, ImportError) as error:
-        log.error("%s", error)
-        return 1
-    log.info("drew %s", path)
-    return 0
+    add("--weights", choices=("auto", "ema", "raw"), default="auto",
+        help="default: auto, those that scored best in the run, else EMA if there are any")  # fmt: skip
+    add("--annotator", metavar="PATH", help="checkpoint of the annotator, to show its maps too")
+    add("--baseline", metavar="WORKDIR", help="run without token labels, to compare the curves with")
+    add("--count", type=int, default=5, metavar="N", help="number of test images (default: 5)")
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

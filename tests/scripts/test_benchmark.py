@@ -1,4 +1,4 @@
-"""The last line of the benchmark is JSON with the documented keys, and its figures match the program."""
+"""The last line of the benchmark is the documented JSON, with the figures of the compiled program."""
 
 import io
 import json
@@ -20,13 +20,19 @@ from tlvit.training.state import abstract_model
 TINY = {"patch_size": 8, "dim": 32, "depth": 1, "num_heads": 2, "stem_width": 8}
 ARGUMENTS = [
     "--model=lvvit_s",
-    "--batch=16",
+    "--batch-size=16",
     "--image-size=32",
-    "--classes=10",
+    "--num-classes=10",
     "--map-size=6",
     f"--options={json.dumps(TINY)}",
 ]
 COMMON = {"model", "batch", "dtype", "device", "compile_s"}
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """Replaces the named model by a smaller one."""
+    monkeypatch.setattr(benchmark, "create_model", functools.partial(tlvit.create_model, **TINY))
 
 
 def run(capsys, *arguments):
@@ -47,6 +53,7 @@ def test_step(capsys):
     assert found["device"] == "8 x cpu"
     assert found["images_per_s"] == pytest.approx(16 / found["step_s"])
     assert 0 < found["step_s_quartiles"][0] <= found["step_s"] <= found["step_s_quartiles"][1]
+    assert found["host_step_s"] >= 0
     assert found["compile_s"] > 0
     assert found["host_step_s"] > 0
     assert found["peak_memory_bytes"] > 1 << 20
@@ -59,7 +66,7 @@ def compiled():
     return {n: benchmark.inspect_program(options, make_mesh(jax.devices()[:n])) for n in (1, 8)}
 
 
-def test_compile_prints_the_promised_keys(capsys):
+def test_compile_prints_the_documented_keys(capsys):
     found = run(capsys, "compile", *ARGUMENTS, "--dtype=bfloat16")
     keys = {"flops_per_image", "bytes_per_image", "argument_bytes", "temp_bytes", "collectives", "roofline"}
     assert found.keys() == COMMON | keys
@@ -121,8 +128,8 @@ def test_asynchronous_collectives_count_their_result_once():
     }
 
 
-def test_the_batch_has_the_shapes_and_ranges_of_a_recipe():
-    """Crops are inside the image, and class indices exist."""
+def test_the_batch_has_shapes_and_ranges_of_a_recipe():
+    """Shapes, types and ranges of a recipe's batch: crops lie inside the image; classes are valid."""
     batch = benchmark.make_batch(benchmark.parse(["step", *ARGUMENTS]))
     assert (batch.image.shape, batch.image.dtype) == ((16, 32, 32, 3), np.uint8)
     assert (batch.maps.value.shape, batch.maps.value.dtype) == ((16, 5, 6, 6), np.float16)
@@ -143,7 +150,7 @@ def test_a_model_without_tokens_can_be_measured():
 
 
 def test_no_tensorflow():
-    """It runs on machines without TensorFlow, TFDS, clu and ml_collections: none of them is imported."""
+    """Neither TensorFlow nor TFDS, clu, ml_collections or torch is imported."""
     code = f"""
 import sys
 from scripts import benchmark
@@ -160,7 +167,7 @@ assert not heavy, heavy
 
 
 def test_resume(capsys, monkeypatch, tmp_path):
-    """Equal shards are hard links; no file is left."""
+    """Equal shards are hard links of one file; no file remains."""
     from scripts import benchmark_resume
 
     monkeypatch.setattr(benchmark_resume, "STARTS", (0.5,))
@@ -169,7 +176,7 @@ def test_resume(capsys, monkeypatch, tmp_path):
     assert (found["records"], found["shards"]) == (64, 8)
     assert found["record_bytes"] == pytest.approx(80_000, rel=0.01)
     assert [s["step"] for s in found["starts"]] == [4]
-    assert 0 < found["first_batch_s"] == found["first_batch_s_at_most"] < 60
+    assert 0 < found["first_batch_s"] == found["first_batch_s_at_most"]
     assert not list(tmp_path.iterdir())
 
 

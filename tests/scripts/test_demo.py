@@ -1,8 +1,7 @@
-"""The demo and the comparison: their tables and commands, and (slow) both from beginning to end in small."""
+"""The demo and the comparison: tables, commands, the export check and (slow) complete runs at small size."""
 
 import json
 import shlex
-import sys
 
 import pytest
 
@@ -32,8 +31,8 @@ def test_table_has_every_seed_mean_and_sample_deviation():
     assert "Averaged weights, 200 test scenes; the annotator has 91.2 %." in text
 
 
-def test_the_arms_differ_in_nothing_but_what_they_compare():
-    """Same student, budget and data order; only the labels and their crop change."""
+def test_the_arms_differ_only_in_the_compared_settings():
+    """Student, budget and data order are the same; the labels and their crop differ."""
     configs = {}
     for arm, (name, changes) in compare_token_labels.RUNS.items():
         config = recipe.get_config(name)
@@ -50,7 +49,7 @@ def test_the_arms_differ_in_nothing_but_what_they_compare():
 
 
 def test_commands_shown_are_commands_that_exist(tmp_path):
-    """The commands that the demo prints are accepted by the programs."""
+    """The flags of the printed commands set existing settings of the recipe."""
     text = demo.run_command("token_labels", tmp_path / "student")
     assert shlex.split(text) == [
         "python", "-m", "tlvit.main", "--config=configs/digits.py", f"--workdir={tmp_path}/student",
@@ -76,7 +75,10 @@ def test_speed_is_the_median_of_the_progress_lines(tmp_path):
 
 
 def test_a_difference_in_the_class_token_shows_in_the_export_check(tmp_path, monkeypatch):
-    """The check compares the inference logits, which depend on both heads."""
+    """The check compares the logits of the inference rule, which the class token enters."""
+    from tlvit.checkpoints import torch_files
+    from tlvit.checkpoints.model_info import ModelInfo
+    from tlvit.checkpoints.native import save_model_folder
     from tlvit.data.sources import digit_scenes
 
     info = ModelInfo("lvvit_s", 10, (48, 48), TINY)
@@ -94,6 +96,8 @@ def test_a_difference_in_the_class_token_shows_in_the_export_check(tmp_path, mon
 
 
 def test_a_faithful_export_shows_no_difference(tmp_path):
+    from tlvit.checkpoints.model_info import ModelInfo
+    from tlvit.checkpoints.native import save_model_folder
     from tlvit.data.sources import digit_scenes
 
     info = ModelInfo("lvvit_s", 10, (48, 48), TINY)
@@ -105,10 +109,10 @@ def test_a_faithful_export_shows_no_difference(tmp_path):
 @pytest.fixture
 def small(monkeypatch):
     """The recipe with smaller models and fewer scenes."""
-    whole = recipe.get_config
+    original = recipe.get_config
 
     def get_config(variant="token_labels"):
-        config = whole(variant)
+        config = original(variant)
         config.model.options = dict(TINY_ANNOTATOR if variant == "annotator" else TINY)
         return config
 
@@ -117,9 +121,8 @@ def small(monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_demo_from_beginning_to_end(small, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["demo", "--out", str(tmp_path), "--epochs", "1"])
-    assert demo.main() == 0
+def test_the_demo_from_beginning_to_end(small, tmp_path, capsys):
+    assert demo.main([f"--out={tmp_path}", "--epochs=1"]) == 0
     text = capsys.readouterr().out
     assert "128 for training, 64 for testing" in text
     for part in (
@@ -132,14 +135,13 @@ def test_the_demo_from_beginning_to_end(small, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "report.png").stat().st_size > 20_000
     assert (tmp_path / "student.safetensors").exists()
     assert (tmp_path / "score_maps" / "score_maps.json").exists()
-    assert demo.main() == 0  # a second time: finished runs are used
+    assert demo.main([f"--out={tmp_path}", "--epochs=1"]) == 0  # the second time, existing results are used
     assert "again" not in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_the_comparison_from_beginning_to_end(small, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["compare", "--out", str(tmp_path), "--epochs", "1", "--seeds", "4"])
-    assert compare_token_labels.main() == 0
+def test_the_comparison_from_beginning_to_end(small, tmp_path, capsys):
+    assert compare_token_labels.main([f"--out={tmp_path}", "--epochs=1", "--seeds", "4"]) == 0
     found = json.loads((tmp_path / "results.json").read_text())
     assert found["seeds"] == [4]
     assert found.keys() == {"seeds", "annotator", *compare_token_labels.RUNS}
