@@ -1,4 +1,4 @@
-"""Measures the parts of a run. The last line printed is JSON.
+"""Measures the parts of a run; the last line printed is JSON.
 
     python -m scripts.benchmark step --model=lvvit_s --batch-size=16        # images/s of the training step
     python -m scripts.benchmark compile --model=lvvit_s --batch-size=128    # FLOPs, bytes and collectives
@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, Sharding

@@ -20,7 +20,7 @@ from scripts.demo import annotate_training_scenes, run
 from tlvit.data.sources import digit_scenes
 from tlvit.training.run_log import start_logging
 
-RUNS = {
+ARMS = {
     "no token labels": ("no_token_labels", {}),
     "token labels, published (transposed) crop": ("token_labels", {"data.label_crop": "published"}),
     "token labels, aligned": ("token_labels", {}),
@@ -55,11 +55,11 @@ def table(results: dict[str, list[dict[str, float]]], annotator: dict[str, float
         "| student trained with | top-1 of each seed, % | mean ± standard deviation |",
         "|---|---|---|",
     ]
-    for title, runs in results.items():
+    for arm, runs in results.items():
         top = [metrics["eval/ema_top1"] for metrics in runs]
         spread = f" ± {statistics.stdev(top):.1f}" if len(top) > 1 else ""
         lines.append(
-            f"| {title} | {' / '.join(f'{t:.1f}' for t in top)} | {statistics.mean(top):.1f}{spread} |"
+            f"| {arm} | {' / '.join(f'{t:.1f}' for t in top)} | {statistics.mean(top):.1f}{spread} |"
         )
     images, best = annotator["eval/images"], annotator["eval/ema_top1"]
     note = f"Averaged weights, {images:.0f} test scenes; the annotator has {best:.1f} %."

@@ -16,8 +16,6 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from tlvit.data.sources.open import open_source
-from tlvit.training.annotation import Annotator, annotate
 
 from configs import digits as recipe
 from tlvit import visualize
@@ -26,8 +24,10 @@ from tlvit.checkpoints.load import load
 from tlvit.checkpoints.model_info import ModelInfo
 from tlvit.config import resolve
 from tlvit.data.sources import digit_scenes
+from tlvit.data.sources.open import open_source
 from tlvit.models.functional import functionalize
 from tlvit.ops.normalize import normalize
+from tlvit.training.annotation import Annotator, annotate
 from tlvit.training.loop import train
 from tlvit.training.run_log import duration, read_metrics, start_logging
 
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     splits = builder.info.splits
     print(f"     {splits['train'].num_examples} for training, {splits['test'].num_examples} for testing")
 
-    say("2/5  The annotator learns from the image labels.", run_command("annotator", out / "annotator"))
+    say("2/5  The annotator learns from the image labels alone.", run_command("annotator", out / "annotator"))
     annotator = run("annotator", out / "annotator", out, epochs=options.epochs)
 
     say(
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     annotate_training_scenes(out)
 
     say(
-        "4/5  The student, an LV-ViT, learns from the score maps with all of its tokens.",
+        "4/5  The student, an LV-ViT, learns from the maps with all of its tokens.",
         run_command("token_labels", out / "student"),
     )
     student = run("token_labels", out / "student", out, epochs=options.epochs)

@@ -78,8 +78,8 @@ def test_macs_of_products_convolutions_and_loops():
     assert count(jax.jit(lambda a: jax.nn.relu(a @ a)), (4, 4)) == 64
     assert count(jax.checkpoint(lambda a: a @ a), (4, 4)) == 64
     assert count(lambda a: jax.lax.scan(lambda c, _: (c @ c, None), a, None, length=3)[0], (4, 4)) == 3 * 64
-    costly, cheap = lambda a: a @ a @ a, lambda a: a
-    assert count(lambda a: jax.lax.cond(a[0, 0] > 0, costly, cheap, a), (4, 4)) == 2 * 64
+    dear, cheap = lambda a: a @ a @ a, lambda a: a
+    assert count(lambda a: jax.lax.cond(a[0, 0] > 0, dear, cheap, a), (4, 4)) == 2 * 64
 
 
 def test_activations_follow_depth_and_rematerialization():

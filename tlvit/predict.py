@@ -262,8 +262,6 @@ def _record(result: Prediction) -> dict[str, Any]:
 
 
 def _write_tokens(result: Prediction, info: ModelInfo, path: pathlib.Path) -> None:
-    from tlvit.visualize import draw_tokens
-
     path.parent.mkdir(parents=True, exist_ok=True)
     draw_tokens(_view(result.path, info), result.tokens, info.class_names).save(path)
 

@@ -7,7 +7,6 @@ images.
 """
 
 import argparse
-import colorsys
 import dataclasses
 import json
 import logging
@@ -20,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 from flax import nnx
-from PIL import Image, ImageDraw
 
 from tlvit.checkpoints.load import load
 from tlvit.checkpoints.model_info import ModelInfo
@@ -43,7 +41,7 @@ log = logging.getLogger("tlvit")
 
 @dataclasses.dataclass(frozen=True)
 class ClassMap:
-    """The classes that a model predicts for the tokens of some images.
+    """A model's view of images, cell by cell.
 
     Attributes:
       title: label of the row.
@@ -260,7 +258,7 @@ def _test_images(config: dict[str, Any], info: ModelInfo, count: int) -> tuple[n
 
 def _title(config: dict[str, Any], info: ModelInfo) -> str:
     if config["token_labels"]:
-        return f"{info.model} trained with token labels"
+        return f"{info.model} trained with token labels: every cell has a target of its own"
     return f"{info.model} trained on image labels"
 
 

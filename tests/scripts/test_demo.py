@@ -7,9 +7,6 @@ import pytest
 
 from configs import digits as recipe
 from scripts import compare_token_labels, demo
-from tlvit.checkpoints import torch_files
-from tlvit.checkpoints.model_info import ModelInfo
-from tlvit.checkpoints.native import save_model_folder
 
 TINY = {"patch_size": 8, "dim": 32, "depth": 1, "num_heads": 2, "stem_width": None, "rule": "class"}
 TINY_ANNOTATOR = {"widths": (8,), "depths": (1,), "strides": (2,), "group_width": 8, "stem_width": 8}
@@ -34,7 +31,7 @@ def test_table_has_every_seed_mean_and_sample_deviation():
 def test_the_arms_differ_only_in_the_compared_settings():
     """Student, budget and data order are the same; the labels and their crop differ."""
     configs = {}
-    for arm, (name, changes) in compare_token_labels.RUNS.items():
+    for arm, (name, changes) in compare_token_labels.ARMS.items():
         config = recipe.get_config(name)
         config.update_from_flattened_dict(changes)
         configs[arm] = config.to_dict()
@@ -144,11 +141,11 @@ def test_the_comparison_from_beginning_to_end(small, tmp_path, capsys):
     assert compare_token_labels.main([f"--out={tmp_path}", "--epochs=1", "--seeds", "4"]) == 0
     found = json.loads((tmp_path / "results.json").read_text())
     assert found["seeds"] == [4]
-    assert found.keys() == {"seeds", "annotator", *compare_token_labels.RUNS}
+    assert found.keys() == {"seeds", "annotator", *compare_token_labels.ARMS}
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][1:]
-    assert [row.split("|")[1].strip() for row in rows] == list(compare_token_labels.RUNS)
-    for row, title in zip(rows, compare_token_labels.RUNS, strict=True):
-        assert f"{found[title][0]['eval/ema_top1']:.1f}" in row
+    assert [row.split("|")[1].strip() for row in rows] == list(compare_token_labels.ARMS)
+    for row, arm in zip(rows, compare_token_labels.ARMS, strict=True):
+        assert f"{found[arm][0]['eval/ema_top1']:.1f}" in row
     configs = {p.parent.name: json.loads(p.read_text()) for p in tmp_path.glob("*_seed4/config.json")}
     assert {c["seed"] for c in configs.values()} == {4}
     assert len(configs) == 3
