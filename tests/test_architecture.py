@@ -1,4 +1,4 @@
-"""The one-way rule, read from the code: layers, no circles, and which library is let in where."""
+"""Imports run one way: layers, no circles, and which file may import which library."""
 
 import ast
 import graphlib
@@ -103,7 +103,7 @@ def test_no_circles():
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 
 
-def test_libraries_stay_in_their_rooms():
+def test_libraries_are_imported_in_their_files():
     wrong = []
     for importer, module, line, top in every_import():
         library = module.split(".")[0]
@@ -112,22 +112,24 @@ def test_libraries_stay_in_their_rooms():
         if library == "torch" and top:
             wrong.append(f"{importer}:{line}: torch is imported by the function that needs it")
         if library == "ml_collections" and layer(importer) < COMMAND and (top or importer != "tlvit.config"):
-            wrong.append(f"{importer}:{line}: ConfigDicts stop at the door")
+            wrong.append(f"{importer}:{line}: a ConfigDict belongs to the commands")
     assert wrong == []
 
 
-def test_lower_layers_need_little():
+def test_lower_layers_have_few_dependencies():
     wrong = []
     for importer, module, line, top in every_import():
         library, at = module.split(".")[0], layer(importer)
         allowed = set().union(*(LIBRARIES[i] for i in LIBRARIES if i <= at))
-        if top and at <= 2 and library not in allowed | sys.stdlib_module_names | {"tlvit"}:
+        known = allowed | sys.stdlib_module_names | {"tlvit"}
+        lazy = (importer, library, top) == ("tlvit.config", "ml_collections", False)
+        if at <= 2 and library not in known and not lazy:
             wrong.append(f"{importer}:{line}: {library} in layer {at}")
     assert wrong == []
 
 
 @pytest.mark.parametrize("folder", ["tlvit", "configs", "scripts"])
-def test_every_file_says_what_it_is_for(folder):
+def test_every_file_has_a_docstring(folder):
     silent = [
         str(path.relative_to(ROOT))
         for path in (ROOT / folder).rglob("*.py")
@@ -136,8 +138,8 @@ def test_every_file_says_what_it_is_for(folder):
     assert silent == []
 
 
-def test_habits():
-    """No bare asserts outside of tests, no parts of NNX and JAX that the design leaves out."""
+def test_conventions():
+    """No asserts outside of tests, and none of the NNX and JAX functions that the design excludes."""
     left_out = {
         ("nnx", "jit"), ("nnx", "Optimizer"), ("nnx", "scan"), ("nnx", "bridge"), ("jax", "pmap"),
         ("jax_utils", "replicate"),
