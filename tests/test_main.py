@@ -102,7 +102,8 @@ def test_every_subcommand_has_help_with_an_example(name, capsys):
 
 def test_the_tlvit_command(capsys):
     assert tlvit_command.main([]) == 0
-    assert all(name in capsys.readouterr().out for name in tlvit_command.COMMANDS)
+    text = capsys.readouterr().out
+    assert all(name in text for name in tlvit_command.COMMANDS)
     assert tlvit_command.main(["--version"]) == 0
     assert capsys.readouterr().out == f"tlvit {tlvit.__version__}\n"
     assert tlvit_command.main(["fly"]) == 2

@@ -1,4 +1,4 @@
-"""Two real processes of four devices each, over loopback: the same training, checkpoints and accuracy as one
+"""Two processes of four devices each, over loopback: the same training, checkpoints and accuracy as one
 process with eight."""
 
 import json
@@ -27,19 +27,28 @@ assert (jax.process_count(), len(jax.devices())) == (count, 8)
 WORK = """
 import numpy as np
 import tlvit
-from tlvit import optim, sharding, state, steps
-from tlvit.checkpoints import Checkpoints
-from tlvit.data import pipeline, sources
-from tlvit.evaluate import evaluate
+from tlvit.checkpoints.model_info import ModelInfo, Preprocessing
+from tlvit.checkpoints.native import Checkpoints
+from tlvit.config import Augment, Config
+from tlvit.data.pipeline import eval_batches
+from tlvit.data.sources.open import open_source
+from tlvit.training.evaluation import evaluate
+from tlvit.training.mesh import local_batch_size, make_mesh
+from tlvit.training.optimizer import make_optimizer
+from tlvit.training.prefetch import Prefetch
+from tlvit.training.state import abstract_model, init_state
+from tlvit.training.step import make_eval_step, make_train_step
 from tlvit.types import Batch, ScoreMaps
 
-mesh = sharding.make_mesh()
-build = lambda: tlvit.create_model("lvvit_s", num_classes=10, image_size=48, patch_size=8, dim=16, depth=1,
-                                   num_heads=2, stem_width=4, drop_path=0.5)
-make_tx = lambda params: optim.make_optimizer(params, learning_rate=1e-2)
-net, tx, train_state = state.init_state(build, make_tx, mesh=mesh, seed=3)
-step = steps.make_train_step(net, tx, mesh=mesh, num_classes=10, token_grid=(6, 6), erasing=0.5)
-local = sharding.local_batch_size(16, mesh)
+mesh = make_mesh()
+options = {"patch_size": 8, "dim": 16, "depth": 1, "num_heads": 2, "stem_width": 4, "drop_path": 0.5}
+info = ModelInfo("lvvit_s", 10, (48, 48), options, preprocessing=Preprocessing(crop_pct=1.0))
+net, params, _ = abstract_model(info.build)
+tx = make_optimizer(params, learning_rate=1e-2)
+train_state = init_state(info.build, tx, mesh=mesh, seed=3)
+config = Config(augment=Augment(randaugment="", random_erasing=0.5))
+step = make_train_step(net, tx, mesh, config, info)
+local = local_batch_size(16, mesh)
 
 
 def batch(number):
@@ -58,7 +67,7 @@ def batch(number):
 
 def train(train_state, numbers):
     losses = []
-    for moved in sharding.Prefetch((batch(i) for i in numbers), mesh):
+    for moved in Prefetch((batch(i) for i in numbers), mesh):
         train_state, metrics = step(train_state, moved)
         losses.append([float(metrics["loss"]), float(metrics["grad_norm"])])
     return train_state, losses
@@ -73,7 +82,7 @@ checkpoints.save(train_state)
 checkpoints.close()
 
 checkpoints = Checkpoints(folder / "checkpoints")
-target = state.init_state(build, make_tx, mesh=mesh, seed=99)[2]
+target = init_state(info.build, tx, mesh=mesh, seed=99)
 read = checkpoints._metadata
 
 
@@ -91,48 +100,48 @@ result["restored"], result["extra"] = int(again.step), extra
 again, result["after again"] = train(again, range(3, 5))
 weights = {"raw": {"params": again.params, "stats": again.stats}, "ema": again.ema}
 
-source = sources.open_source("digits", "test", data_dir=str(folder.parent / "data"))
-batches = lambda: pipeline.eval_batches(source, batch_size=16, image_size=(48, 48), crop_pct=1.0,
-                                        process_index=index, process_count=count)
+source = open_source("digits", "test", data_dir=str(folder.parent / "data"))
+batches = lambda: eval_batches(source, info, batch_size=16, process_index=index, process_count=count)
 result["own images"] = sum(int(b.mask.sum()) for b in batches())
-result["evaluation"] = evaluate(steps.make_eval_step(net, mesh=mesh), weights,
-                                sharding.Prefetch(batches(), mesh))
+eval_step = make_eval_step(net, mesh, info.preprocessing)
+result["evaluation"] = evaluate(eval_step, weights, Prefetch(batches(), mesh))
 (folder / f"result-{index}.json").write_text(json.dumps(result))
 """
 RUN = """
 from configs import digits as recipe
+from tlvit.config import resolve
+from tlvit.training.loop import train
 from tlvit.training.run_log import start_logging
-from tlvit.train import train
 
 config = recipe.get_config("no_token_labels")
 config.data.dir = str(folder.parent / "data")
 config.model.options = {"patch_size": 8, "dim": 16, "depth": 1, "num_heads": 2, "stem_width": None}
-config.batch_size = config.optim.reference_batch = 16
+config.batch_size = config.optim.base_batch_size = 16
 config.epochs, config.log_every = int(sys.argv[5]), 1
 start_logging(folder / "run")
-result = train(config, folder / "run")
+result = train(resolve(config), folder / "run")
 print("RESULT", result.finished, result.step, flush=True)
 """
 
 
 ANNOTATE = """
 import time
-from tlvit import annotate
-from tlvit.data import sources
 from tlvit.checkpoints.model_info import ModelInfo
+from tlvit.data.sources.open import open_source
+from tlvit.training.annotation import Annotator, annotate
 
 options = {"widths": (8, 16), "depths": (1, 1), "group_width": 8, "stem_width": 8}
 info = ModelInfo("regnety_002", 10, (48, 48), options)
-source = sources.open_source("digits", "train", data_dir=str(folder.parent / "data"))
+source = open_source("digits", "train", data_dir=str(folder.parent / "data"))
 time.sleep(8.0 * index)  # the other process has finished shards by then
-made = annotate.annotate(info.build(), info, source, folder / "maps", batch_size=8, top_k=3)
+made = annotate(Annotator(info.build(), info), source, folder / "maps", batch_size=8, top_k=3)
 assert (made is None) == (index > 0)
 """
 
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
-    """A folder with 32 + 37 scenes in data/; 37 images are no whole number for two processes."""
+    """A folder with 32 + 37 scenes in data/; two processes do not divide 37 images."""
     from tlvit.data.sources import digit_scenes as digits
 
     folder = tmp_path_factory.mktemp("shared")
@@ -141,7 +150,7 @@ def shared(tmp_path_factory):
 
 
 def start(code, count, folder, *arguments):
-    """The processes of one job; they share a folder, as machines of a cluster do."""
+    """Starts the processes of one job, which share a folder."""
     folder.mkdir(exist_ok=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -165,21 +174,21 @@ def start(code, count, folder, *arguments):
 
 
 def finish(processes, folder, timeout=300):
-    """Waits for a job; ends what hangs and shows what it said."""
+    """Waits for a job; kills processes that hang and shows their output."""
     deadline = time.monotonic() + timeout
     try:
         for process in processes:
             process.wait(max(1, deadline - time.monotonic()))
     except subprocess.TimeoutExpired:
-        pytest.fail(f"no end after {timeout} s:\n" + said(folder))
+        pytest.fail(f"still running after {timeout} s:\n" + output_of(folder))
     finally:
         for process in processes:
             process.kill()
             process.wait()
-    assert [p.returncode for p in processes] == [0] * len(processes), said(folder)
+    assert [p.returncode for p in processes] == [0] * len(processes), output_of(folder)
 
 
-def said(folder):
+def output_of(folder):
     return "\n".join(p.read_text()[-3000:] for p in sorted(folder.glob("out-*.txt")))
 
 
@@ -201,9 +210,8 @@ def two(shared):
     return results(folder, 2)
 
 
-def test_two_processes_train_as_one_does(one, two):
-    """Each gives its half of the batch; losses and gradient norms are those of eight devices in one process,
-    and the same in both."""
+def test_two_processes_train_like_one(one, two):
+    """Each provides half of the batch; losses and gradient norms equal those of one process."""
     assert [one["local"], two[0]["local"], two[1]["local"]] == [16, 8, 8]
     assert two[0]["losses"] == two[1]["losses"]
     np.testing.assert_allclose(two[0]["losses"], one["losses"], rtol=2e-5)
@@ -212,15 +220,15 @@ def test_two_processes_train_as_one_does(one, two):
 
 
 def test_both_save_and_restore_one_checkpoint(two):
-    """What goes on from the checkpoint goes on exactly as what was never stopped."""
+    """The resumed run equals the uninterrupted one."""
     for result in two:
-        # Step 5, which one of them could not read, is passed over by both.
+        # Both skip step 5, which one of them could not read.
         assert (result["restored"], result["extra"]) == (3, {"saved by": 2})
         assert result["after again"] == result["after"]
 
 
 def test_an_uneven_split_is_counted_once(one, two):
-    """37 images: 19 and 18, not 38; the accuracy is that of one process."""
+    """37 images: 19 and 18, not 38. The accuracy equals that of one process."""
     assert one["own images"] == 37
     assert sorted(r["own images"] for r in two) == [18, 19]
     assert two[0]["evaluation"] == two[1]["evaluation"]
@@ -230,7 +238,7 @@ def test_an_uneven_split_is_counted_once(one, two):
 
 
 def test_a_run_of_two_processes(shared):
-    """`train` itself: one journal, one log, one config, written by the first process."""
+    """The first process writes metrics.jsonl, the log and config.json."""
     folder = shared / "run"
     finish(start(RUN, 2, folder, 2), folder)
     for text in (p.read_text() for p in folder.glob("out-*.txt")):
@@ -243,26 +251,26 @@ def test_a_run_of_two_processes(shared):
 
 
 def test_two_processes_share_the_annotation(shared):
-    """Each scores its shards, wherever the other one is; the first describes them all."""
+    """Each scores its own shards; the first writes the description."""
     from tlvit.data.score_maps import reader as score_maps
-    from tlvit.data.sources import tfds as sources
+    from tlvit.data.sources.open import open_source
 
     folder = shared / "annotation"
     finish(start(ANNOTATE, 2, folder), folder)
-    source = sources.open_source("digits", "train", data_dir=str(shared / "data"))
+    source = open_source("digits", "train", data_dir=str(shared / "data"))
     info = score_maps.verify(str(folder / "maps"), source)
     assert (info.num_images, info.num_missing, len(info.shards)) == (32, 0, 3)
 
 
 @pytest.mark.parametrize("victims", [(0, 1), (1,)], ids=["both", "one"])
-def test_a_job_that_is_ended_stops_at_one_step_and_saves(victims, shared):
-    """SLURM and TPU pods send SIGTERM some time before they kill."""
+def test_a_terminated_job_stops_at_one_step_and_saves(victims, shared):
+    """SLURM and TPU pods send SIGTERM before SIGKILL."""
     folder = shared / f"ended{len(victims)}"
     processes = start(RUN, 2, folder, 4000)
     deadline = time.monotonic() + 120
     while "step 6/" not in (folder / "out-0.txt").read_text():
-        assert all(p.poll() is None for p in processes), said(folder)
-        assert time.monotonic() < deadline, said(folder)
+        assert all(p.poll() is None for p in processes), output_of(folder)
+        assert time.monotonic() < deadline, output_of(folder)
         time.sleep(0.05)
     for i in victims:
         processes[i].send_signal(signal.SIGTERM)

@@ -14,6 +14,7 @@ from configs import digits as recipe
 from tlvit.checkpoints.model_info import ModelInfo
 from tlvit.checkpoints.native import Checkpoints, restore_for_inference, save_model_folder
 from tlvit.config import resolve
+from tlvit.data.score_maps.format import MapDescription
 from tlvit.data.score_maps.writer import ScoreMapWriter
 from tlvit.training import run_log
 from tlvit.training.loop import ProfileWindow
@@ -43,12 +44,12 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def maps(data, tmp_path_factory):
     """Score maps of the training scenes: the label in every cell, with a logit that grows to the right."""
-    from tlvit.data.sources import tfds as sources
+    from tlvit.data.sources.open import open_source
 
-    source = sources.open_source("digits", "train", data_dir=str(data))
+    source = open_source("digits", "train", data_dir=str(data))
     folder = tmp_path_factory.mktemp("maps")
     options = {"annotator": "test", "annotator_hash": "0", "top_k": 2, "grid": (6, 6), "num_classes": 10}
-    writer = ScoreMapWriter(str(folder), source=source, **options)
+    writer = ScoreMapWriter(str(folder), source, MapDescription(**options))
     for shard in range(len(source.shard_lengths)):
         records = list(source.read(shard).as_numpy_iterator())
         label = np.array([int(r["label"]) for r in records])

@@ -27,7 +27,7 @@ class Source:
 
 def summary(config, maps, caplog):
     """Label -> text of the summary of a new run of 8 steps."""
-    config.model.options |= {"dim": 16, "depth": 1, "num_heads": 2}
+    config.model.options.update({"dim": 16, "depth": 1, "num_heads": 2})
     config = resolve(config)
     info, mesh = model_info(config, Source()), make_mesh()
     net, *_ = abstract_model(info.build)

@@ -281,8 +281,14 @@ def _array_metadata(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]
 
 
 def _flatten_state(state: PyTree) -> dict[str, Any]:
-    """{"params/blocks/0/…": array} of a TrainState, the PRNG key as its raw data."""
-    return flatten(dataclasses.replace(state, key=jax.random.key_data(state.key)))
+    """{"params/blocks/0/…": array or shape} of a TrainState, the PRNG key as its raw data."""
+    key = state.key
+    if isinstance(key, jax.ShapeDtypeStruct):
+        data = jax.eval_shape(jax.random.key_data, key)
+        data = jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=key.sharding)
+    else:
+        data = jax.random.key_data(key)
+    return flatten(dataclasses.replace(state, key=data))
 
 
 def _unflatten_state(target: PyTree, flat: Mapping[str, Any]) -> PyTree:
