@@ -1,15 +1,18 @@
-# make demo · make test · make test-slow · make lint; each sets itself up (virtual environment, pip) where needed.
+# make demo · make test · make test-slow · make lint · make docs
+# Each target creates its virtual environment and installs what it needs.
 # Another Python: make test PYTHON=python3.12 (it gets an environment of its own).
 
 PYTHON ?= python3
 VENV ?= .venv$(if $(filter-out python3,$(notdir $(PYTHON))),-$(notdir $(PYTHON)))
-# The CPU build of PyTorch that the tests of exported checkpoints compare with; TORCH= does without these tests.
+# The tests compare exported checkpoints with PyTorch (CPU build). TORCH= leaves these tests out.
 TORCH ?= $(shell $(PYTHON) -c 'import sys; print("torch==2.13.0" if sys.version_info[:2] == (3, 11) else "")')
 WORKERS ?= 2
-PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
+# The tested versions, for the Pythons that have such a file.
+CONSTRAINTS := $(wildcard constraints/python$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])').txt)
+PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(addprefix -c ,$(CONSTRAINTS))
 PYTEST := $(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow lint docs clean
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/python -m scripts.demo --out runs/demo
@@ -23,18 +26,27 @@ test-slow: $(VENV)/.dev
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pyrefly check
+
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --quiet
+	@echo "built build/site/index.html"
 
 clean:
-	rm -rf .venv .venv-* runs
+	rm -rf .venv .venv-* build runs
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v < (3, 11) and sys.exit("tlvit needs Python 3.11 or newer; $(PYTHON) is %d.%d. Try: make PYTHON=python3.12 …" % v)'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.demo: setup.py | $(VENV)/bin/python
+$(VENV)/.demo: pyproject.toml setup.py $(CONSTRAINTS) | $(VENV)/bin/python
 	$(PIP) --editable ".[demo]"
 	@touch $@
 
-$(VENV)/.dev: setup.py | $(VENV)/bin/python
+$(VENV)/.dev: pyproject.toml setup.py $(CONSTRAINTS) | $(VENV)/bin/python
 	$(PIP) --editable ".[dev]" $(TORCH)
+	@touch $@
+
+$(VENV)/.docs: pyproject.toml setup.py $(CONSTRAINTS) | $(VENV)/bin/python
+	$(PIP) --editable ".[docs]"
 	@touch $@

@@ -1,0 +1,1 @@
+"""The recipes. The wheel installs this folder as tlvit.configs."""
