@@ -1,7 +1,9 @@
-"""The `tlvit` command: `tlvit train …` is `python -m tlvit.main …`, the others `python -m tlvit.NAME …`.
+"""The `tlvit` command.
 
-tlvit train --config=lvvit_s --workdir=/runs/lvvit_s --config.data.score_maps=/data/score_maps
-tlvit predict --checkpoint=/runs/lvvit_s photo.jpg
+    tlvit train --config=lvvit_s --workdir=/runs/lvvit_s --config.data.score_maps=/data/score_maps
+    tlvit predict --checkpoint=/runs/lvvit_s photo.jpg
+
+`tlvit train` and `tlvit eval` are `python -m tlvit.main`, the other commands are `python -m tlvit.NAME`.
 """
 
 import importlib
