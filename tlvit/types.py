@@ -1,12 +1,13 @@
 """The data types that every layer shares: batch, score maps, targets, model output and MixToken mask.
 
 Letters for axes: B batch, H W image height and width, C channels, N tokens, D embedding width, P prefix
-tokens (class and distillation token), K classes kept for each cell, L classes, h w token grid or score-map grid,
-S shards of the batch, R labels of one image. All types are frozen dataclasses registered as JAX pytrees.
+tokens (class and distillation token), K classes kept for each cell, L classes, h w token grid or score-map
+grid, S shards of the batch, R labels of one image. All types are frozen dataclasses registered as JAX
+pytrees.
 
-Annotations name the type and the axes of an array, for example `Float[Array, "B N L"]`. A program does not check
-them; the tests check those of functions (see tests/conftest.py). During a tree_map or an abstract evaluation a
-field may hold something other than an array, for example a sharding.
+Annotations name the type and the axes of an array, for example `Float[Array, "B N L"]`. A program does not
+check them; the tests check those of functions (see tests/conftest.py). During a tree_map or an abstract
+evaluation a field may hold something other than an array, for example a sharding.
 """
 
 import dataclasses
@@ -49,8 +50,8 @@ class Batch:
       label: class indices.
       mask: False for padding. Evaluation ignores padding; training batches have none.
       maps: score maps of the B images, or None in a run without token labels.
-      geometry: maps a point (x, y, 1) of the augmented image to the annotated image, both in [0, 1] x [0, 1], x
-        to the right and y down. See `tlvit.ops.geometry`.
+      geometry: maps a point (x, y, 1) of the augmented image to the annotated image, both in [0, 1] x [0, 1],
+        x to the right and y down. See `tlvit.ops.geometry`.
       real_labels: all correct labels of an image (ImageNet ReaL), padded with -1; None for data sets with one
         label for each image. An image may have no correct label.
 
@@ -82,8 +83,8 @@ class TokenTargets:
       cls: the annotator's target for the class token.
       tokens: the annotator's target for every patch token, in row-major order.
       label: the smoothed one-hot label.
-      weight: factor of every token in the dense loss (0: the score map does not cover the token), or None for 1
-        everywhere.
+      weight: factor of every token in the dense loss (0: the score map does not cover the token), or None for
+        1 everywhere.
 
     Example:
       >>> one_hot = np.eye(10, dtype=np.float32)[[3, 1]]

@@ -76,7 +76,7 @@ def test_a_transform_and_its_inverse_give_the_identity(pair):
 
 
 def test_four_quarter_turns_of_any_image_give_the_identity():
-    quarter = rotation(np.float32(math.pi / 2), SIZE)
+    quarter = rotation(math.pi / 2, SIZE)
     half = compose(quarter, quarter)
     np.testing.assert_allclose(half, [[-1, 0, 1], [0, -1, 1]], atol=1e-6)
     np.testing.assert_allclose(compose(half, half), identity(), atol=1e-6)
@@ -109,9 +109,11 @@ def test_batches_of_both_libraries_equal_the_single_matrices():
             assert (other.shape, other.dtype) == ((2, 3, 2, 3), np.float32), name
             np.testing.assert_allclose(other, matrix, atol=2e-6, err_msg=name)
     angle = np.linspace(-0.5, 0.5, 6).astype(np.float32)
-    np.testing.assert_allclose(arrays["rotation"][1, 2], rotation(angle[5], SIZE), atol=1e-6)
+    np.testing.assert_allclose(arrays["rotation"][1, 2], rotation(float(angle[5]), SIZE), atol=1e-6)
     np.testing.assert_allclose(
-        arrays["compose"][0, 1], compose(rotation(angle[1], SIZE), shear_x(2 * angle[1], SIZE)), atol=1e-6
+        arrays["compose"][0, 1],
+        compose(rotation(float(angle[1]), SIZE), shear_x(float(2 * angle[1]), SIZE)),
+        atol=1e-6,
     )
     np.testing.assert_allclose(
         arrays["transposed crop"][1, 0], crop((13, 14, 15, 16), (50, 40), transposed=True), atol=1e-6

@@ -11,11 +11,14 @@ from types import ModuleType
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Float32, Num
 
 from tlvit.types import Array
 
 
-def compose(outer: Array, inner: Array) -> Array:
+def compose(
+    outer: Float[Array, "*#batch 2 3"], inner: Float[Array, "*#batch 2 3"]
+) -> Float32[Array, "... 2 3"]:
     """The matrix of p -> outer(inner(p)). `inner` belongs to the later transform of the image.
 
     Args:
@@ -36,17 +39,21 @@ def compose(outer: Array, inner: Array) -> Array:
     return linear + xp.pad(outer[..., 2:], [(0, 0)] * (outer.ndim - 1) + [(2, 0)])
 
 
-def identity() -> np.ndarray:
+def identity() -> Float32[np.ndarray, "2 3"]:
     """The matrix of an unchanged image, float32 [2, 3]."""
     return np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]], np.float32)
 
 
-def flip() -> np.ndarray:
+def flip() -> Float32[np.ndarray, "2 3"]:
     """The matrix of a horizontal flip, float32 [2, 3]."""
     return np.array([[-1.0, 0.0, 1.0], [0.0, 1.0, 0.0]], np.float32)
 
 
-def crop(box: Array, size: Array | tuple[int, int], transposed: bool = False) -> Array:
+def crop(
+    box: Num[Array, "*#batch 4"] | tuple[int, int, int, int],
+    size: Num[Array, "*#batch 2"] | tuple[int, int],
+    transposed: bool = False,
+) -> Float32[Array, "... 2 3"]:
     """The matrix of a crop.
 
     Args:
@@ -67,7 +74,7 @@ def crop(box: Array, size: Array | tuple[int, int], transposed: bool = False) ->
     return _matrix(xp, width, 0.0, left, 0.0, height, top)
 
 
-def rotation(angle: Array | float, size: tuple[int, int]) -> Array:
+def rotation(angle: Float[Array, "*batch"] | float, size: tuple[int, int]) -> Float32[Array, "*batch 2 3"]:
     """The matrix of a counterclockwise rotation about the center.
 
     Args:
@@ -92,7 +99,7 @@ def rotation(angle: Array | float, size: tuple[int, int]) -> Array:
     return from_pixels(pixels, size)
 
 
-def shear_x(factor: Array | float, size: tuple[int, int]) -> Array:
+def shear_x(factor: Float[Array, "*batch"] | float, size: tuple[int, int]) -> Float32[Array, "*batch 2 3"]:
     """The matrix of a horizontal shear: a point at (x, y) pixels comes from (x + factor * y, y).
 
     Args:
@@ -105,7 +112,7 @@ def shear_x(factor: Array | float, size: tuple[int, int]) -> Array:
     return from_pixels(_matrix(_namespace(factor), 1.0, factor, 0.0, 0.0, 1.0, 0.0), size)
 
 
-def shear_y(factor: Array | float, size: tuple[int, int]) -> Array:
+def shear_y(factor: Float[Array, "*batch"] | float, size: tuple[int, int]) -> Float32[Array, "*batch 2 3"]:
     """The matrix of a vertical shear: a point at (x, y) pixels comes from (x, y + factor * x).
 
     Args:
@@ -118,7 +125,9 @@ def shear_y(factor: Array | float, size: tuple[int, int]) -> Array:
     return from_pixels(_matrix(_namespace(factor), 1.0, 0.0, 0.0, factor, 1.0, 0.0), size)
 
 
-def translation(x: Array | float, y: Array | float) -> Array:
+def translation(
+    x: Float[Array, "*#batch"] | float, y: Float[Array, "*#batch"] | float
+) -> Float32[Array, "... 2 3"]:
     """The matrix of a translation: a point comes from x further right and y further down.
 
     Args:
@@ -131,7 +140,7 @@ def translation(x: Array | float, y: Array | float) -> Array:
     return _matrix(_namespace(x, y), 1.0, 0.0, x, 0.0, 1.0, y)
 
 
-def from_pixels(matrix: Array, size: tuple[int, int]) -> Array:
+def from_pixels(matrix: Float32[Array, "*batch 2 3"], size: tuple[int, int]) -> Float32[Array, "*batch 2 3"]:
     """Converts a matrix between points in pixels to one between points in [0, 1] x [0, 1].
 
     Args:
@@ -147,7 +156,7 @@ def from_pixels(matrix: Array, size: tuple[int, int]) -> Array:
     return matrix * units.reshape((1,) * (matrix.ndim - 2) + (2, 3))
 
 
-def _namespace(*arrays: Array | float | tuple[int, int]) -> ModuleType:
+def _namespace(*arrays: Array | float | tuple[int, ...]) -> ModuleType:
     """jax.numpy if one of the arrays is JAX's, else NumPy."""
     return jnp if any(isinstance(array, jax.Array) for array in arrays) else np
 
