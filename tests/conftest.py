@@ -1,5 +1,5 @@
-"""Test settings: eight CPU devices, rank promotion raises, tlvit's deprecations are errors; and the goldens'
-fill rule."""
+"""Test settings (eight CPU devices, rank promotion raises, shapes of annotated functions are checked), random
+arrays and the goldens' fill rule."""
 
 import logging
 import os
@@ -14,11 +14,49 @@ import pathlib
 import jax
 import numpy as np
 import pytest
+from jaxtyping import install_import_hook
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+# Before the first import of tlvit: a call with an array of another type or shape than annotated raises.
+install_import_hook(["tlvit.ops", "tlvit.models"], "beartype.beartype")
+
 ROOT = pathlib.Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden"
+
+
+def randn(seed: int, *shape: int) -> np.ndarray:
+    """Standard normal float32 numbers."""
+    return np.random.RandomState(seed).standard_normal(shape).astype(np.float32)
+
+
+def images(seed: int, batch: int, size: int | tuple[int, int]) -> np.ndarray:
+    """Random "normalized" images, float32 [B, H, W, 3]."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return randn(seed, batch, height, width, 3)
+
+
+def pixels(seed: int, batch: int, size: int | tuple[int, int]) -> np.ndarray:
+    """Random images, uint8 [B, H, W, 3]."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return np.random.RandomState(seed).randint(0, 256, (batch, height, width, 3), np.uint8)
+
+
+def log_softmax(x: np.ndarray) -> np.ndarray:
+    """Over the last axis, in float64."""
+    x = np.asarray(x, np.float64)
+    x = x - x.max(-1, keepdims=True)
+    return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    """Over the last axis, in float64."""
+    return np.exp(log_softmax(x))
+
+
+def soft_targets(seed: int, *shape: int) -> np.ndarray:
+    """Random distributions over the last axis, float32."""
+    return softmax(2 * randn(seed, *shape)).astype(np.float32)
 
 
 def fill(name: str, shape: tuple[int, ...]) -> np.ndarray:

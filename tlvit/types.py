@@ -4,14 +4,20 @@ Letters for axes: B batch, H W image height and width, C channels, N tokens, D e
 tokens (class and distillation token), K classes kept for each cell, L classes, h w token grid or score-map
 grid, S shards of the batch, R labels of one image. All types are frozen dataclasses registered as JAX
 pytrees.
+
+Annotations name the type and the axes of an array, for example `Float[Array, "B N L"]`. A program does not
+check them; the tests check those of functions (see tests/conftest.py). During a tree_map or an abstract
+evaluation a field may hold something other than an array, for example a sharding.
 """
 
 import dataclasses
 from typing import Any
 
 import jax
+import numpy as np
+from jaxtyping import Bool, Float, Float16, Float32, Int32, UInt8, UInt16
 
-Array = Any  # jax.Array, numpy.ndarray, or a ShapeDtypeStruct during abstract evaluation
+Array = jax.Array | np.ndarray
 PyTree = Any
 
 pytree = lambda cls: jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
@@ -22,12 +28,17 @@ class ScoreMaps:
     """The annotator's K highest logits in every cell of an image.
 
     Attributes:
-      value: float16 [B, K, h, w], raw logits. Classes that are not among the K have logit 0.
-      index: uint16 or int32 [B, K, h, w], class indices.
+      value: raw logits. Classes that are not among the K have logit 0.
+      index: class indices of the logits.
+
+    Example:
+      >>> maps = ScoreMaps(value=np.zeros((1, 5, 8, 8), np.float16), index=np.zeros((1, 5, 8, 8), np.uint16))
+      >>> maps.value.shape  # one image, 5 classes in each of 8 x 8 cells
+      (1, 5, 8, 8)
     """
 
-    value: Array
-    index: Array
+    value: Float16[Array, "B K h w"]
+    index: UInt16[Array, "B K h w"] | Int32[Array, "B K h w"]
 
 
 @pytree
@@ -35,22 +46,33 @@ class Batch:
     """The images and labels of one step.
 
     Attributes:
-      image: uint8 [B, H, W, 3], RGB, not normalized.
-      label: int32 [B], class indices.
-      mask: bool [B], False for padding. Evaluation ignores padding; training batches have none.
-      maps: ScoreMaps of the B images, or None in a run without token labels.
-      geometry: float32 [B, 2, 3]. Maps a point (x, y, 1) of the augmented image to the annotated image, both
-        in [0, 1] x [0, 1], x to the right and y down. See `tlvit.ops.geometry`.
-      real_labels: int32 [B, R], all correct labels of an image (ImageNet ReaL), padded with -1; None for data
-        sets with one label for each image. An image may have no correct label.
+      image: RGB in 0 to 255, not normalized.
+      label: class indices.
+      mask: False for padding. Evaluation ignores padding; training batches have none.
+      maps: score maps of the B images, or None in a run without token labels.
+      geometry: maps a point (x, y, 1) of the augmented image to the annotated image, both in [0, 1] x [0, 1],
+        x to the right and y down. See `tlvit.ops.geometry`.
+      real_labels: all correct labels of an image (ImageNet ReaL), padded with -1; None for data sets with one
+        label for each image. An image may have no correct label.
+
+    Example:
+      >>> batch = Batch(
+      ...     image=np.zeros((2, 32, 32, 3), np.uint8),
+      ...     label=np.array([3, 1], np.int32),
+      ...     mask=np.ones(2, bool),
+      ...     maps=None,
+      ...     geometry=np.tile(np.eye(2, 3, dtype=np.float32), (2, 1, 1)),  # not augmented
+      ... )
+      >>> batch.image.shape
+      (2, 32, 32, 3)
     """
 
-    image: Array
-    label: Array
-    mask: Array
+    image: UInt8[Array, "B H W 3"]
+    label: Int32[Array, "B"]
+    mask: Bool[Array, "B"]
     maps: ScoreMaps | None
-    geometry: Array
-    real_labels: Array | None = None
+    geometry: Float32[Array, "B 2 3"]
+    real_labels: Int32[Array, "B R"] | None = None
 
 
 @pytree
@@ -58,17 +80,23 @@ class TokenTargets:
     """Soft targets. Rows of `cls` and `tokens` sum to 1 + smoothing / L, as published; rows of `label` to 1.
 
     Attributes:
-      cls: float32 [B, L], the annotator's target for the class token.
-      tokens: float32 [B, N, L], the annotator's target for every patch token, in row-major order.
-      label: float32 [B, L], the smoothed one-hot label.
-      weight: float32 [B, N], factor of every token in the dense loss (0: the score map does not cover the
-        token), or None for 1 everywhere.
+      cls: the annotator's target for the class token.
+      tokens: the annotator's target for every patch token, in row-major order.
+      label: the smoothed one-hot label.
+      weight: factor of every token in the dense loss (0: the score map does not cover the token), or None for
+        1 everywhere.
+
+    Example:
+      >>> one_hot = np.eye(10, dtype=np.float32)[[3, 1]]
+      >>> targets = TokenTargets(cls=one_hot, tokens=one_hot[:, None].repeat(196, 1), label=one_hot)
+      >>> targets.tokens.shape
+      (2, 196, 10)
     """
 
-    cls: Array
-    tokens: Array
-    label: Array
-    weight: Array | None = None
+    cls: Float32[Array, "B L"]
+    tokens: Float32[Array, "B N L"]
+    label: Float32[Array, "B L"]
+    weight: Float32[Array, "B N"] | None = None
 
 
 @pytree
@@ -76,16 +104,21 @@ class ModelOutput:
     """The logits of a model.
 
     Attributes:
-      logits: float32 [B, L], by the model's inference rule (see the model's docstring).
-      cls: float32 [B, L], of the class token.
-      tokens: float32 [B, N, L], of the patch tokens; None for models without a token head.
-      dist: float32 [B, L], of the distillation token; None for models without one.
+      logits: by the model's inference rule (see the model's docstring).
+      cls: of the class token.
+      tokens: of the patch tokens, in row-major order; None for models without a token head.
+      dist: of the distillation token; None for models without one.
+
+    Example:
+      >>> logits = np.zeros((2, 10), np.float32)
+      >>> ModelOutput(logits=logits, cls=logits).tokens is None
+      True
     """
 
-    logits: Array
-    cls: Array
-    tokens: Array | None = None
-    dist: Array | None = None
+    logits: Float[Array, "B L"]
+    cls: Float[Array, "B L"]
+    tokens: Float[Array, "B N L"] | None = None
+    dist: Float[Array, "B L"] | None = None
 
 
 @pytree
@@ -93,9 +126,14 @@ class MixTokenMask:
     """Which tokens come from the partner image. Image i of a shard of n images is mixed with image n - 1 - i.
 
     Attributes:
-      mask: bool [S, h, w], True where the token comes from the partner.
-      lam: float32 [S], fraction of tokens that an image keeps.
+      mask: True where the token comes from the partner.
+      lam: fraction of tokens that an image keeps.
+
+    Example:
+      >>> mask = np.zeros((1, 2, 2), bool)
+      >>> mask[0, 0, 0] = True
+      >>> mix = MixTokenMask(mask=mask, lam=np.array([0.75], np.float32))
     """
 
-    mask: Array
-    lam: Array
+    mask: Bool[Array, "S h w"]
+    lam: Float32[Array, "S"]

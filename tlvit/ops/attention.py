@@ -5,19 +5,20 @@ import math
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+from jaxtyping import Float, Float32, PRNGKeyArray
 
 from tlvit.types import Array
 
 
 def attend(
-    query: Array,
-    key: Array,
-    value: Array,
+    query: Float[Array, "B heads N d"],
+    key: Float[Array, "B heads M d"],
+    value: Float[Array, "B heads M d"],
     *,
     scale: float,
     drop_rate: float = 0.0,
-    drop_key: Array | None = None,
-) -> Array:
+    drop_key: PRNGKeyArray | None = None,
+) -> Float[Array, "B heads N d"]:
     """Softmax attention (Vaswani et al. 2017, arXiv:1706.03762).
 
     Args:
@@ -35,7 +36,9 @@ def attend(
     return jnp.einsum("bhnm,bhmd->bhnd", weights, value)
 
 
-def attention_weights(query: Array, key: Array, *, scale: float) -> Array:
+def attention_weights(
+    query: Float[Array, "B heads N d"], key: Float[Array, "B heads M d"], *, scale: float
+) -> Float32[Array, "B heads N M"]:
     """The weights softmax(scale * query @ key^T) of softmax attention.
 
     Args:
@@ -51,15 +54,20 @@ def attention_weights(query: Array, key: Array, *, scale: float) -> Array:
 
 
 def performer_attention(
-    query: Array, key: Array, value: Array, features: Array, *, epsilon: float = 1e-8
-) -> Array:
+    query: Float[Array, "B N D"],
+    key: Float[Array, "B N D"],
+    value: Float[Array, "B N D"],
+    features: Float[Array, "m D"],
+    *,
+    epsilon: float = 1e-8,
+) -> Float32[Array, "B N D"]:
     """Attention by positive random features, linear in N, without overflow or underflow.
 
     With phi(x) = exp(w x - |x|^2 / 2) / sqrt(m) the result is
     sum_n phi(q) . phi(k_n) v_n / (sum_n phi(q) . phi(k_n) + epsilon), the softmax kernel of the Performer
-    (Choromanski et al. 2020, arXiv:2009.14794). The largest log feature of the keys and the largest log product
-    of each query are subtracted before the exponentials. The result is the same in exact arithmetic; every
-    intermediate value and the gradient stay finite where the plain formula is 0 / 0.
+    (Choromanski et al. 2020, arXiv:2009.14794). The largest log feature of the keys and the largest log
+    product of each query are subtracted before the exponentials. The result is the same in exact arithmetic;
+    every intermediate value and the gradient stay finite where the plain formula is 0 / 0.
 
     Args:
       query: [B, N, D].
@@ -87,17 +95,17 @@ def performer_attention(
     return numerator * jnp.exp(-jnp.logaddexp(jnp.log(total), log_epsilon))
 
 
-def split_heads(x: Array, num_heads: int) -> Array:
+def split_heads(x: Float[Array, "B N D"], num_heads: int) -> Float[Array, "B heads N d"]:
     """Splits the channels [B, N, heads * d] into heads [B, heads, N, d]."""
     return rearrange(x, "b n (h d) -> b h n d", h=num_heads)
 
 
-def merge_heads(x: Array) -> Array:
+def merge_heads(x: Float[Array, "B heads N d"]) -> Float[Array, "B N heads*d"]:
     """Merges the heads [B, heads, N, d] into channels [B, N, heads * d]."""
     return rearrange(x, "b h n d -> b n (h d)")
 
 
-def dropout(x: Array, rate: float, key: Array | None) -> Array:
+def dropout(x: Float[Array, "*shape"], rate: float, key: PRNGKeyArray | None) -> Float[Array, "*shape"]:
     """Sets elements to zero with probability `rate` and divides the others by 1 - rate.
 
     Returns:

@@ -1,8 +1,8 @@
-"""Losses: soft cross entropy, the token-label loss and distillation; float32 whatever the model computes
-in."""
+"""Losses: soft cross entropy, token labels and distillation, computed in float32 for inputs of any type."""
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Float32
 
 from tlvit.ops.mixing import mix_by_area
 from tlvit.types import Array, MixTokenMask, ModelOutput, TokenTargets
@@ -11,8 +11,18 @@ CLS_TARGETS = ("annotator", "published", "documented", "label")
 DISTILLATION = ("hard", "soft")
 
 
-def soft_cross_entropy(logits: Array, targets: Array) -> Array:
-    """-sum(targets * log_softmax(logits)) over classes: [..., L], [..., L] -> float32 [...]."""
+def soft_cross_entropy(
+    logits: Float[Array, "*batch L"], targets: Float[Array, "*batch L"]
+) -> Float32[Array, "*batch"]:
+    """The cross entropy -sum(targets * log_softmax(logits)) over the last axis.
+
+    Args:
+      logits: [..., L].
+      targets: [..., L], probabilities.
+
+    Returns:
+      float32 [...].
+    """
     return -jnp.sum(targets * jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1), axis=-1)
 
 
@@ -24,29 +34,37 @@ def token_label_loss(
     dense_weight: float = 1.0,
     cls_weight: float = 1.0,
     cls_target: str = "annotator",
-) -> Array:
-    """cls_weight * CE(class token) + dense_weight * mean over tokens of CE(token): the objective of token
-    labeling.
+) -> Float32[Array, ""]:
+    """The objective of token labeling (Jiang et al. 2021, arXiv:2104.10858).
 
-    The token logits of a mixed batch are un-mixed by the model, so every token meets its own image's target;
-    the class token saw both images and meets their targets mixed by area. Published commands use 1.0 for both
-    weights, the paper (Jiang et al. 2021, arXiv:2104.10858) writes 0.5 for the dense term.
+    cls_weight * CE(class token) + dense_weight * mean over tokens of CE(token). The model returns the token
+    logits of a mixed batch in the order of the original images, so each token is compared with the target of
+    its own image. The class token saw both images, so its target is the two images' targets mixed by area.
+    The published commands use 1.0 for both weights; the paper writes 0.5 for the dense term.
 
     Args:
       output: cls [B, L] and tokens [B, N, L].
-      targets: as from `make_targets`.
-      mix: the mask the model ran with, or None.
-      dense_weight, cls_weight: of the two terms.
-      cls_target: target of the class token. "annotator": the map's distribution. "published": the mixture
-        that the published `--ground-truth` option computes, r * annotator + (1 - r) * label with r = 0.5
-        where the annotator's best class is the label and r = 0.9 elsewhere. "documented": r = 0.9 and 0.5,
-        as that option's documentation says. "label": the smoothed label.
+      targets: of the images before mixing, as from `make_targets`.
+      mix: the mask that the model ran with, or None.
+      dense_weight: weight of the token term.
+      cls_weight: weight of the class term.
+      cls_target: target of the class token. "annotator": the distribution of the score map. "published": the
+        mixture that the published `--ground-truth` option computes, r * annotator + (1 - r) * label with
+        r = 0.5 where the annotator's best class is the label and r = 0.9 elsewhere. "documented": r = 0.9 and
+        0.5, as that option's documentation says. "label": the smoothed label.
 
     Returns:
-      Scalar, the mean over the batch.
+      float32 scalar, the mean over the batch.
 
     Raises:
-      ValueError: an unknown cls_target, or a model without token logits.
+      ValueError: an unknown cls_target, a model without token logits, or targets of another shape.
+
+    Example:
+      >>> logits = jnp.zeros((1, 2))
+      >>> output = ModelOutput(logits=logits, cls=logits, tokens=jnp.zeros((1, 4, 2)))
+      >>> targets = TokenTargets(cls=jnp.eye(2)[:1], tokens=jnp.ones((1, 4, 2)) / 2, label=jnp.eye(2)[:1])
+      >>> round(float(token_label_loss(output, targets)), 4)  # 2 log(2)
+      1.3863
     """
     if output.tokens is None:
         raise ValueError(
@@ -67,23 +85,40 @@ def token_label_loss(
 
 
 def distillation_loss(
-    output: ModelOutput, label_probs: Array, teacher_logits: Array, *, kind: str, alpha: float, tau: float
-) -> Array:
-    """(1 - alpha) * CE(class token, labels) + alpha * distillation of the distillation token (Touvron et al.
-    2021, DeiT).
+    output: ModelOutput,
+    label_probs: Float[Array, "B L"],
+    teacher_logits: Float[Array, "B L"],
+    *,
+    kind: str,
+    alpha: float,
+    tau: float,
+) -> Float32[Array, ""]:
+    """The objective of DeiT's distillation token (Touvron et al. 2021, arXiv:2012.12877).
+
+    (1 - alpha) * CE(class token, labels) + alpha * distillation(distillation token, teacher).
 
     Args:
       output: cls [B, L] and dist [B, L].
-      label_probs: float [B, L], the (mixed, smoothed) labels.
-      teacher_logits: float [B, L].
+      label_probs: [B, L], the (mixed, smoothed) labels.
+      teacher_logits: [B, L].
       kind: "hard", cross entropy with the teacher's argmax; or "soft", KL(teacher || student) at temperature
         tau, times tau^2 and divided by B * L as in the published code (L times smaller than the mean over the
         batch).
-      alpha: share of the distillation term.
-      tau: temperature of the soft kind.
+      alpha: weight of the distillation term, in [0, 1].
+      tau: temperature of the soft kind, above 0.
+
+    Returns:
+      float32 scalar, the mean over the batch.
 
     Raises:
       ValueError: an unknown kind, or a model without a distillation token.
+
+    Example:
+      >>> logits, labels = jnp.zeros((1, 2)), jnp.eye(2)[:1]
+      >>> output = ModelOutput(logits=logits, cls=logits, dist=logits)
+      >>> loss = distillation_loss(output, labels, 5 * labels, kind="hard", alpha=0.5, tau=1.0)
+      >>> round(float(loss), 4)  # log(2) for both tokens
+      0.6931
     """
     if output.dist is None:
         raise ValueError("distillation_loss needs a model with a distillation token (…_distilled_…).")
@@ -103,6 +138,7 @@ def distillation_loss(
 
 
 def _class_target(targets: TokenTargets, cls_target: str) -> Array:
+    """The target [B, L] of the class token, see `token_label_loss`."""
     if cls_target == "annotator":
         return targets.cls
     if cls_target == "label":

@@ -1,13 +1,15 @@
-"""Mixing on the device: MixToken for token labels, mixup, cutmix and random erasing.
+"""Mixing of images and tokens on the device: MixToken for token labels, mixup and CutMix.
 
-MixToken (Jiang et al. 2021, arXiv:2104.10858) is CutMix on the token grid, after the patch stem: tokens
-inside a random box are those of the partner image. Every shard of the batch is mixed with its own reversal,
-so no device needs another's images.
+MixToken (Jiang et al. 2021, arXiv:2104.10858) is CutMix on the token grid, after the patch stem: the tokens
+inside a random box are those of the partner image. Every shard of the batch is mixed with itself in reverse
+order, so no device needs the images of another one.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange, repeat
+from jaxtyping import Bool, Float, Float32, PRNGKeyArray, Shaped
 
 from tlvit.types import Array, MixTokenMask, pytree
 
@@ -17,31 +19,41 @@ class ImageMix:
     """How the images of a batch are mixed with their partners (as in `MixTokenMask`).
 
     Attributes:
-      mask: bool [S, H, W], True where a pixel is the partner's (cutmix).
-      blend: float32 [S], the own share of every other pixel (mixup).
-      lam: float32 [S], the own share of the target.
+      mask: True where a pixel comes from the partner (CutMix).
+      blend: weight of an image in its other pixels (mixup).
+      lam: weight of an image's own target.
     """
 
-    mask: Array
-    blend: Array
-    lam: Array
+    mask: Bool[Array, "S H W"]
+    blend: Float32[Array, "S"]
+    lam: Float32[Array, "S"]
 
 
 def draw_mixtoken_mask(
-    key: Array, grid: tuple[int, int], shards: int = 1, *, alpha: float = 1.0
+    key: PRNGKeyArray, grid: tuple[int, int], shards: int = 1, *, alpha: float = 1.0
 ) -> MixTokenMask:
-    """Draws one box for each shard: its area share is Beta(alpha, alpha), its center uniform on the grid, its
-    parts outside of the grid cut off, as in CutMix.
+    """Draws a box on the token grid for each shard of a batch.
+
+    The area of a box is a fraction of the grid drawn from Beta(alpha, alpha), and its center is uniform on
+    the grid. Parts outside of the grid are cut off, as in CutMix (Yun et al. 2019, arXiv:1905.04899).
 
     Args:
       key: PRNG key.
       grid: (h, w) of the tokens.
       shards: S, the number of independently mixed parts of the batch.
-      alpha: of the Beta distribution; 1 in the paper.
+      alpha: of the Beta distribution, above 0; 1 in the paper (Jiang et al. 2021, arXiv:2104.10858).
+
+    Returns:
+      MixTokenMask: mask [S, h, w] and lam [S].
+
+    Example:
+      >>> mix = draw_mixtoken_mask(jax.random.key(0), (14, 14), shards=2)
+      >>> mix.mask.shape, mix.lam.shape
+      ((2, 14, 14), (2,))
     """
     h, w = grid
-    key_share, key_y, key_x = jax.random.split(key, 3)
-    side = jnp.sqrt(1.0 - _beta(key_share, alpha, shards))
+    key_area, key_y, key_x = jax.random.split(key, 3)
+    side = jnp.sqrt(1.0 - _beta(key_area, alpha, shards))
     half_h = jnp.floor(h * side).astype(jnp.int32) // 2
     half_w = jnp.floor(w * side).astype(jnp.int32) // 2
     y = jax.random.randint(key_y, (shards,), 0, h)
@@ -50,14 +62,26 @@ def draw_mixtoken_mask(
     columns = jnp.arange(w)[None, :]
     inside_y = (rows >= (y - half_h)[:, None]) & (rows < (y + half_h)[:, None])
     inside_x = (columns >= (x - half_w)[:, None]) & (columns < (x + half_w)[:, None])
-    return _with_share(inside_y[:, :, None] & inside_x[:, None, :])
+    return _with_lam(inside_y[:, :, None] & inside_x[:, None, :])
 
 
 def mixtoken_mask_from_box(box: tuple[int, int, int, int], grid: tuple[int, int]) -> MixTokenMask:
-    """The mask of one given box (y0, x0, y1, x1) on the token grid (h, w), for a batch mixed as one shard.
+    """The mask of a given box, for a batch that is mixed as one shard.
+
+    Args:
+      box: (y0, x0, y1, x1) in tokens; y1 and x1 are exclusive.
+      grid: (h, w) of the tokens.
+
+    Returns:
+      MixTokenMask: mask [1, h, w] and lam [1].
 
     Raises:
       ValueError: the box does not lie on the grid.
+
+    Example:
+      >>> mix = mixtoken_mask_from_box((0, 0, 1, 2), (2, 4))
+      >>> mix.mask[0].astype(int).tolist(), mix.lam.tolist()
+      ([[1, 1, 0, 0], [0, 0, 0, 0]], [0.75])
     """
     y0, x0, y1, x1 = (int(v) for v in box)
     h, w = grid
@@ -67,15 +91,28 @@ def mixtoken_mask_from_box(box: tuple[int, int, int, int], grid: tuple[int, int]
         )
     mask = np.zeros((1, h, w), bool)
     mask[:, y0:y1, x0:x1] = True
-    return _with_share(jnp.asarray(mask))
+    return _with_lam(jnp.asarray(mask))
 
 
-def mix_tokens(tokens: Array, mix: MixTokenMask) -> Array:
-    """Swaps the masked tokens [B, h, w, ...] with those of the partner; applied twice it gives the tokens
-    back.
+def mix_tokens(tokens: Shaped[Array, "B h w *rest"], mix: MixTokenMask) -> Shaped[Array, "B h w *rest"]:
+    """Swaps the masked tokens with those of the partner (MixToken, Jiang et al. 2021, arXiv:2104.10858).
+
+    Applied twice it returns the original tokens.
+
+    Args:
+      tokens: [B, h, w, ...].
+      mix: the mask, for S shards of B / S images.
+
+    Returns:
+      [B, h, w, ...].
 
     Raises:
-      ValueError: B is no multiple of the number of shards, or the grids differ.
+      ValueError: B is not a multiple of the number of shards, or the grids differ.
+
+    Example:
+      >>> tokens = jnp.array([[[1, 1]], [[2, 2]]])  # two images of 1 x 2 tokens
+      >>> mix_tokens(tokens, mixtoken_mask_from_box((0, 0, 1, 1), (1, 2))).tolist()
+      [[[2, 1]], [[1, 2]]]
     """
     shards, h, w = mix.mask.shape
     batch = tokens.shape[0]
@@ -83,60 +120,82 @@ def mix_tokens(tokens: Array, mix: MixTokenMask) -> Array:
         raise ValueError(f"A batch of {batch} images cannot be mixed in {shards} equal shards.")
     if tokens.shape[1:3] != (h, w):
         raise ValueError(f"MixToken mask of {h}x{w} on a token grid of {tokens.shape[1]}x{tokens.shape[2]}.")
-    own = tokens.reshape(shards, batch // shards, *tokens.shape[1:])
+    own = rearrange(tokens, "(s b) ... -> s b ...", s=shards)
     mask = mix.mask.reshape(shards, 1, h, w, *(1,) * (tokens.ndim - 3))
-    return jnp.where(mask, own[:, ::-1], own).reshape(tokens.shape)
+    return rearrange(jnp.where(mask, own[:, ::-1], own), "s b ... -> (s b) ...")
 
 
-def mix_by_area(values: Array, mix: MixTokenMask | ImageMix) -> Array:
-    """lam * own + (1 - lam) * partner's, for values [B, ...] of whole images (the class token's targets)."""
+def mix_by_area(values: Float[Array, "B *rest"], mix: MixTokenMask | ImageMix) -> Float[Array, "B *rest"]:
+    """Computes lam * own + (1 - lam) * partner for values of an image, for example its class target.
+
+    Args:
+      values: [B, ...].
+      mix: lam [S], for S shards of B / S images.
+
+    Returns:
+      [B, ...].
+    """
     shards = mix.lam.shape[0]
-    own = values.reshape(shards, values.shape[0] // shards, *values.shape[1:])
+    own = rearrange(values, "(s b) ... -> s b ...", s=shards)
     lam = mix.lam.reshape(shards, *(1,) * values.ndim).astype(values.dtype)
-    return (lam * own + (1 - lam) * own[:, ::-1]).reshape(values.shape)
+    return rearrange(lam * own + (1 - lam) * own[:, ::-1], "s b ... -> (s b) ...")
 
 
 def draw_image_mix(
-    key: Array, image_size: tuple[int, int], shards: int = 1, *, mixup: float, cutmix: float
+    key: PRNGKeyArray, image_size: tuple[int, int], shards: int = 1, *, mixup: float, cutmix: float
 ) -> ImageMix:
-    """Draws mixup (Zhang et al. 2018) or cutmix (Yun et al. 2019) for each shard of a batch, each half of the
-    time if both are on.
+    """Draws mixup (Zhang et al. 2018, arXiv:1710.09412) or CutMix (Yun et al. 2019, arXiv:1905.04899).
+
+    If both are on, each is used for half of the batches.
 
     Args:
       key: PRNG key.
       image_size: (H, W).
-      shards: S.
-      mixup, cutmix: alphas of the Beta distributions, 0 is off.
+      shards: S, the number of independently mixed parts of the batch.
+      mixup: alpha of the Beta distribution of mixup; 0 turns it off.
+      cutmix: alpha of the Beta distribution of CutMix; 0 turns it off.
+
+    Returns:
+      ImageMix: mask [S, H, W], blend [S] and lam [S].
 
     Raises:
       ValueError: both are off.
     """
     if not mixup and not cutmix:
         raise ValueError("Mixing images needs an alpha above 0 for mixup or cutmix.")
-    key_choice, key_share, key_box = jax.random.split(key, 3)
+    key_choice, key_blend, key_box = jax.random.split(key, 3)
     box = draw_mixtoken_mask(key_box, image_size, shards, alpha=cutmix or 1.0)
-    share = _beta(key_share, mixup or 1.0, shards)
+    blend = _beta(key_blend, mixup or 1.0, shards)
     choose = jax.random.bernoulli(key_choice) if mixup and cutmix else jnp.bool_(bool(cutmix))
     return ImageMix(
-        mask=box.mask & choose, blend=jnp.where(choose, 1.0, share), lam=jnp.where(choose, box.lam, share)
+        mask=box.mask & choose, blend=jnp.where(choose, 1.0, blend), lam=jnp.where(choose, box.lam, blend)
     )
 
 
-def mix_images(images: Array, mix: ImageMix) -> Array:
-    """Mixes every shard of the images [B, H, W, C] with its own reversal; their targets mix by
-    `mix_by_area`."""
+def mix_images(images: Float[Array, "B H W C"], mix: ImageMix) -> Float[Array, "B H W C"]:
+    """Mixes every shard of the images with itself in reverse order. `mix_by_area` mixes their targets.
+
+    Args:
+      images: [B, H, W, C].
+      mix: as from `draw_image_mix`, for S shards of B / S images.
+
+    Returns:
+      [B, H, W, C].
+    """
     blended = mix_by_area(images, MixTokenMask(mask=mix.mask, lam=mix.blend))
-    shards, height, width = mix.mask.shape
-    partner = images.reshape(shards, -1, *images.shape[1:])[:, ::-1].reshape(images.shape)
-    mask = jnp.repeat(mix.mask, images.shape[0] // shards, axis=0).reshape(-1, height, width, 1)
+    shards = mix.mask.shape[0]
+    partner = rearrange(images, "(s b) h w c -> s b h w c", s=shards)[:, ::-1]
+    partner = rearrange(partner, "s b h w c -> (s b) h w c")
+    mask = repeat(mix.mask, "s h w -> (s b) h w 1", b=images.shape[0] // shards)
     return jnp.where(mask, partner, blended)
 
 
 def _beta(key: Array, alpha: float, shards: int) -> Array:
-    """Beta(alpha, alpha) for each shard; Beta(1, 1) as the uniform it is, without the sampler's loops, which
-    would make devices wait for each other."""
+    """Beta(alpha, alpha) for each shard. Beta(1, 1) is drawn as the uniform distribution: the loops of the
+    general sampler would make devices wait for each other."""
     return jax.random.uniform(key, (shards,)) if alpha == 1 else jax.random.beta(key, alpha, alpha, (shards,))
 
 
-def _with_share(mask: Array) -> MixTokenMask:
+def _with_lam(mask: Array) -> MixTokenMask:
+    """The mask [S, h, w] with the fraction of tokens that an image keeps."""
     return MixTokenMask(mask=mask, lam=1.0 - jnp.mean(mask.astype(jnp.float32), axis=(1, 2)))

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from tlvit.ops import randaugment_policy as policies
+from tlvit.ops.geometry import compose, from_pixels
 from tlvit.ops.randaugment_policy import FILL, OPS, AugmentPolicy
 from tlvit.types import Array
 
@@ -71,12 +72,6 @@ def apply_ops(images: Array, op: Array, level: Array, sign: Array) -> tuple[Arra
     images = _equalize(images, op == OPS.index("Equalize"))
     images = _sharpen(images, jnp.where(op == OPS.index("SharpnessIncreasing"), _factor(level, sign), 1.0))
     return _move(images, op, level, sign)
-
-
-def compose(outer: Array, inner: Array) -> Array:
-    """The matrices [B, 2, 3] of p -> outer(inner(p))."""
-    linear = jnp.sum(outer[:, :, :2, None] * inner[:, None, :, :], axis=2)
-    return linear + jnp.pad(outer[:, :, 2:], ((0, 0), (0, 0), (2, 0)))
 
 
 def _factor(level: Array, sign: Array) -> Array:
@@ -249,8 +244,7 @@ def _shear_matrices(slant, rise, shear_x, shear_y, move_x, move_y, height: int, 
     first = pixels(one, slant, -slant * height / 2, zero, one, zero)
     second = pixels(one, zero, zero, rise + shear_y, one, move_y - rise * width / 2)
     third = pixels(one, slant + shear_x, move_x - slant * height / 2, zero, one, zero)
-    units = jnp.array([[1.0, height / width, 1 / width], [width / height, 1.0, 1 / height]])
-    return compose(first, compose(second, third)) * units[None]
+    return from_pixels(compose(first, compose(second, third)), (height, width))
 
 
 def _whole(values: Array) -> Array:

@@ -1,35 +1,42 @@
-"""Random erasing on the device."""
+"""Random erasing of image regions, on the device."""
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, PRNGKeyArray
 
 from tlvit.types import Array
 
 
 def random_erasing(
-    key: Array,
-    images: Array,
+    key: PRNGKeyArray,
+    images: Float[Array, "B H W C"],
     *,
     probability: float,
     area: tuple[float, float] = (0.02, 1 / 3),
     ratio: tuple[float, float] = (0.3, 1 / 0.3),
-) -> Array:
-    """Replaces one random box of an image by standard normal noise (Zhong et al. 2020, "pixel" mode).
+) -> Float[Array, "B H W C"]:
+    """Replaces one random box of an image by standard normal noise.
+
+    Random erasing (Zhong et al. 2020, arXiv:1708.04896) in the "pixel" mode of timm.
 
     Args:
       key: PRNG key.
-      images: float [B, H, W, C], normalized.
-      probability: of an image to be erased.
-      area: share of the image, drawn uniformly.
-      ratio: height over width, drawn log-uniformly; of ten draws the first box that fits counts.
+      images: [B, H, W, C], normalized.
+      probability: in [0, 1], that an image gets a box.
+      area: range of the box's area as a fraction of the image, drawn uniformly.
+      ratio: range of height / width, drawn log-uniformly. The first of ten boxes that fits into the image is
+        used; if none fits, the image is unchanged.
+
+    Returns:
+      [B, H, W, C] in the type of `images`.
     """
     batch, height, width, _ = images.shape
     keys = jax.random.split(key, 6)
-    share = jax.random.uniform(keys[0], (batch, 10), minval=area[0], maxval=area[1]) * height * width
+    pixels = jax.random.uniform(keys[0], (batch, 10), minval=area[0], maxval=area[1]) * height * width
     aspect = jnp.exp(
         jax.random.uniform(keys[1], (batch, 10), minval=jnp.log(ratio[0]), maxval=jnp.log(ratio[1]))
     )
-    h, w = jnp.round(jnp.sqrt(share * aspect)), jnp.round(jnp.sqrt(share / aspect))
+    h, w = jnp.round(jnp.sqrt(pixels * aspect)), jnp.round(jnp.sqrt(pixels / aspect))
     fits = (h < height) & (w < width)
     first = jnp.argmax(fits, axis=1)[:, None]
     h, w = jnp.take_along_axis(h, first, 1), jnp.take_along_axis(w, first, 1)  # [B, 1]

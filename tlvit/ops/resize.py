@@ -1,15 +1,72 @@
-"""Bicubic resizing as torch does it, and position embeddings for another grid."""
+"""Bicubic resizing with the arithmetic of torch, of images and of position embeddings."""
 
 import math
 
 import jax.numpy as jnp
+from einops import rearrange
+from jaxtyping import Float
 
 from tlvit.types import Array
 
 
-def resize_bicubic(image: Array, size: tuple[int, int]) -> Array:
-    """Resizes [B, h, w, D] to [B, *size, D] as torch's `interpolate(mode="bicubic", align_corners=False)`:
-    cubic kernel with a = -0.75, no antialiasing, borders repeated."""
+def resize_pos_embed(
+    pos_embed: Float[Array, "1 _ D"],
+    grid: tuple[int, int],
+    *,
+    num_prefix: int,
+    old_grid: tuple[int, int] | None = None,
+) -> Float[Array, "1 _ D"]:
+    """Resizes the position embeddings of the patch tokens to another grid and keeps those of the prefix
+    tokens.
+
+    The method is the bicubic interpolation that DeiT and LV-ViT use for other image sizes (Touvron et al.
+    2021, arXiv:2012.12877), see `resize_bicubic`.
+
+    Args:
+      pos_embed: [1, P + N, D].
+      grid: (h, w) of the result.
+      num_prefix: P, the number of class and distillation tokens at the front.
+      old_grid: (h, w) of the N tokens; by default the square grid of N tokens.
+
+    Returns:
+      [1, P + h * w, D]; the same array if the grid is the old one.
+
+    Raises:
+      ValueError: N is not a square number, or not the size of old_grid.
+
+    Example:
+      >>> import numpy as np
+      >>> resize_pos_embed(np.ones((1, 1 + 14 * 14, 8), np.float32), (24, 24), num_prefix=1).shape
+      (1, 577, 8)
+    """
+    count = pos_embed.shape[1] - num_prefix
+    if old_grid is None:
+        side = math.isqrt(max(count, 0))
+        old_grid = (side, side)
+    if count != old_grid[0] * old_grid[1] or count <= 0:
+        raise ValueError(
+            f"Position embedding of {pos_embed.shape[1]} tokens, {num_prefix} of them in front: {count} are "
+            f"not a {old_grid[0]}x{old_grid[1]} grid; give old_grid."
+        )
+    if tuple(grid) == tuple(old_grid):
+        return pos_embed
+    prefix, patches = pos_embed[:, :num_prefix], pos_embed[:, num_prefix:]
+    table = resize_bicubic(rearrange(patches, "b (h w) d -> b h w d", h=old_grid[0]), grid)
+    return jnp.concatenate([prefix, rearrange(table, "b h w d -> b (h w) d").astype(prefix.dtype)], axis=1)
+
+
+def resize_bicubic(image: Float[Array, "B _ _ D"], size: tuple[int, int]) -> Float[Array, "B _ _ D"]:
+    """Resizes images as torch's `interpolate(mode="bicubic", align_corners=False)` does.
+
+    The cubic kernel has a = -0.75 (Keys 1981). There is no antialiasing, and borders are repeated.
+
+    Args:
+      image: [B, h, w, D].
+      size: (h, w) of the result.
+
+    Returns:
+      [B, *size, D].
+    """
     rows = _bicubic_matrix(image.shape[1], size[0])
     columns = _bicubic_matrix(image.shape[2], size[1])
     return jnp.einsum("iy,jx,byxd->bijd", rows, columns, image, precision="highest")
@@ -29,37 +86,3 @@ def _bicubic_matrix(old: int, new: int) -> Array:
         cell = jnp.clip(base + offset, 0, old - 1).astype(jnp.int32)
         matrix = matrix.at[jnp.arange(new), cell].add(weight)
     return matrix
-
-
-def resize_pos_embed(
-    pos_embed: Array, grid: tuple[int, int], *, num_prefix: int, old_grid: tuple[int, int] | None = None
-) -> Array:
-    """Position embeddings for another grid: bicubic as torch's `interpolate(align_corners=False)`, prefix
-    tokens kept.
-
-    Args:
-      pos_embed: [1, P + N, D].
-      grid: (h, w) wanted.
-      num_prefix: P, the class (and distillation) tokens in front.
-      old_grid: of the N tokens; a square if not given.
-
-    Returns:
-      [1, P + h * w, D]; the same array where the grid already fits.
-
-    Raises:
-      ValueError: N is not a square (or not old_grid).
-    """
-    count = pos_embed.shape[1] - num_prefix
-    if old_grid is None:
-        side = math.isqrt(max(count, 0))
-        old_grid = (side, side)
-    if count != old_grid[0] * old_grid[1] or count <= 0:
-        raise ValueError(
-            f"Position embedding of {pos_embed.shape[1]} tokens, {num_prefix} of them in front: {count} are "
-            f"no {old_grid[0]}x{old_grid[1]} grid; give old_grid."
-        )
-    if tuple(grid) == tuple(old_grid):
-        return pos_embed
-    prefix, rest = pos_embed[:, :num_prefix], pos_embed[:, num_prefix:]
-    table = resize_bicubic(rest.reshape(1, *old_grid, -1), grid)
-    return jnp.concatenate([prefix, table.reshape(1, grid[0] * grid[1], -1).astype(prefix.dtype)], axis=1)

@@ -1,34 +1,38 @@
-"""Resampling written out as weights: RoIAlign through an affine geometry, and torch's bicubic resize."""
+"""RoIAlign through an affine geometry, as a matrix of sampling weights."""
 
 import math
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
+from jaxtyping import Float, Float32
 
 from tlvit.types import Array
 
 
-def roi_weights(geometry: Array, map_grid: tuple[int, int], grid: tuple[int, int]) -> Array:
-    """How much each cell of a map counts for each token: the sampling of RoIAlign along the geometry.
+def roi_weights(
+    geometry: Float[Array, "B 2 3"], map_grid: tuple[int, int], grid: tuple[int, int]
+) -> Float32[Array, "B N M"]:
+    """The weight of each cell of a map in the value of each token.
 
-    The arithmetic is that of torchvision's `roi_align` (He et al. 2017; `aligned=False`, adaptive sampling
-    ratio) on the box that the geometry cuts out of the map, minus half a cell, which puts cell centers where
-    they belong. Every token averages ceil(extent / tokens) samples along each axis, a sample interpolates
-    bilinearly between cell centers, samples up to a cell outside of the map take its border and those further
-    away count as zero. For rotations and shears the box is a parallelogram and everything else is the same;
-    sides longer than the map average as many samples as one of its length.
+    The arithmetic is that of torchvision's `roi_align` (He et al. 2017, arXiv:1703.06870; `aligned=False`,
+    adaptive sampling ratio) on the box that the geometry cuts out of the map, moved by half a cell so that
+    positions are relative to cell centers. Every token averages ceil(extent / tokens) samples along each
+    axis. A sample interpolates bilinearly between cell centers. Samples up to one cell outside of the map
+    take the value of its border, and samples further away are zero. For rotations and shears the box is a
+    parallelogram. A side longer than the map has as many samples as a side of the map's length.
 
     Args:
-      geometry: float32 [B, 2, 3], token image -> map, both in [0, 1] x [0, 1].
+      geometry: [B, 2, 3], token image -> map, both in [0, 1] x [0, 1], see `tlvit.ops.geometry`.
       map_grid: (hm, wm) of the map.
       grid: (h, w) of the tokens.
 
     Returns:
-      float32 [B, h * w, hm * wm].
+      float32 [B, N, M] with N = h * w tokens and M = hm * wm cells, both in row-major order.
     """
     size = jnp.array([map_grid[1], map_grid[0]], jnp.float32)[None, :]  # of x and y
-    # Operations in the order of a box given by corners: near a cell's border the last digit of a position
-    # matters (1e-5).
+    # The order of the operations is that of a box given by its corners: close to a cell's border a difference
+    # of 1e-5 in a position changes the result.
     corner, right, bottom = (
         point * size - 0.5
         for point in (
@@ -44,20 +48,27 @@ def roi_weights(geometry: Array, map_grid: tuple[int, int], grid: tuple[int, int
     inside = inside_y[:, :, :, None] + inside_x[:, :, None, :]
     # Positions (x, y) of all samples, [B, 2, h, gy, w, gx].
     position = start[:, :, :, None, :, None] + inside[:, :, None, :, None, :]
-    share = weight_y[:, None, :, None, None] * weight_x[:, None, None, None, :]
+    weight = weight_y[:, None, :, None, None] * weight_x[:, None, None, None, :]
     columns = _interpolate(position[:, 0], map_grid[1])
-    rows = _interpolate(position[:, 1], map_grid[0]) * share[..., None]
+    rows = _interpolate(position[:, 1], map_grid[0]) * weight[..., None]
     weights = jnp.einsum("bygxfr,bygxfc->byxrc", rows, columns, precision="highest")
-    return weights.reshape(geometry.shape[0], grid[0] * grid[1], map_grid[0] * map_grid[1])
+    return rearrange(weights, "b y x r c -> b (y x) (r c)")
 
 
 def _samples(extent: Array, tokens: int, limit: int) -> tuple[Array, Array, Array]:
-    """Along one side of the box: offsets [B, 2, tokens] of the tokens, [B, 2, G] of the samples within a
-    token and the weights [B, G] of these.
+    """The samples along one side of the box.
 
-    The side `extent` [B, 2] is in cells and counts as at least one long. A token averages ceil(length /
-    tokens) samples; G is that number for a side of `limit` cells, and samples past an image's own number
-    weigh nothing.
+    A side is at least one cell long. A token averages ceil(length / tokens) samples; G is that number for a
+    side of `limit` cells. Samples beyond an image's own number have weight 0.
+
+    Args:
+      extent: [B, 2], the side as a vector (x, y) in cells.
+      tokens: number of tokens along the side.
+      limit: number of cells along the longer side of the map.
+
+    Returns:
+      The offsets [B, 2, tokens] of the tokens, the offsets [B, 2, G] of the samples within a token, and the
+      weights [B, G] of the samples.
     """
     length = jnp.sqrt(jnp.sum(extent**2, axis=1))
     most = math.ceil(limit / tokens)

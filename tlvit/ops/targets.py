@@ -1,8 +1,9 @@
-"""Token labels: from an image's score map and the geometry of its augmentation to soft targets, on the
-device."""
+"""Soft targets from the score maps of images and the geometry of their augmentation, on the device."""
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
+from jaxtyping import Float, Float32, Int
 
 from tlvit.ops.roi_align import roi_weights
 from tlvit.types import Array, ScoreMaps, TokenTargets
@@ -10,34 +11,41 @@ from tlvit.types import Array, ScoreMaps, TokenTargets
 
 def make_targets(
     maps: ScoreMaps,
-    label: Array,
-    geometry: Array,
+    label: Int[Array, "B"],
+    geometry: Float[Array, "B 2 3"],
     *,
     grid: tuple[int, int],
     num_classes: int,
     smoothing: float = 0.1,
 ) -> TokenTargets:
-    """Samples the annotator's logits where the augmented image's tokens lie and turns them into
-    probabilities.
+    """Samples the annotator's logits at the tokens of the augmented images and turns them into probabilities.
 
     For every token: RoIAlign over the logits (classes outside of the top K count as 0), softmax over all
     classes, smoothing p * (1 - s + s / L) + s / L. The class token's target is the same with one token for
-    the whole crop. This is the published arithmetic of token labeling (Jiang et al. 2021, arXiv:2104.10858),
-    sampled through one affine map instead of a box.
+    the entire crop. This is the published arithmetic of token labeling (Jiang et al. 2021, arXiv:2104.10858),
+    sampled through an affine map instead of a box.
 
     Args:
-      maps: value [B, K, hm, wm], index [B, K, hm, wm].
-      label: int32 [B].
-      geometry: float32 [B, 2, 3], final image -> map, see `Batch`.
+      maps: value [B, K, hm, wm] and index [B, K, hm, wm].
+      label: [B], class indices.
+      geometry: [B, 2, 3], augmented image -> annotated image, see `Batch`.
       grid: (h, w) of the model's tokens, N = h * w.
       num_classes: L.
-      smoothing: s; the published default is 0.1.
+      smoothing: s, in [0, 1); the published default is 0.1.
 
     Returns:
-      TokenTargets in float32: cls [B, L], tokens [B, N, L], truth [B, L].
+      TokenTargets in float32: cls [B, L], tokens [B, N, L], label [B, L].
 
     Raises:
       ValueError: shapes that do not fit together.
+
+    Example:
+      >>> import numpy as np
+      >>> maps = ScoreMaps(value=np.full((1, 2, 4, 4), 3, np.float16), index=np.zeros((1, 2, 4, 4), np.int32))
+      >>> identity = np.array([[[1, 0, 0], [0, 1, 0]]], np.float32)
+      >>> targets = make_targets(maps, np.array([0]), identity, grid=(2, 2), num_classes=5)
+      >>> targets.cls.shape, targets.tokens.shape, targets.label.shape
+      ((1, 5), (1, 4, 5), (1, 5))
     """
     if maps.value.shape != maps.index.shape or maps.value.ndim != 4:
         raise ValueError(
@@ -53,26 +61,36 @@ def make_targets(
     logits = _dense_logits(maps, num_classes)
     map_grid = maps.value.shape[2:]
 
-    def targets(token_grid):
+    def targets(token_grid: tuple[int, int]) -> Array:
         weights = roi_weights(geometry, map_grid, token_grid)
         sampled = jnp.einsum("bnm,bml->bnl", weights, logits, precision="highest")
-        share = jax.nn.softmax(sampled, axis=-1)
-        return share * (1 - smoothing + smoothing / num_classes) + smoothing / num_classes
+        probabilities = jax.nn.softmax(sampled, axis=-1)
+        return probabilities * (1 - smoothing + smoothing / num_classes) + smoothing / num_classes
 
-    truth = smooth_one_hot(label, num_classes, smoothing)
-    return TokenTargets(cls=targets((1, 1))[:, 0], tokens=targets(grid), label=truth)
+    one_hot = smooth_one_hot(label, num_classes, smoothing)
+    return TokenTargets(cls=targets((1, 1))[:, 0], tokens=targets(grid), label=one_hot)
 
 
-def smooth_one_hot(label: Array, num_classes: int, smoothing: float = 0.0) -> Array:
-    """One-hot labels [B] -> float32 [B, L] with s spread evenly over all classes; rows sum to 1."""
+def smooth_one_hot(label: Int[Array, "B"], num_classes: int, smoothing: float = 0.0) -> Float32[Array, "B L"]:
+    """One-hot labels with label smoothing (Szegedy et al. 2016, arXiv:1512.00567).
+
+    Args:
+      label: [B], class indices.
+      num_classes: L.
+      smoothing: s, in [0, 1), spread evenly over all classes.
+
+    Returns:
+      float32 [B, L], one_hot * (1 - s) + s / L. Rows sum to 1.
+    """
     return jax.nn.one_hot(label, num_classes) * (1 - smoothing) + smoothing / num_classes
 
 
 def _dense_logits(maps: ScoreMaps, num_classes: int) -> Array:
-    """[B, hm * wm, L] with the K logits of every cell in their places and 0 elsewhere; by comparison, not by
-    scatter, which XLA fuses and which is the fast way on TPU."""
-    batch, top_k, h, w = maps.value.shape
-    value = maps.value.astype(jnp.float32).reshape(batch, top_k, h * w, 1)
-    index = maps.index.astype(jnp.int32).reshape(batch, top_k, h * w, 1)
+    """[B, hm * wm, L]: the K logits of every cell at their classes and 0 elsewhere.
+
+    The comparison with all classes is fused by XLA and faster than a scatter on TPU.
+    """
+    value = rearrange(maps.value.astype(jnp.float32), "b k h w -> b k (h w) 1")
+    index = rearrange(maps.index.astype(jnp.int32), "b k h w -> b k (h w) 1")
     classes = jnp.arange(num_classes, dtype=jnp.int32).reshape(1, 1, 1, num_classes)
     return jnp.sum(jnp.where(index == classes, value, 0.0), axis=1)
