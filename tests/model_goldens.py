@@ -1,4 +1,4 @@
-"""What the tests of the model families share: filled models, official names of gradients, relative errors."""
+"""Helpers of the model tests: filled and small models, random inputs, official names of gradients, errors."""
 
 import jax
 import numpy as np
@@ -12,11 +12,52 @@ from tlvit.models.layers import Buffer
 from tlvit.models.t2t_vit import sinusoid_table
 from tlvit.types import ModelOutput
 
+TRANSFORMER = {"dim": 32, "depth": 2, "num_heads": 2, "image_size": 32, "num_classes": 7}
+# Small models by the prefix of their names. The transformers have a 2x2 grid.
+SMALL = {
+    "lvvit": {**TRANSFORMER, "stem_width": 8},
+    "vit": TRANSFORMER,
+    "deit": TRANSFORMER,
+    "t2t": TRANSFORMER,
+    "regnety": {
+        "num_classes": 10, "image_size": 48, "widths": (64, 128), "depths": (1, 1), "group_width": 64,
+        "stem_width": 32, "strides": (2, 2), "stem_stride": 2,
+    },
+    "dm_nfnet": {
+        "num_classes": 7, "widths": (16, 32), "depths": (1, 2), "stem_width": 16, "group_width": 8,
+    },
+}  # fmt: skip
 LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 
 
+def small(name: str, **options) -> nnx.Module:
+    """A small model of the family, filled by the goldens' rule."""
+    return filled(name, **{**_small(name), **options})
+
+
+def fresh(name: str, **options) -> nnx.Module:
+    """A small model of the family, initialized."""
+    return create_model(name, **{**_small(name), **options})
+
+
+def images(batch: int = 2, height: int = 32, width: int | None = None, seed: int = 0) -> np.ndarray:
+    """Random normalized images [batch, height, width, 3]; square without a width."""
+    return randn(batch, height, width or height, 3, seed=seed)
+
+
+def randn(*shape: int, seed: int = 0) -> np.ndarray:
+    """Random float32 values with mean 0 and variance 1."""
+    return np.random.RandomState(seed).standard_normal(shape).astype(np.float32)
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    """Softmax over the last axis, in NumPy."""
+    x = np.exp(x - x.max(-1, keepdims=True))
+    return x / x.sum(-1, keepdims=True)
+
+
 def filled(name: str, **options) -> nnx.Module:
-    """A model filled by the goldens' rule, never initialized; T2T-ViT's fixed position table stays itself."""
+    """A model filled by the goldens' rule. The fixed position table of T2T-ViT keeps its values."""
     model = nnx.eval_shape(lambda: create_model(name, **options))
     tensors = {}
     for key, shape in official_shapes(model).items():
@@ -27,14 +68,14 @@ def filled(name: str, **options) -> nnx.Module:
 
 
 def run(model: nnx.Module, images, mix=None, key=None) -> ModelOutput:
-    """The model's output in one compiled piece, which is faster than op by op; dropout if there is a key."""
+    """The output of the compiled model, in training mode if there is a key."""
     net, params, stats = functionalize(model)
     call = lambda p, s, x, mix, key: net.apply(p, s, x, mix=mix, train=key is not None, key=key)[0]
     return jax.jit(call)(params, stats, images, mix, key)
 
 
 def official_names(tree, path=()):
-    """Nested dict -> official name -> leaf, written apart from the conversion."""
+    """Nested dict -> {official name: leaf}. It does not use tlvit's conversion, so it can check it."""
     if not isinstance(tree, dict):
         return {".".join([*path[:-1], LEAVES.get(path[-1], path[-1])]): tree}
     return {
@@ -43,14 +84,18 @@ def official_names(tree, path=()):
 
 
 def relative(got, expected) -> float:
-    """Largest difference, in units of the largest expected value."""
+    """The largest difference divided by the largest expected value."""
     return float(np.abs(np.asarray(got) - expected).max() / np.abs(expected).max())
 
 
 def worst_norm(grads, names, norms) -> tuple[float, str]:
-    """The largest relative error of a gradient's norm, and whose; every name must be there and no other."""
+    """The largest relative error of a gradient's norm, and its name. Both must have the same names."""
     ours = {k: float(np.linalg.norm(np.asarray(v).ravel())) for k, v in official_names(grads).items()}
     theirs = dict(zip(names.tolist(), norms.tolist(), strict=True))
     if ours.keys() != theirs.keys():
         raise AssertionError(f"Gradients of other tensors: {sorted(ours.keys() ^ theirs.keys())}")
     return max((abs(ours[k] - theirs[k]) / theirs[k], k) for k in ours)
+
+
+def _small(name: str) -> dict:
+    return next(options for prefix, options in SMALL.items() if name.startswith(prefix))

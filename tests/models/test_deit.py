@@ -2,11 +2,12 @@
 
 import jax
 import jax.numpy as jnp
+import model_goldens
 import numpy as np
 import pytest
 from conftest import golden_images
 from flax import nnx
-from model_goldens import filled, official_names, relative, run, worst_norm
+from model_goldens import filled, images, official_names, relative, run, worst_norm
 
 import tlvit
 from tlvit.models import deit, functional
@@ -17,14 +18,7 @@ DISTILLED = "deit_tiny_distilled_patch16_224"
 
 
 def small(distilled=True, **options):
-    """Filled by the goldens' rule: 2 blocks, 32 channels, a 2x2 grid, 7 classes."""
-    base = {"dim": 32, "depth": 2, "num_heads": 2, "image_size": 32, "num_classes": 7}
-    return filled(DISTILLED if distilled else "deit_tiny_patch16_224", **{**base, **options})
-
-
-def images(batch=2, height=32, width=None, seed=0):
-    shape = (batch, height, width or height, 3)
-    return np.random.RandomState(seed).standard_normal(shape).astype(np.float32)
+    return model_goldens.small(DISTILLED if distilled else "deit_tiny_patch16_224", **options)
 
 
 @pytest.mark.parametrize(
@@ -105,8 +99,8 @@ def test_inference_averages_the_heads():
 def test_the_token_head_follows_lvvits_rules(distilled, options, pooled):
     model = small(distilled, token_head=True, **options)
     output = run(model, images())
-    whole = (output.cls + output.dist) / 2 if distilled else output.cls
-    np.testing.assert_allclose(output.logits, whole + pooled(np.asarray(output.tokens)), atol=1e-5)
+    base = (output.cls + output.dist) / 2 if distilled else output.cls
+    np.testing.assert_allclose(output.logits, base + pooled(np.asarray(output.tokens)), atol=1e-5)
     np.testing.assert_allclose(
         jax.jit(lambda x: model.dense_logits(x))(images()).reshape(2, 4, 7), output.tokens, atol=1e-5
     )

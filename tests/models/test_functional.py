@@ -1,26 +1,25 @@
 """Modules as pure functions over nested dicts."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
+import model_goldens
 import numpy as np
 import pytest
 from flax import nnx
 
 import tlvit
-from tlvit.models import functional, layers
+from tlvit.models import batch_norm, functional
 from tlvit.ops import mixing
 from tlvit.types import ModelOutput
 
 
 def small(name="lvvit_s", **options):
-    options = {"dim": 16, "depth": 2, "num_heads": 2, "image_size": 32, "num_classes": 5, **options}
-    if name != "vit":
-        options.setdefault("stem_width", 4)
-    return tlvit.create_model(name, **options)
+    return model_goldens.fresh(name, **options)
 
 
-def images(batch=4, size=32, seed=0):
-    return np.random.RandomState(seed).standard_normal((batch, size, size, 3)).astype(np.float32)
+images = functools.partial(model_goldens.images, 4)
 
 
 def keys_of(tree):
@@ -103,7 +102,7 @@ def test_bind_gives_the_module_of_either_mode():
 def test_a_mask_for_a_model_without_tokens_is_refused():
     class Tiny(nnx.Module):
         def __init__(self):
-            self.bn = layers.BatchNorm(3)
+            self.bn = batch_norm.BatchNorm(3)
 
         def __call__(self, x, key=None):
             x = jnp.mean(self.bn(x), (1, 2))

@@ -1,35 +1,29 @@
 """NFNet against the published numbers, its signal propagation, and the largest one within 8 GB."""
 
+import functools
 import subprocess
 import sys
 import textwrap
 
 import jax
 import jax.numpy as jnp
+import model_goldens
 import numpy as np
 import pytest
 from conftest import golden_images
 from flax import nnx
-from model_goldens import filled, official_names, relative, run
+from model_goldens import filled, images, official_names, relative, run
 
 import tlvit
 from tlvit.models import functional, nfnet
 from tlvit.ops.losses import soft_cross_entropy
 
-SMALL = {"num_classes": 7, "widths": (16, 32), "depths": (1, 2), "stem_width": 16, "group_width": 8}
-
-
-def small(**options):
-    return filled("dm_nfnet_f0", **{**SMALL, **options})
-
-
-def images(batch=2, height=32, width=32, seed=0):
-    return np.random.RandomState(seed).standard_normal((batch, height, width, 3)).astype(np.float32)
+small = functools.partial(model_goldens.small, "dm_nfnet_f0")
 
 
 @pytest.mark.parametrize(("name", "millions"), [("dm_nfnet_f0", 71.489), ("dm_nfnet_f6", 438.359)])
 def test_parameter_counts_are_the_published_ones(name, millions):
-    """Abstractly: nothing of the 438 million is allocated."""
+    """With abstract arrays: no memory for the 438 million parameters is allocated."""
     _, params, _ = functional.functionalize(nnx.eval_shape(lambda: tlvit.create_model(name)))
     assert round(functional.count_parameters(params) / 1e6, 3) == millions
 
@@ -63,7 +57,7 @@ def test_standardized_weights_have_mean_zero_and_the_gains_scale():
 
 
 def test_epsilon_is_added_to_the_deviation():
-    """DeepMind's weights want 1e-4; tiny weights are visibly damped by it."""
+    """The published epsilon is 1e-4. It halves the standardized value of weights of that size."""
     layer = nfnet.ScaledConv(4, 1, 1, rngs=nnx.Rngs(0))
     layer.kernel[...] = jnp.array([1.0, -1.0, 1.0, -1.0]).reshape(1, 1, 4, 1) * 1e-4
     np.testing.assert_allclose(layer.standardized().ravel(), [0.25, -0.25, 0.25, -0.25], rtol=1e-4)
@@ -158,8 +152,8 @@ def test_bfloat16_computes_low_and_keeps_high():
     assert relative(output.logits, np.asarray(run(small(), images()).logits)) < 0.05
 
 
-def test_as_many_depths_as_widths():
-    with pytest.raises(ValueError, match=r"\(1, 2, 3\) and \(16, 32\)"):
+def test_stages_without_depth_or_width_are_refused():
+    with pytest.raises(ValueError, match=r"a depth and a width, not \(1, 2, 3\) and \(16, 32\)"):
         small(depths=(1, 2, 3))
 
 

@@ -1,7 +1,10 @@
 """RegNetY against the published numbers, its sizes against the paper's rule, and small ones in training."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
+import model_goldens
 import numpy as np
 import pytest
 from conftest import golden_images
@@ -21,22 +24,9 @@ RULE = {
     "regnety_080": (192, 76.82, 2.19, 56, 17), "regnety_120": (168, 73.36, 2.37, 112, 19),
     "regnety_160": (200, 106.23, 2.48, 112, 18), "regnety_320": (232, 115.89, 2.53, 232, 20),
 }  # fmt: skip
-SMALL = {
-    "num_classes": 10, "image_size": 48, "widths": (64, 128), "depths": (1, 1), "group_width": 64,
-    "stem_width": 32, "strides": (2, 2), "stem_stride": 2,
-}  # fmt: skip
-
-
-def fresh(**options):
-    return tlvit.create_model("regnety_002", **{**SMALL, **options})
-
-
-def small(**options):
-    return filled("regnety_002", **{**SMALL, **options})
-
-
-def images(batch=2, height=48, width=48, seed=0):
-    return np.random.RandomState(seed).standard_normal((batch, height, width, 3)).astype(np.float32)
+small = functools.partial(model_goldens.small, "regnety_002")
+fresh = functools.partial(model_goldens.fresh, "regnety_002")
+images = functools.partial(model_goldens.images, height=48)
 
 
 @pytest.mark.parametrize("name", sorted(regnety.VARIANTS))
@@ -101,7 +91,7 @@ def test_dense_logits_are_the_classifier_on_every_cell():
 )
 def test_overrides_and_shapes(options, size, shape):
     model = small(**options)
-    assert jax.eval_shape(model.features, images(1, *size)).shape == (1, *shape)
+    assert jax.eval_shape(model.features, model_goldens.images(1, *size)).shape == (1, *shape)
 
 
 def test_one_group_is_an_ordinary_convolution():
@@ -169,7 +159,7 @@ def test_bfloat16_computes_low_and_keeps_high():
 
 def test_errors_name_the_numbers():
     for options, text in [
-        ({"group_width": 48}, "64 is no multiple of the group width 48"),
+        ({"group_width": 48}, "64 is not a multiple of the group width 48"),
         ({"depths": (1, 1, 1)}, r"widths=\(64, 128\), depths=\(1, 1, 1\)"),
         ({"strides": (2,)}, r"strides=\(2,\)"),
     ]:

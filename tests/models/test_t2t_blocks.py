@@ -7,19 +7,10 @@ import numpy as np
 import pytest
 from conftest import golden_images
 from flax import nnx
-from model_goldens import filled, relative
+from model_goldens import filled, randn, relative, softmax
 
 from tlvit.models import functional, layers, t2t_blocks
 from tlvit.models import vit as tokens
-
-
-def randn(*shape, seed=0):
-    return np.random.RandomState(seed).standard_normal(shape).astype(np.float32)
-
-
-def softmax(x):
-    x = np.exp(x - x.max(-1, keepdims=True))
-    return x / x.sum(-1, keepdims=True)
 
 
 def numpy_gelu(x):
@@ -98,7 +89,7 @@ def test_every_kind_drops_and_shows_its_attention(kind, depth, width):
     np.testing.assert_allclose(np.stack(maps).sum(-1), 1, atol=1e-5)
 
 
-def test_dense_stages_grow_halve_and_share_a_drop_path():
+def test_dense_stages_grow_halve_and_have_one_drop_path_rate():
     options = {"mlp_ratio": 2.0, "qkv_bias": False, "epsilon": 1e-5, "dtype": None}
     build = lambda: nnx.List(
         t2t_blocks.make_blocks(
@@ -108,9 +99,9 @@ def test_dense_stages_grow_halve_and_share_a_drop_path():
     blocks = nnx.eval_shape(build)
     kinds = [type(b).__name__ for b in blocks]
     assert kinds == ["DenseBlock", "DenseBlock", "Transition", "DenseBlock", "Transition", "DenseBlock"]
-    dense = [b for b in blocks if hasattr(b, "norm1")]
+    dense = [b for b in blocks if isinstance(b, t2t_blocks.DenseBlock)]
     assert [b.norm1.scale.shape[0] for b in dense] == [32, 40, 24, 16]
-    # As published: the rate of the i-th of twelve blocks for the whole stage i.
+    # As published: all blocks of stage i have the rate of the i-th of twelve blocks.
     np.testing.assert_allclose([b.drop_path for b in dense], [0, 0, 0.01, 0.02], atol=1e-9)
 
 

@@ -1,12 +1,13 @@
-"""T2T-ViT against the published numbers, and its performer where the published one breaks."""
+"""T2T-ViT against the published numbers and its options."""
 
 import jax
 import jax.numpy as jnp
+import model_goldens
 import numpy as np
 import pytest
 from conftest import golden_images
 from flax import nnx
-from model_goldens import filled, official_names, relative, run, worst_norm
+from model_goldens import filled, images, official_names, randn, relative, run, worst_norm
 
 import tlvit
 from tlvit.models import functional, t2t_vit
@@ -15,25 +16,7 @@ from tlvit.types import TokenTargets
 
 
 def small(name="t2t_vit_7", **options):
-    """Filled by the goldens' rule: 2 blocks, 32 channels, a 2x2 grid, 7 classes."""
-    base = {"dim": 32, "depth": 2, "num_heads": 2, "image_size": 32, "num_classes": 7}
-    return filled(name, **{**base, **options})
-
-
-def images(batch=2, height=32, width=None, seed=0):
-    shape = (batch, height, width or height, 3)
-    return np.random.RandomState(seed).standard_normal(shape).astype(np.float32)
-
-
-def randn(*shape, seed=0):
-    return np.random.RandomState(seed).standard_normal(shape).astype(np.float32)
-
-
-def plain_performer(query, key, value, w, epsilon=1e-8):
-    """The published formula, one image, in float64."""
-    phi = lambda x: np.exp(x @ w.T - (x * x).sum(-1, keepdims=True) / 2) / np.sqrt(len(w))
-    products = phi(query.astype(np.float64)) @ phi(key.astype(np.float64)).T
-    return products @ value / (products.sum(-1, keepdims=True) + epsilon)
+    return model_goldens.small(name, **options)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +29,7 @@ def plain_performer(query, key, value, w, epsilon=1e-8):
     ],
 )  # fmt: skip
 def test_parameter_counts_are_the_published_ones(name, millions):
-    """They include the fixed position table and random features, which are no parameters here."""
+    """They include the fixed position table and random features, which are not parameters in tlvit."""
     _, params, stats = functional.functionalize(nnx.eval_shape(lambda: tlvit.create_model(name)))
     count = functional.count_parameters(params) + functional.count_parameters(stats)
     assert round(count / 1e6, 3) == millions
@@ -85,7 +68,7 @@ def test_loss_and_gradients_equal_the_published_ones(golden, name):
 
 
 @pytest.mark.parametrize(("size", "stride"), [(7, 4), (3, 2)])
-def test_soft_split_is_torchs_unfold(size, stride):
+def test_soft_split_equals_pytorch_unfold(size, stride):
     """Patch by patch, in torch's order: channel, then row, then column of the neighborhood."""
     x = randn(2, 16, 24, 3)
     padding = {7: 2, 3: 1}[size]
@@ -117,70 +100,11 @@ def test_positions_are_a_sinusoid_that_starts_at_the_class_token():
     np.testing.assert_array_equal(stats["pos_embed"], t2t_vit.sinusoid_table(5, 32))
 
 
-@pytest.mark.parametrize("scale", [0.1, 1.0, 3.0])
-def test_performer_equals_the_published_formula(scale):
-    query, key, value = (scale * randn(2, 9, 16, seed=i) for i in range(3))
-    w = randn(8, 16, seed=3)
-    got = t2t_vit.performer_attention(query, key, value, w)
-    expected = np.stack([plain_performer(*parts, w) for parts in zip(query, key, value, strict=True)])
-    np.testing.assert_allclose(got, expected, rtol=2e-4, atol=1e-5 * np.abs(expected).max())
-
-
-@pytest.mark.parametrize("scale", [100.0, 1e4, 1e19, 1e38])
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_performer_is_finite_for_any_finite_input(scale, dtype):
-    """Values and gradients; so far out all features are 0, and the published quotient is 0 / (0 + 1e-8)."""
-    query, key = (jnp.asarray(scale * np.clip(randn(2, 9, 16, seed=i), -2, 2), dtype) for i in range(2))
-    value, w = jnp.asarray(randn(2, 9, 16, seed=2), dtype), randn(8, 16, seed=3)
-    out = t2t_vit.performer_attention(query, key, value, w)
-    np.testing.assert_array_equal(out, 0.0)
-    grads = jax.grad(lambda *x: t2t_vit.performer_attention(*x, w).sum(), argnums=(0, 1, 2))(
-        query, key, value
-    )
-    assert all(np.isfinite(np.asarray(g, np.float32)).all() for g in grads)
-
-
-def test_performer_equals_the_formula_where_epsilon_and_underflow_begin():
-    """Queries and keys longer than the features: products from e^-10 to e^-100, around epsilon = e^-18."""
-    w = np.sqrt(8) * np.linalg.qr(randn(16, 8))[0].T
-    along = lambda length, rows: np.asarray(length, np.float32)[:, None] * w[list(rows)]
-    query, key = (
-        along([2, 2.5, 2.8, 3, 3.3, 4], [0, 1, 2, 3, 4, 5]),
-        along([2.5, 2.6, 2.9, 3, 3.2, 3], [0, 1, 2, 3, 4, 5]),
-    )
-    value = randn(6, 16, seed=2)
-    expected = plain_performer(query, key, value, w.astype(np.float64))
-    share = np.abs(expected).max(1) / np.abs(value).max(1)
-    assert share.max() > 0.9
-    assert share.min() < 1e-6
-    got = t2t_vit.performer_attention(query[None], key[None], value[None], w.astype(np.float32))[0]
-    np.testing.assert_allclose(got, expected, rtol=5e-4, atol=1e-12)
-
-
-def test_performer_gradient_equals_that_of_the_formula():
-    query, key, value = (0.5 * randn(1, 5, 8, seed=i) for i in range(3))
-    w, weight = randn(4, 8, seed=3), randn(1, 5, 8, seed=4)
-
-    def score(q, k, v):
-        return jnp.sum(weight * t2t_vit.performer_attention(q, k, v, w))
-
-    grads = jax.grad(score, argnums=(0, 1, 2))(query, key, value)
-    inputs = [x.astype(np.float64) for x in (query, key, value)]
-    for i, grad in enumerate(grads):
-        for index in [(0, 0, 0), (0, 3, 5), (0, 4, 7)]:
-            sides = []
-            for step in (1e-5, -1e-5):
-                moved = [x.copy() for x in inputs]
-                moved[i][index] += step
-                sides.append(np.sum(weight[0] * plain_performer(*(x[0] for x in moved), w)))
-            assert abs(grad[index] - (sides[0] - sides[1]) / 2e-5) < 1e-4
-
-
 @pytest.mark.parametrize(("name", "dtype"), [("t2t_vit_7", "bfloat16"), ("t2t_vit_t_14", None)])
 def test_the_network_is_finite_for_activations_scaled_by_100(name, dtype):
     model = small(name, dtype=dtype, depth=0)
-    for attention in (model.tokens_to_token.attention1, model.tokens_to_token.attention2):
-        attention.norm1.scale[...] = 100 * attention.norm1.scale[...]
+    for layer in (model.tokens_to_token.attention1, model.tokens_to_token.attention2):
+        layer.norm1.scale[...] = 100 * layer.norm1.scale[...]
     net, params, stats = functional.functionalize(model)
     score = lambda p: jnp.sum(net.bind(p, stats).features(100 * images()).astype(jnp.float32) ** 2)
     value, grads = jax.jit(jax.value_and_grad(score))(params)
@@ -205,8 +129,8 @@ def test_images_need_not_be_square():
 
 
 def test_random_features_are_orthogonal_fixed_and_of_the_published_length():
-    attention = t2t_vit.TokenPerformer(27, 64, drop_rate=0.1, rngs=nnx.Rngs(0))
-    _, params, stats = functional.functionalize(attention)
+    performer = t2t_vit.TokenPerformer(27, 64, drop_rate=0.1, rngs=nnx.Rngs(0))
+    _, params, stats = functional.functionalize(performer)
     assert stats["w"].shape == (32, 64)
     np.testing.assert_allclose(stats["w"] @ stats["w"].T, 32 * np.eye(32), atol=1e-3)
     assert "w" not in params

@@ -1,1 +1,1 @@
-"""Small PyTorch models with the official names, written for these tests: a second opinion on exports."""
+"""PyTorch models with the official names, written for these tests. They check exported checkpoints."""

@@ -1,9 +1,9 @@
-"""Times LV-ViT's training step in PyTorch, to set beside `python -m scripts.benchmark step`.
+"""Times the training step of LV-ViT in PyTorch, for comparison with `python -m scripts.benchmark step`.
 
     python tests/torch_models/benchmark_step.py lvvit_s --threads 2
 
-Forward, token-label loss, backward, AdamW and the moving average in float32; the targets are given, where
-tlvit's step samples them from score maps.
+A step consists of forward pass, token-label loss, backward pass, AdamW and moving average, in float32. The
+targets are given, while tlvit's step samples them from score maps.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""DeiT in PyTorch, for inference: patches, class token and, if asked for, distillation token."""
+"""DeiT in PyTorch, for inference: patches, class token and, optionally, distillation token."""
 
 import torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""The transformer block that the PyTorch models of the tests share, from `torch.nn` parts."""
+"""The transformer block of the PyTorch models in the tests, built from `torch.nn`."""
 
 import torch
 from torch import nn
@@ -6,7 +6,7 @@ from torch.nn import functional
 
 
 class Attention(nn.Module):
-    """Softmax attention over one qkv projection; by default scaled by the head's width."""
+    """Softmax attention with one fused qkv projection."""
 
     def __init__(self, width: int, heads: int, *, qkv_bias: bool):
         super().__init__()
@@ -24,7 +24,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two layers and an exact GELU."""
+    """Two linear layers with an exact GELU between them."""
 
     def __init__(self, width: int, hidden: int):
         super().__init__()
@@ -36,7 +36,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm block; `residual` divides both branches."""
+    """Pre-norm block. `residual` divides both branches."""
 
     def __init__(
         self,

@@ -27,7 +27,7 @@ class Stem(nn.Module):
 
 
 class LVViT(nn.Module):
-    """[B, 3, H, W] -> logits [B, L], class token plus half of the best token."""
+    """[B, 3, H, W] -> logits [B, L], class token plus half of the maximum over the tokens."""
 
     def __init__(
         self,

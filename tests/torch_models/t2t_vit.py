@@ -11,7 +11,7 @@ SPLITS = ((7, 4, 2), (3, 2, 1), (3, 2, 1))  # kernel, stride, padding
 
 
 class Performer(nn.Module):
-    """Linear attention with positive random features; one head, and the values are its residual."""
+    """Attention with positive random features and one head. Its residual connection starts at the values."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -31,13 +31,13 @@ class Performer(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         key, query, value = self.kqv(self.norm1(x)).chunk(3, dim=-1)
         key, query = self.features(key), self.features(query)
-        weights = query @ key.transpose(1, 2)  # quadratic on purpose: another order of the sums than ours
+        weights = query @ key.transpose(1, 2)  # quadratic, so that the sums have another order than in tlvit
         x = value + self.proj(weights @ value / (weights.sum(dim=-1, keepdim=True) + 1e-8))
         return x + self.mlp(self.norm2(x))
 
 
 class WideAttention(nn.Module):
-    """One head, scaled by the width of what comes in; the values are its residual."""
+    """One head, scaled by the input width. Its residual connection starts at the values."""
 
     def __init__(self, width: int):
         super().__init__()

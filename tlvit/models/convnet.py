@@ -1,29 +1,82 @@
-"""What RegNetY and NFNet share: squeeze-and-excitation and the pooled classifier."""
+"""The forward pass, classifier and squeeze-and-excitation of the convolutional networks RegNetY and NFNet."""
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Float
 
-from tlvit.models.layers import conv, dropout, split_key
-from tlvit.models.model import Model
+from tlvit.models.layers import Conv, split_key
+from tlvit.models.model import Model, check_indices
+from tlvit.ops.attention import dropout
 from tlvit.types import Array, ModelOutput
 
 
-class SqueezeExcite(nnx.Module):
-    """Channel gates from the mean over the image (Hu et al. 2018, arXiv:1709.01507)."""
+class PooledModel(Model):
+    """A convolutional network. A subclass sets `head` and defines `stage_outputs` and `final_map`.
 
-    def __init__(self, width: int, squeezed: int, *, dtype=None, rngs: nnx.Rngs):
-        self.fc1 = conv(width, squeezed, 1, dtype=dtype, rngs=rngs)
-        self.fc2 = conv(squeezed, width, 1, dtype=dtype, rngs=rngs)
+    Attributes:
+      head: PooledClassifier. Applied to every cell of the last feature map, it gives score maps.
+    """
 
-    def __call__(self, x: Array) -> Array:
-        """[B, H, W, C] -> [B, H, W, C]."""
-        gate = jnp.mean(x, axis=(1, 2), keepdims=True, dtype=jnp.float32)
-        return x * jax.nn.sigmoid(self.fc2(jax.nn.relu(self.fc1(gate)))).astype(x.dtype)
+    has_dense_logits = True
+
+    def stage_outputs(
+        self, images: Float[Array, "B H W 3"], key: Array | None
+    ) -> list[Float[Array, "B _ _ _"]]:
+        """The feature maps after the stages. `key` is the PRNG key of drop-path."""
+        raise NotImplementedError
+
+    def final_map(self, x: Float[Array, "B h w _"]) -> Float[Array, "B h w D"]:
+        """The layers between the last stage and the classifier."""
+        return x
+
+    def __call__(self, images: Float[Array, "B H W 3"], *, key: Array | None = None) -> ModelOutput:
+        """Runs the model.
+
+        Args:
+          images: normalized.
+          key: PRNG key of dropout and drop-path. Nothing is dropped without one.
+
+        Returns:
+          ModelOutput with equal `logits` and `cls`.
+        """
+        body_key, head_key = split_key(key, 2)
+        x = self.final_map(self.stage_outputs(images, body_key)[-1])
+        logits = self.head(x, head_key)
+        return ModelOutput(logits=logits, cls=logits)
+
+    def features(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w D"]:
+        """The feature map that the classifier averages."""
+        return self.final_map(self.stage_outputs(images, None)[-1])
+
+    def dense_logits(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w L"]:
+        """The classifier's logits of every cell of the last feature map, in float32."""
+        return self.head.dense(self.features(images))
+
+    def intermediates(
+        self, images: Float[Array, "B H W 3"], blocks: Sequence[int]
+    ) -> list[Float[Array, "B _ _ _"]]:
+        """The feature maps after some of the stages.
+
+        Args:
+          images: normalized.
+          blocks: indices of stages; 0 is the first stage after the stem.
+
+        Returns:
+          One array for each index, in the order of `blocks`.
+
+        Raises:
+          ValueError: an index is out of range.
+        """
+        outputs = self.stage_outputs(images, None)
+        check_indices(blocks, len(outputs))
+        return [outputs[i] for i in blocks]
 
 
 class PooledClassifier(nnx.Module):
-    """The head of the convolutional families: one linear classifier for the pooled map or for every cell."""
+    """A linear classifier for the average of a feature map or for each of its cells."""
 
     def __init__(
         self, width: int, num_classes: int, *, drop_rate: float = 0.0, dtype=None, rngs: nnx.Rngs
@@ -32,36 +85,24 @@ class PooledClassifier(nnx.Module):
         init = nnx.initializers.normal(0.01)
         self.fc = nnx.Linear(width, num_classes, kernel_init=init, dtype=dtype, rngs=rngs)
 
-    def __call__(self, features: Array, key: Array | None = None) -> Array:
-        """[B, h, w, D] -> float32 [B, L]."""
+    def __call__(self, features: Float[Array, "B h w D"], key: Array | None = None) -> Float[Array, "B L"]:
+        """The float32 logits of the average cell."""
         pooled = jnp.mean(features, axis=(1, 2), dtype=jnp.float32)
         return self.fc(dropout(pooled, self.drop_rate, key)).astype(jnp.float32)
 
-    def dense(self, features: Array) -> Array:
-        """[B, h, w, D] -> float32 [B, h, w, L]."""
+    def dense(self, features: Float[Array, "B h w D"]) -> Float[Array, "B h w L"]:
+        """The float32 logits of every cell."""
         return self.fc(features).astype(jnp.float32)
 
 
-class PooledModel(Model):
-    """A convolutional network: a subclass sets `head`, a PooledClassifier, and says in `encode` what precedes
-    it."""
+class SqueezeExcite(nnx.Module):
+    """Multiplies every channel by a gate computed from the image's mean (Hu et al. 2018,
+    arXiv:1709.01507)."""
 
-    has_dense_logits = True
+    def __init__(self, width: int, squeezed: int, *, dtype=None, rngs: nnx.Rngs):
+        self.fc1 = Conv(width, squeezed, 1, dtype=dtype, rngs=rngs)
+        self.fc2 = Conv(squeezed, width, 1, dtype=dtype, rngs=rngs)
 
-    def encode(self, images: Array, key: Array | None) -> Array:
-        """[B, H, W, 3] -> the last feature map, [B, h, w, D]."""
-        raise NotImplementedError
-
-    def __call__(self, images: Array, *, key: Array | None = None) -> ModelOutput:
-        """Normalized float32 [B, H, W, 3] -> ModelOutput with logits and cls, which are the same."""
-        keys = split_key(key, 2)
-        logits = self.head(self.encode(images, keys[0]), keys[1])
-        return ModelOutput(logits=logits, cls=logits)
-
-    def features(self, images: Array) -> Array:
-        """The last feature map, [B, h, w, D]."""
-        return self.encode(images, None)
-
-    def dense_logits(self, images: Array) -> Array:
-        """The classifier's logits of every cell of the last feature map, float32 [B, h, w, L]: score maps."""
-        return self.head.dense(self.features(images))
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        gate = jnp.mean(x, axis=(1, 2), keepdims=True, dtype=jnp.float32)
+        return x * jax.nn.sigmoid(self.fc2(jax.nn.relu(self.fc1(gate)))).astype(x.dtype)

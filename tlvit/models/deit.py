@@ -1,13 +1,15 @@
-"""DeiT (Touvron et al. 2021, "Training data-efficient image transformers", arXiv:2012.12877): a plain ViT,
-optionally with a distillation token."""
+"""DeiT (Touvron et al. 2021, "Training data-efficient image transformers", arXiv:2012.12877): a plain vision
+transformer, optionally with a distillation token."""
 
 from flax import nnx
+from jaxtyping import Float
 
-from tlvit.models.layers import Block, PatchEmbed, drop_path_rates, layer_norm, linear, token_grid
+from tlvit.models.layers import drop_path_rates, layer_norm, linear
+from tlvit.models.transformer import Block, PatchEmbed, token_grid
 from tlvit.models.vit import TokenModel, check_rule
 from tlvit.types import Array
 
-# As published: width and heads; all have 12 blocks, MLP ratio 4 and 16-pixel patches.
+# Widths and heads as published. All have 12 blocks, MLP ratio 4 and patches of 16 pixels.
 SIZES = {
     "tiny": {"dim": 192, "num_heads": 3},
     "small": {"dim": 384, "num_heads": 6},
@@ -25,11 +27,11 @@ VARIANTS = {
 
 
 class DeiT(TokenModel):
-    """Vision transformer with class token and, if `distilled`, a distillation token with a head of its own.
+    """Vision transformer with a class token and, if `distilled`, a distillation token with its own head.
 
-    `logits` of a distilled model are the mean of its two heads. With `token_head` the patch tokens are
-    classified too, so that token labels can train it; `logits` then follow `rule` as LV-ViT's do: "max" adds
-    token_weight * max over tokens of the token logits, "mean" the mean over tokens, "class" nothing.
+    The logits of a distilled model are the mean of its two heads. `token_head` adds a head for every patch
+    token, which token labels train. `rule` and `token_weight` then say how inference combines the heads
+    (`vit.infer`).
     """
 
     def __init__(
@@ -59,6 +61,8 @@ class DeiT(TokenModel):
         self.head_dist = linear(dim, num_classes, dtype=dtype, rngs=rngs) if distilled else None
         self.aux_head = linear(dim, num_classes, dtype=dtype, rngs=rngs) if token_head else None
 
-    def embed_patches(self, images: Array, key: Array | None = None) -> Array:
-        """[B, H, W, 3] -> [B, h, w, D]."""
+    def embed_patches(
+        self, images: Float[Array, "B H W 3"], key: Array | None = None
+    ) -> Float[Array, "B h w D"]:
+        """The stem: images to patch tokens."""
         return self.patch_embed(images)

@@ -1,23 +1,24 @@
-"""All of NNX's split and merge plumbing: a module becomes a pure function over nested dicts of arrays."""
+"""Splits a model into a pure function and nested dicts of arrays, and puts them together again."""
 
 import dataclasses
 from typing import Any
 
 import jax
 from flax import nnx
+from jaxtyping import Float
 
-from tlvit.models.layers import BatchNorm
+from tlvit.models.batch_norm import BatchNorm
 from tlvit.models.model import Model
 from tlvit.types import Array, MixTokenMask, ModelOutput, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
 class Net:
-    """The computation of a model without its arrays: hashable, so that a function under `jax.jit` may use it.
+    """The computation of a model without its arrays. It is hashable, so functions under `jax.jit` may use it.
 
     Attributes:
       train_graph, eval_graph: NNX's description of the module in training and in evaluation mode.
-      grid, has_token_head, has_distillation_token, has_dense_logits: what the model can do, as in `Model`.
+      grid, has_token_head, has_distillation_token, has_dense_logits: capabilities, as in `Model`.
     """
 
     train_graph: nnx.GraphDef
@@ -27,54 +28,75 @@ class Net:
     has_distillation_token: bool = False
     has_dense_logits: bool = False
 
-    def bind(self, params: PyTree, stats: PyTree, *, train: bool = False) -> nnx.Module:
-        """The module with these arrays in it; cheap inside a traced function, where it belongs."""
-        return nnx.merge(
-            self.train_graph if train else self.eval_graph, _list_keys(params), _list_keys(stats)
-        )
-
     def apply(
         self,
         params: PyTree,
         stats: PyTree,
-        images: Array,
+        images: Float[Array, "B H W 3"],
         *,
         mix: MixTokenMask | None = None,
         train: bool = False,
         key: Array | None = None,
     ) -> tuple[ModelOutput, PyTree]:
-        """Runs the model.
+        """Runs the model. A pure function.
 
         Args:
-          params, stats: nested dicts as from `functionalize`.
-          images: float32 [B, H, W, 3], normalized.
-          mix: MixToken mask; the model mixes its tokens and un-mixes its token logits with it.
-          train: batch statistics in place of the running ones, which move; dropout and drop-path if there is
-            a key.
+          params: trained arrays, as from `functionalize`.
+          stats: running statistics and buffers, as from `functionalize`.
+          images: normalized images.
+          mix: MixToken mask. The model mixes the patch tokens with it and puts the token logits back.
+          train: uses the statistics of the batch instead of the running ones, and updates the running ones.
+            Dropout and drop-path act if there is a key.
           key: PRNG key of dropout and drop-path.
 
         Returns:
-          The ModelOutput and the new stats (the same arrays if not `train`).
+          The ModelOutput, and the new stats (the same arrays if not `train`).
 
         Raises:
-          ValueError: a mask for a model that has no token grid.
+          ValueError: a mask for a model without a token grid, or images that do not fit the grid.
+
+        Example:
+          >>> import jax.numpy as jnp
+          >>> import tlvit
+          >>> model = tlvit.create_model("vit", dim=32, depth=1, num_heads=2, image_size=32, num_classes=7)
+          >>> net, params, stats = tlvit.functionalize(model)
+          >>> output, stats = net.apply(params, stats, jnp.zeros((4, 32, 32, 3)))
+          >>> output.logits.shape
+          (4, 7)
         """
         model = self.bind(params, stats, train=train)
         options: dict[str, Any] = {"key": key if train else None}
         if mix is not None:
             if self.grid is None:
-                raise ValueError(f"{type(model).__name__} has no token grid to mix on: mix must be None.")
+                raise ValueError(f"{type(model).__name__} has no token grid, so mix must be None.")
             options["mix"] = mix
         output = model(images, **options)
         return output, (_arrays(model)[1] if train else stats)
 
+    def bind(self, params: PyTree, stats: PyTree, *, train: bool = False) -> nnx.Module:
+        """The module with these arrays. Call it inside a function under `jax.jit`, where it costs nothing."""
+        graph = self.train_graph if train else self.eval_graph
+        return nnx.merge(graph, _list_keys(params), _list_keys(stats))
+
 
 def functionalize(model: nnx.Module) -> tuple[Net, PyTree, PyTree]:
-    """Splits a model (concrete or of `nnx.eval_shape`) into its computation, parameters and statistics.
+    """Splits a model into its computation, its parameters and its statistics.
+
+    Args:
+      model: a model, a single layer, or an abstract one from `nnx.eval_shape`.
 
     Returns:
-      (net, params, stats): params are the trained arrays, stats everything else of the checkpoint
-      (BatchNorm's running statistics, fixed buffers), both as nested dicts with string keys.
+      (net, params, stats). params holds the trained arrays. stats holds the other arrays of a checkpoint:
+      running statistics of BatchNorm and buffers. Both are nested dicts with string keys.
+
+    Example:
+      >>> import tlvit
+      >>> model = tlvit.create_model("vit", dim=32, depth=1, num_heads=2, image_size=32, num_classes=7)
+      >>> net, params, stats = tlvit.functionalize(model)
+      >>> net.grid
+      (2, 2)
+      >>> params["head"]["kernel"].shape
+      (32, 7)
     """
     graphs = {}
     for train in (False, True):
@@ -96,8 +118,13 @@ def functionalize(model: nnx.Module) -> tuple[Net, PyTree, PyTree]:
 
 
 def update(model: nnx.Module, params: PyTree, stats: PyTree) -> None:
-    """Writes nested dicts of arrays back into a module."""
+    """Writes nested dicts of arrays into a model."""
     nnx.update(model, _list_keys(params), _list_keys(stats))
+
+
+def count_parameters(params: PyTree) -> int:
+    """The number of trained scalars."""
+    return sum(int(p.size) for p in jax.tree.leaves(params))
 
 
 def _arrays(model: nnx.Module) -> tuple[PyTree, PyTree]:
@@ -110,12 +137,7 @@ def _string_keys(tree: PyTree) -> PyTree:
 
 
 def _list_keys(tree: PyTree) -> PyTree:
-    """NNX numbers the members of a list with integers."""
+    """Makes integers of the keys that are digits: NNX numbers the members of a list with integers."""
     if not isinstance(tree, dict):
         return tree
     return {int(k) if k.isdigit() else k: _list_keys(v) for k, v in tree.items()}
-
-
-def count_parameters(params: PyTree) -> int:
-    """Number of trained scalars."""
-    return sum(int(p.size) for p in jax.tree.leaves(params))

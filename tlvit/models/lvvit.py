@@ -1,19 +1,13 @@
-"""LV-ViT (Jiang et al. 2021, "All Tokens Matter", arXiv:2104.10858): a ViT with a convolutional stem and a
-token head."""
+"""LV-ViT (Jiang et al. 2021, "All Tokens Matter", arXiv:2104.10858): a vision transformer with a
+convolutional stem and a token head."""
 
 import jax
 from flax import nnx
+from jaxtyping import Float
 
-from tlvit.models.layers import (
-    BatchNorm,
-    Block,
-    PatchEmbed,
-    conv,
-    drop_path_rates,
-    layer_norm,
-    linear,
-    token_grid,
-)
+from tlvit.models.batch_norm import BatchNorm
+from tlvit.models.layers import Conv, drop_path_rates, layer_norm, linear
+from tlvit.models.transformer import Block, PatchEmbed, token_grid
 from tlvit.models.vit import TokenModel, check_rule
 from tlvit.types import Array
 
@@ -31,22 +25,22 @@ VARIANTS = {
 
 
 class ConvStem(nnx.Module):
-    """Three convolutions with BatchNorm at half resolution, then patches: [B, H, W, 3] -> [B, h, w, D]."""
+    """Three convolutions with BatchNorm at half resolution, then patches."""
 
     def __init__(self, dim: int, patch_size: int, width: int, *, dtype=None, rngs: nnx.Rngs):
         if patch_size % 2:
             raise ValueError(
-                f"The convolutional stem halves the image first: patch size {patch_size} must be even."
+                f"The convolutional stem has stride 2, so the patch size must be even, not {patch_size}."
             )
-        self.conv1 = conv(3, width, 7, stride=2, padding=3, bias=False, dtype=dtype, rngs=rngs)
+        self.conv1 = Conv(3, width, 7, stride=2, padding=3, bias=False, dtype=dtype, rngs=rngs)
         self.bn1 = BatchNorm(width, dtype=dtype)
-        self.conv2 = conv(width, width, 3, padding=1, bias=False, dtype=dtype, rngs=rngs)
+        self.conv2 = Conv(width, width, 3, padding=1, bias=False, dtype=dtype, rngs=rngs)
         self.bn2 = BatchNorm(width, dtype=dtype)
-        self.conv3 = conv(width, width, 3, padding=1, bias=False, dtype=dtype, rngs=rngs)
+        self.conv3 = Conv(width, width, 3, padding=1, bias=False, dtype=dtype, rngs=rngs)
         self.bn3 = BatchNorm(width, dtype=dtype)
-        self.proj = conv(width, dim, patch_size // 2, stride=patch_size // 2, dtype=dtype, rngs=rngs)
+        self.proj = Conv(width, dim, patch_size // 2, stride=patch_size // 2, dtype=dtype, rngs=rngs)
 
-    def __call__(self, images: Array) -> Array:
+    def __call__(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w D"]:
         x = jax.nn.relu(self.bn1(self.conv1(images)))
         x = jax.nn.relu(self.bn2(self.conv2(x)))
         x = jax.nn.relu(self.bn3(self.conv3(x)))
@@ -54,11 +48,11 @@ class ConvStem(nnx.Module):
 
 
 class LVViT(TokenModel):
-    """Vision transformer whose patch tokens are classified too.
+    """Vision transformer with a head for every patch token.
 
-    `logits` of its output follow `rule`: "max" (published) is cls + token_weight * max over tokens of the
-    token logits, "mean" takes the mean over tokens instead, "class" the class token alone. Models without
-    token head have only `cls`.
+    `rule` and `token_weight` say how inference combines the heads (`vit.infer`); the published rule is "max"
+    with 0.5. Without `stem_width` the stem is one linear layer for each patch. Without `token_head` the
+    logits are those of the class token.
     """
 
     def __init__(
@@ -86,8 +80,10 @@ class LVViT(TokenModel):
         )  # fmt: skip
         self.norm = layer_norm(dim, epsilon=1e-5, dtype=dtype, rngs=rngs)
         self.head = linear(dim, num_classes, dtype=dtype, rngs=rngs)
-        self.aux_head = linear(dim, num_classes, dtype=dtype, rngs=rngs) if token_head else nnx.data(None)
+        self.aux_head = linear(dim, num_classes, dtype=dtype, rngs=rngs) if token_head else None
 
-    def embed_patches(self, images: Array, key: Array | None = None) -> Array:
-        """[B, H, W, 3] -> [B, h, w, D]."""
+    def embed_patches(
+        self, images: Float[Array, "B H W 3"], key: Array | None = None
+    ) -> Float[Array, "B h w D"]:
+        """The stem: images to patch tokens."""
         return self.patch_embed(images)

@@ -1,4 +1,4 @@
-"""Multiply-adds of a model, counted in its jaxpr."""
+"""Counts the multiply-adds of a model in its jaxpr."""
 
 import math
 from typing import Any
@@ -12,15 +12,26 @@ from tlvit.types import PyTree
 
 
 def model_macs(net: Net, params: PyTree, stats: PyTree, image_size: tuple[int, int]) -> int:
-    """Multiply-adds of the inference of one image of (height, width); shapes suffice for the arrays."""
+    """Multiply-adds of inference on one image.
+
+    Args:
+      net: as from `functionalize`.
+      params, stats: arrays, or only their shapes as from an abstract model.
+      image_size: (height, width), pixels.
+    """
     images = jax.ShapeDtypeStruct((1, *image_size, 3), jnp.float32)
     infer = lambda p, s, x: net.apply(p, s, x)[0].logits
     return count_macs(jax.make_jaxpr(infer)(params, stats, images).jaxpr)
 
 
-def count_macs(jaxpr: Any) -> int:
-    """Multiply-adds of all matrix products and convolutions of a program (`jax.make_jaxpr(f)(x).jaxpr`);
-    loops count as often as they run (a `while` of unknown length once, of a `cond` the dearest branch)."""
+def count_macs(jaxpr: Jaxpr) -> int:
+    """Multiply-adds of all matrix products and convolutions of a program.
+
+    Args:
+      jaxpr: as from `jax.make_jaxpr(f)(x).jaxpr`. The body of a `scan` counts once for each iteration, that
+      of a
+        `while` once, and a `cond` counts as its most expensive branch.
+    """
     total = 0
     for equation in jaxpr.eqns:
         name, params = equation.primitive.name, equation.params
@@ -31,7 +42,7 @@ def count_macs(jaxpr: Any) -> int:
             )
         elif name == "conv_general_dilated":
             _, channels_in, *spatial = params["dimension_numbers"].rhs_spec
-            kernel = equation.invars[1].aval.shape  # its channels are those of one group
+            kernel = equation.invars[1].aval.shape  # it has the input channels of one group
             total += _size(equation.outvars[0]) * math.prod(kernel[i] for i in (channels_in, *spatial))
         else:
             inner = [count_macs(j) for value in params.values() for j in _jaxprs(value)]
@@ -39,12 +50,12 @@ def count_macs(jaxpr: Any) -> int:
     return total
 
 
-def _size(variable) -> int:
+def _size(variable: Any) -> int:
     return math.prod(variable.aval.shape)
 
 
-def _jaxprs(value) -> list[Any]:
-    """The programs inside an equation's parameter."""
+def _jaxprs(value: Any) -> list[Jaxpr]:
+    """The programs in an equation's parameter."""
     values = value if isinstance(value, list | tuple) else [value]
     inner = [v.jaxpr if isinstance(v, ClosedJaxpr) else v for v in values]
     return [j for j in inner if isinstance(j, Jaxpr)]

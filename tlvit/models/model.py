@@ -1,17 +1,21 @@
-"""The interface of every model: what it can do, and the methods that do it."""
+"""The interface of every model: its capabilities and its methods."""
+
+from collections.abc import Sequence
 
 from flax import nnx
+from jaxtyping import Float
 
-from tlvit.types import Array
+from tlvit.types import Array, ModelOutput
 
 
 class Model(nnx.Module):
-    """Base class of all models. Call one with normalized images [B, H, W, 3] to get a ModelOutput.
+    """Base class of all models. Images are float32 and normalized.
 
-    The attributes say what a model can do. Code asks them before it asks the model.
+    The attributes declare what a model can do. Code asks them before it calls a method.
 
     Attributes:
-      grid: (h, w) of the patch tokens that the model is built for. None for convolutional networks, which take
+      grid: (h, w) of the patch tokens that the model is built for. None for convolutional networks, which
+      take
         images of any size and have no tokens to mix.
       has_token_head: whether the output has logits of every patch token.
       has_distillation_token: whether the output has logits of a distillation token.
@@ -23,10 +27,31 @@ class Model(nnx.Module):
     has_distillation_token: bool = False
     has_dense_logits: bool = False
 
-    def features(self, images: Array) -> Array:
-        """[B, H, W, 3] -> the last feature map, [B, h, w, D]."""
+    def __call__(self, images: Float[Array, "B H W 3"], *, key: Array | None = None) -> ModelOutput:
+        """Runs the model. `key` is the PRNG key of dropout and drop-path. Nothing is dropped without one."""
         raise NotImplementedError
 
-    def dense_logits(self, images: Array) -> Array:
-        """[B, H, W, 3] -> float32 logits of every token or cell, [B, h, w, L]."""
+    def features(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w D"]:
+        """The last feature map."""
         raise NotImplementedError
+
+    def dense_logits(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w L"]:
+        """The logits of every patch or cell, in float32."""
+        raise NotImplementedError
+
+    def intermediates(
+        self, images: Float[Array, "B H W 3"], blocks: Sequence[int]
+    ) -> list[Float[Array, "B _ _ _"]]:
+        """The feature maps after some of the blocks (transformers) or stages (convolutional networks)."""
+        raise NotImplementedError
+
+
+def check_indices(indices: Sequence[int], count: int) -> None:
+    """Checks the indices of blocks or stages.
+
+    Raises:
+      ValueError: an index is not in [0, count).
+    """
+    wrong = [i for i in indices if not 0 <= i < count]
+    if wrong:
+        raise ValueError(f"Indices must be in 0..{count - 1}, not {', '.join(map(str, wrong))}.")

@@ -6,24 +6,27 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import nnx
+from jaxtyping import Float
 
 from tlvit.models.convnet import PooledClassifier, PooledModel, SqueezeExcite
-from tlvit.models.layers import drop_path, drop_path_rates, gelu, run_blocks
+from tlvit.models.layers import drop_path, drop_path_rates, gelu, run_block, split_key
 from tlvit.types import Array
 
-GELU_GAIN = 1.7015043497085571  # keeps the variance of a unit normal input (published table of gains)
-SQUEEZE_GAIN = 2.0  # of the squeeze-and-excitation, whose gates are about a half
+GELU_GAIN = 1.7015043497085571  # keeps the variance of a unit normal input, as published
+SQUEEZE_GAIN = 2.0  # compensates for the gates of squeeze-and-excitation, which are about 0.5
 
 # As published: (1, 2, 6, 3) blocks in the four stages, n + 1 times for F<n>.
 VARIANTS = {f"dm_nfnet_f{n}": {"depths": tuple((n + 1) * d for d in (1, 2, 6, 3))} for n in range(7)}
 
 
 class NFNet(PooledModel):
-    """Pre-activation bottlenecks without normalization: the convolutions' weights are standardized instead.
+    """Pre-activation bottlenecks without normalization layers. The weights of the convolutions are
+    standardized.
 
-    Images of any size go in: `image_size` is taken for the sake of `create_model` and used for nothing. The
-    overall stride is 32. Published sizes in training and test: F0 192 and 256, F1 224 and 320, F2 256 and
+    The model takes images of any size. `image_size` is not used; all models have this option. The overall
+    stride is 32. Published image sizes in training and evaluation: F0 192 and 256, F1 224 and 320, F2 256 and
     352, F3 320 and 416, F4 384 and 512, F5 416 and 544, F6 448 and 576.
     """
 
@@ -34,7 +37,9 @@ class NFNet(PooledModel):
         rngs: nnx.Rngs,
     ):  # fmt: skip
         if len(depths) != len(widths):
-            raise ValueError(f"As many depths as widths are wanted, not {tuple(depths)} and {tuple(widths)}.")
+            raise ValueError(
+                f"Every stage needs a depth and a width, not {tuple(depths)} and {tuple(widths)}."
+            )
         self.num_classes, self.remat = num_classes, remat
         self.stem = Stem(stem_width, dtype=dtype, rngs=rngs)
         rates = drop_path_rates(drop_path, sum(depths))
@@ -47,7 +52,7 @@ class NFNet(PooledModel):
                     beta=variance**-0.5, drop_path=rate, dtype=dtype, rngs=rngs,
                 )  # fmt: skip
                 stage.append(block)
-                # Every block adds alpha^2; the first of a stage replaces the shortcut, so starts again at 1.
+                # Every block adds alpha^2 to the variance. The first of a stage resets it to 1 + alpha^2.
                 variance = (variance if j else 1.0) + alpha**2
                 width_in = width
             stages.append(nnx.List(stage))
@@ -55,19 +60,30 @@ class NFNet(PooledModel):
         self.final_conv = ScaledConv(width_in, 2 * width_in, 1, dtype=dtype, rngs=rngs)
         self.head = PooledClassifier(2 * width_in, num_classes, drop_rate=drop_rate, dtype=dtype, rngs=rngs)
 
-    def encode(self, images: Array, key: Array | None) -> Array:
-        blocks = [block for stage in self.stages for block in stage]
-        x = run_blocks(blocks, self.stem(images), key, remat=self.remat)
+    def stage_outputs(
+        self, images: Float[Array, "B H W 3"], key: Array | None
+    ) -> list[Float[Array, "B _ _ _"]]:
+        """The feature maps after the stages. `key` is the PRNG key of drop-path."""
+        keys = iter(split_key(key, sum(len(stage) for stage in self.stages)))
+        x, outputs = self.stem(images), []
+        for stage in self.stages:
+            for block in stage:
+                x = run_block(block, x, next(keys), remat=self.remat)
+            outputs.append(x)
+        return outputs
+
+    def final_map(self, x: Float[Array, "B h w _"]) -> Float[Array, "B h w D"]:
+        """A 1x1 convolution that doubles the channels, and GELU."""
         return scaled_gelu(self.final_conv(x))
 
 
-def scaled_gelu(x: Array) -> Array:
-    """GELU times its gain."""
+def scaled_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """GELU times its gain, which keeps the variance."""
     return gelu(x) * GELU_GAIN
 
 
 class Stem(nnx.Module):
-    """Four 3x3 convolutions, the first and the last with stride 2: [B, H, W, 3] -> [B, H / 4, W / 4, C]."""
+    """Four 3x3 convolutions, the first and the last with stride 2."""
 
     def __init__(self, width: int, *, dtype=None, rngs: nnx.Rngs):
         self.conv1 = ScaledConv(3, width // 8, 3, stride=2, dtype=dtype, rngs=rngs)
@@ -75,7 +91,8 @@ class Stem(nnx.Module):
         self.conv3 = ScaledConv(width // 4, width // 2, 3, dtype=dtype, rngs=rngs)
         self.conv4 = ScaledConv(width // 2, width, 3, stride=2, dtype=dtype, rngs=rngs)
 
-    def __call__(self, images: Array) -> Array:
+    def __call__(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w C"]:
+        """Returns [B, ceil(H / 4), ceil(W / 4), width]."""
         x = scaled_gelu(self.conv1(images))
         x = scaled_gelu(self.conv2(x))
         x = scaled_gelu(self.conv3(x))
@@ -83,8 +100,10 @@ class Stem(nnx.Module):
 
 
 class Bottleneck(nnx.Module):
-    """shortcut + alpha * gain * branch(beta * x): beta makes the branch's input a unit normal, the learned
-    gain ("skip-init") starts at zero."""
+    """Computes shortcut + alpha * gain * branch(beta * x).
+
+    beta scales the input of the branch to variance 1. The learned gain ("skip-init") starts at zero.
+    """
 
     def __init__(
         self, width_in: int, width: int, *, stride: int, group_width: int, alpha: float, beta: float,
@@ -103,8 +122,8 @@ class Bottleneck(nnx.Module):
         self.attn_last = SqueezeExcite(width, width // 2, **options)
         self.skipinit_gain = nnx.Param(jnp.zeros(()))
 
-    def __call__(self, x: Array, key: Array | None = None) -> Array:
-        """[B, H, W, C] -> [B, H / stride, W / stride, width]."""
+    def __call__(self, x: Float[Array, "B H W C"], key: Array | None = None) -> Float[Array, "B h w D"]:
+        """Returns [B, ceil(H / stride), ceil(W / stride), width]."""
         branch = scaled_gelu(x) * self.beta
         shortcut = x if self.downsample is None else self.downsample(branch)
         branch = self.conv2(scaled_gelu(self.conv1(branch)))
@@ -114,13 +133,13 @@ class Bottleneck(nnx.Module):
 
 
 class Downsample(nnx.Module):
-    """Mean of 2x2 cells (of those inside the image) if it strides, then a 1x1 convolution."""
+    """Average pooling by the stride, of the cells inside the image, then a 1x1 convolution."""
 
     def __init__(self, width_in: int, width: int, *, stride: int, dtype=None, rngs: nnx.Rngs):
         self.stride = stride
         self.conv = ScaledConv(width_in, width, 1, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
         if self.stride != 1:
             window = (1, self.stride, self.stride, 1)
             total = lambda y: jax.lax.reduce_window(y, 0.0, jax.lax.add, window, window, "SAME")
@@ -129,8 +148,11 @@ class Downsample(nnx.Module):
 
 
 class ScaledConv(nnx.Module):
-    """Convolution with scaled weight standardization: each output channel's weights get mean 0, variance
-    1 / fan-in and a learned gain. Padding is TensorFlow's "SAME"."""
+    """Convolution with scaled weight standardization and TensorFlow's "SAME" padding.
+
+    The weights of each output channel are scaled to mean 0 and variance 1 / fan-in, then multiplied by a
+    learned gain.
+    """
 
     def __init__(
         self, width_in: int, width: int, size: int, *, stride: int = 1, groups: int = 1,
@@ -144,19 +166,19 @@ class ScaledConv(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((width,)))
         self.gain = nnx.Param(jnp.ones((width, 1, 1, 1)))
 
-    def __call__(self, x: Array) -> Array:
-        """[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), width] in the compute dtype."""
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
+        """Returns [B, ceil(H / stride), ceil(W / stride), width] in the compute dtype."""
         dtype = self.dtype or jnp.promote_types(x.dtype, jnp.float32)
         y = jax.lax.conv_general_dilated(
             x.astype(dtype), self.standardized().astype(dtype), (self.stride, self.stride), "SAME",
             dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=self.groups,
         )  # fmt: skip
-        return y + self.bias[...].reshape(1, 1, 1, -1).astype(dtype)
+        return y + rearrange(self.bias[...], "c -> 1 1 1 c").astype(dtype)
 
-    def standardized(self) -> Array:
-        """The weights that are used, float32 [size, size, C / groups, width]."""
+    def standardized(self) -> Float[Array, "size size _ D"]:
+        """The standardized weights, float32 [size, size, C / groups, width]."""
         kernel = self.kernel[...]
         mean = jnp.mean(kernel, axis=(0, 1, 2), keepdims=True)
         deviation = jnp.std(kernel, axis=(0, 1, 2), keepdims=True)
-        gain = self.gain[...].reshape(1, 1, 1, -1) * self.fan_in**-0.5
+        gain = rearrange(self.gain[...], "c 1 1 1 -> 1 1 1 c") * self.fan_in**-0.5
         return gain * (kernel - mean) / (deviation + self.epsilon)

@@ -1,14 +1,16 @@
-"""RegNetY (Radosavovic et al. 2020, "Designing Network Design Spaces", arXiv:2003.13678): annotators, and
-DeiT's teacher."""
+"""RegNetY (Radosavovic et al. 2020, "Designing Network Design Spaces", arXiv:2003.13678): annotators and the
+teacher of DeiT."""
 
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Float
 
+from tlvit.models.batch_norm import BatchNorm
 from tlvit.models.convnet import PooledClassifier, PooledModel, SqueezeExcite
-from tlvit.models.layers import BatchNorm, conv, drop_path, drop_path_rates, split_key
+from tlvit.models.layers import Conv, drop_path, drop_path_rates, split_key
 from tlvit.types import Array
 
 
@@ -16,7 +18,8 @@ def _size(widths: tuple[int, ...], depths: tuple[int, ...], group_width: int) ->
     return {"widths": widths, "depths": depths, "group_width": group_width}
 
 
-# Widths and depths of the four stages and the width of a group, as published; the number is 10^8 MACs.
+# Widths and depths of the four stages and the group width, as published. The number in a name is in 10^8
+# MACs.
 VARIANTS = {
     "regnety_002": _size((24, 56, 152, 368), (1, 1, 4, 7), 8),
     "regnety_004": _size((48, 104, 208, 440), (1, 3, 6, 6), 8),
@@ -34,10 +37,10 @@ VARIANTS = {
 
 
 class RegNetY(PooledModel):
-    """Four (or any number of) stages of grouped bottlenecks with squeeze-and-excitation.
+    """Stages of grouped bottlenecks with squeeze-and-excitation. The published models have four stages.
 
-    Images of any size go in: `image_size` is taken for the sake of `create_model` and used for nothing. The
-    overall stride is stem_stride times the product of `strides`, 32 as published.
+    The model takes images of any size. `image_size` is not used; all models have this option. The overall
+    stride is stem_stride times the product of `strides`, 32 in the published models.
     """
 
     def __init__(
@@ -49,7 +52,7 @@ class RegNetY(PooledModel):
         strides = (2,) * len(widths) if strides is None else strides
         if not len(widths) == len(depths) == len(strides) > 0:
             raise ValueError(
-                f"A width, a depth and a stride for each stage are wanted: widths={tuple(widths)}, "
+                f"Every stage needs a width, a depth and a stride: widths={tuple(widths)}, "
                 f"depths={tuple(depths)}, strides={tuple(strides)}."
             )
         self.num_classes, self.num_stages = num_classes, len(widths)
@@ -66,22 +69,26 @@ class RegNetY(PooledModel):
             width_in = width
         self.head = PooledClassifier(width_in, num_classes, drop_rate=drop_rate, dtype=dtype, rngs=rngs)
 
-    def encode(self, images: Array, key: Array | None) -> Array:
-        x = jax.nn.relu(self.stem(images))
+    def stage_outputs(
+        self, images: Float[Array, "B H W 3"], key: Array | None
+    ) -> list[Float[Array, "B _ _ _"]]:
+        """The feature maps after the stages. `key` is the PRNG key of drop-path."""
+        x, outputs = jax.nn.relu(self.stem(images)), []
         for i, stage_key in enumerate(split_key(key, self.num_stages)):
             x = getattr(self, f"s{i + 1}")(x, stage_key)
-        return x
+            outputs.append(x)
+        return outputs
 
 
 class Stage(nnx.Module):
-    """Bottlenecks b1, b2, … of one width; the first may stride."""
+    """Bottlenecks b1, b2, … of one width. The first has the stride."""
 
     def __init__(
         self, width_in: int, width: int, *, stride: int, group_width: int, se_ratio: float,
         drop_path: Sequence[float], dtype=None, rngs: nnx.Rngs,
     ):  # fmt: skip
         if width % group_width:
-            raise ValueError(f"Stage width {width} is no multiple of the group width {group_width}.")
+            raise ValueError(f"Stage width {width} is not a multiple of the group width {group_width}.")
         self.depth = len(drop_path)
         for i, rate in enumerate(drop_path):
             block = Bottleneck(
@@ -90,15 +97,16 @@ class Stage(nnx.Module):
             )  # fmt: skip
             setattr(self, f"b{i + 1}", block)
 
-    def __call__(self, x: Array, key: Array | None = None) -> Array:
-        """[B, H, W, C] -> [B, H / stride, W / stride, width]."""
+    def __call__(self, x: Float[Array, "B H W C"], key: Array | None = None) -> Float[Array, "B h w D"]:
+        """Returns [B, ceil(H / stride), ceil(W / stride), width]."""
         for i, block_key in enumerate(split_key(key, self.depth)):
             x = getattr(self, f"b{i + 1}")(x, block_key)
         return x
 
 
 class Bottleneck(nnx.Module):
-    """1x1, grouped 3x3, squeeze-and-excitation, 1x1; the residual branch starts at zero."""
+    """Residual branch of 1x1, grouped 3x3, squeeze-and-excitation and 1x1. Its last norm starts with scale
+    0."""
 
     def __init__(
         self, width_in: int, width: int, *, stride: int, groups: int, se_ratio: float, drop_path: float,
@@ -107,7 +115,7 @@ class Bottleneck(nnx.Module):
         self.drop_path = drop_path
         self.conv1 = ConvNorm(width_in, width, 1, dtype=dtype, rngs=rngs)
         self.conv2 = ConvNorm(width, width, 3, stride=stride, groups=groups, dtype=dtype, rngs=rngs)
-        # The squeezed width follows the block's input, as published, not the width it squeezes.
+        # As published, the squeezed width is a fraction of the block's input width.
         squeezed = round(width_in * se_ratio)
         self.se = SqueezeExcite(width, squeezed, dtype=dtype, rngs=rngs) if squeezed else None
         self.conv3 = ConvNorm(width, width, 1, dtype=dtype, rngs=rngs)
@@ -117,7 +125,7 @@ class Bottleneck(nnx.Module):
             ConvNorm(width_in, width, 1, stride=stride, dtype=dtype, rngs=rngs) if project else None
         )
 
-    def __call__(self, x: Array, key: Array | None = None) -> Array:
+    def __call__(self, x: Float[Array, "B H W C"], key: Array | None = None) -> Float[Array, "B h w D"]:
         shortcut = x if self.downsample is None else self.downsample(x)
         x = jax.nn.relu(self.conv2(jax.nn.relu(self.conv1(x))))
         x = self.conv3(x if self.se is None else self.se(x))
@@ -125,17 +133,17 @@ class Bottleneck(nnx.Module):
 
 
 class ConvNorm(nnx.Module):
-    """Convolution (He-initialized by its outputs, as published) and BatchNorm."""
+    """Convolution and BatchNorm. As published, the kernels have He initialization by fan-out."""
 
     def __init__(
         self, width_in: int, width: int, size: int, *, stride: int = 1, groups: int = 1, dtype=None,
         rngs: nnx.Rngs,
     ):  # fmt: skip
-        self.conv = conv(
+        self.conv = Conv(
             width_in, width, size, stride=stride, padding=size // 2, groups=groups, bias=False,
             kernel_init=nnx.initializers.variance_scaling(2.0, "fan_out", "normal"), dtype=dtype, rngs=rngs,
         )  # fmt: skip
         self.bn = BatchNorm(width, dtype=dtype)
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
         return self.bn(self.conv(x))

@@ -1,4 +1,4 @@
-"""The block variants that T2T-ViT (Yuan et al. 2021, arXiv:2101.11986) borrows from CNNs and compares:
+"""The block designs from convolutional networks that T2T-ViT (Yuan et al. 2021, arXiv:2101.11986) compares:
 squeeze-and-excitation, ghost and dense."""
 
 from collections.abc import Sequence
@@ -6,21 +6,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import nnx
+from jaxtyping import Float
 
-from tlvit.models.layers import (
-    Attention,
-    Block,
-    attend,
-    attention_weights,
-    drop_path_rates,
-    dropout,
-    gelu,
-    linear,
-    merge_heads,
-    split_heads,
-    split_key,
-)
+from tlvit.models.layers import drop_path_rates, gelu, linear, split_key
+from tlvit.models.transformer import Attention, Block
+from tlvit.ops.attention import attend, attention_weights, dropout, merge_heads, split_heads
 from tlvit.types import Array
 
 
@@ -28,18 +20,22 @@ def make_blocks(
     kind: str, dim: int, num_heads: int, *, depth: int | Sequence[int], growth: int, drop_path: float,
     **options: Any,
 ) -> tuple[list[nnx.Module], int]:  # fmt: skip
-    """The blocks of a T2T-ViT and the width of what they return.
+    """Builds the blocks of a T2T-ViT.
 
     Args:
       kind: "plain", "se", "ghost" or "dense".
-      dim, num_heads: of the first block.
-      depth: number of blocks; of each stage if the kind is "dense".
+      dim: width of the first block's input.
+      num_heads: attention heads of every block.
+      depth: number of blocks; if the kind is "dense", a tuple with the number of blocks in each stage.
       growth: channels that every dense block appends.
-      drop_path: rate of the last block; they grow linearly from 0.
-      **options: of every `Block`.
+      drop_path: rate of the last block, in [0, 1). The rates grow linearly from 0.
+      **options: further options of every `Block`.
+
+    Returns:
+      The blocks, and the width of the last block's output.
 
     Raises:
-      ValueError: an unknown kind, or a depth that does not go with it.
+      ValueError: the kind is unknown or does not fit the depth.
     """
     if kind not in (*PARTS, "dense"):
         raise ValueError(f"block must be one of {', '.join([*PARTS, 'dense'])}, not {kind!r}.")
@@ -49,7 +45,7 @@ def make_blocks(
         rates = drop_path_rates(drop_path, depth)
         return [Block(dim, num_heads, drop_path=r, **PARTS[kind], **options) for r in rates], dim
     blocks: list[nnx.Module] = []
-    # As published, all blocks of stage i share the rate that the i-th of 12 blocks would have.
+    # As published, all blocks of stage i have the rate of the i-th of 12 blocks.
     for rate, count in zip(drop_path_rates(drop_path, 12), depth, strict=False):
         if blocks:
             blocks.append(Transition(dim, dtype=options["dtype"], rngs=options["rngs"]))
@@ -61,13 +57,14 @@ def make_blocks(
 
 
 class SqueezeExciteAttention(Attention):
-    """Attention whose output channels are gated by their mean over all tokens."""
+    """Attention with squeeze-and-excitation of its output channels."""
 
     def __init__(self, dim: int, num_heads: int, *, dtype=None, rngs: nnx.Rngs, **options: Any):
         super().__init__(dim, num_heads, dtype=dtype, rngs=rngs, **options)
         self.se_layer = TokenGate(dim, dim // 16, dtype=dtype, rngs=rngs)
 
-    def project(self, x: Array) -> Array:
+    def project(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
+        """The projection and the gates."""
         return self.se_layer(self.proj(x))
 
 
@@ -78,8 +75,7 @@ class TokenGate(nnx.Module):
         options = {"bias": False, "dtype": dtype, "rngs": rngs}
         self.fc = nnx.List([linear(dim, squeezed, **options), jax.nn.relu, linear(squeezed, dim, **options)])
 
-    def __call__(self, x: Array) -> Array:
-        """[B, N, D] -> [B, N, D]."""
+    def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
         gate = jnp.mean(x, axis=1, keepdims=True, dtype=jnp.float32)
         for layer in self.fc:
             gate = layer(gate)
@@ -87,19 +83,22 @@ class TokenGate(nnx.Module):
 
 
 class ChannelScale(nnx.Module):
-    """One factor a channel: ghost's "cheap operation", a depthwise 1x1 convolution in torch."""
+    """Multiplies every channel by a learned factor: the "cheap operation" of GhostNet, a depthwise 1x1
+    convolution in PyTorch."""
 
     def __init__(self, dim: int, *, dtype=None, rngs: nnx.Rngs):
         self.dtype = dtype
         self.scale = nnx.Param(jax.random.uniform(rngs.params(), (dim, 1, 1), minval=-1.0, maxval=1.0))
 
-    def __call__(self, x: Array) -> Array:
-        return x * self.scale[...].reshape(1, 1, -1).astype(x.dtype)
+    def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
+        return x * rearrange(self.scale[...], "d 1 1 -> 1 1 d").astype(x.dtype)
 
 
 class GhostAttention(nnx.Module):
-    """Attention whose query, key and value are half projected, half scaled copies of that half (Han et al.
-    2020, GhostNet, arXiv:1911.11907)."""
+    """Attention with ghost projections (Han et al. 2020, GhostNet, arXiv:1911.11907).
+
+    One half of the channels of query, key and value is projected. The other half is a scaled copy of it.
+    """
 
     def __init__(
         self, dim: int, num_heads: int, *, qkv_bias: bool, drop_rate: float = 0.0, attn_drop: float = 0.0,
@@ -114,19 +113,18 @@ class GhostAttention(nnx.Module):
             setattr(self, f"cheap_operation_{name}", ChannelScale(dim // 2, dtype=dtype, rngs=rngs))
         self.proj = linear(dim, dim, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Array, key: Array | None = None) -> Array:
-        """[B, N, D] -> [B, N, D]."""
+    def __call__(self, x: Float[Array, "B N D"], key: Array | None = None) -> Float[Array, "B N D"]:
         keys = split_key(key, 2)
         x = attend(*self._heads(x), scale=self.scale, drop_rate=self.attn_drop, drop_key=keys[0])
         return dropout(self.proj(merge_heads(x)), self.drop_rate, keys[1])
 
-    def weights(self, x: Array) -> Array:
-        """The attention maps, float32 [B, heads, N, N]."""
+    def weights(self, x: Float[Array, "B N D"]) -> Float[Array, "B heads N N"]:
+        """The attention maps, in float32."""
         query, key, _ = self._heads(x)
         return attention_weights(query, key, scale=self.scale)
 
     def _heads(self, x: Array) -> list[Array]:
-        """[B, N, D] -> q, k, v, [B, heads, N, d] each."""
+        """[B, N, D] -> query, key and value, [B, heads, N, d] each."""
         heads = []
         for name in "qkv":
             half = getattr(self, name)(x)
@@ -136,19 +134,18 @@ class GhostAttention(nnx.Module):
 
 
 class GhostMlp(nnx.Module):
-    """MLP of ratio 3 whose second and third part of the hidden layer are scaled copies of the first."""
+    """MLP of ratio 3. The second and third part of its hidden layer are computed from the first, scaled."""
 
     def __init__(self, dim: int, hidden: int, *, drop_rate: float = 0.0, dtype=None, rngs: nnx.Rngs):
         if hidden != 3 * dim:
-            raise ValueError(f"The ghost MLP has a ratio of 3: a hidden width of {3 * dim}, not {hidden}.")
+            raise ValueError(f"The ghost MLP has ratio 3: a hidden width of {3 * dim}, not {hidden}.")
         self.drop_rate = drop_rate
         self.fc1 = linear(dim, dim, dtype=dtype, rngs=rngs)
         self.fc2 = linear(hidden, dim, dtype=dtype, rngs=rngs)
         self.cheap_operation2 = ChannelScale(dim, dtype=dtype, rngs=rngs)
         self.cheap_operation3 = ChannelScale(dim, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Array, key: Array | None = None) -> Array:
-        """[B, N, D] -> [B, N, D]."""
+    def __call__(self, x: Float[Array, "B N D"], key: Array | None = None) -> Float[Array, "B N D"]:
         keys = split_key(key, 2)
         x = gelu(self.fc1(x))
         x = jnp.concatenate([x, gelu(self.cheap_operation2(x)), gelu(self.cheap_operation3(x))], axis=-1)
@@ -156,14 +153,14 @@ class GhostMlp(nnx.Module):
 
 
 class DenseBlock(Block):
-    """A block that appends `growth` new channels to its input instead of replacing it."""
+    """A block that appends `growth` channels to its input."""
 
     def __init__(self, dim: int, num_heads: int, *, growth: int, dtype=None, rngs: nnx.Rngs, **options: Any):
         super().__init__(dim, num_heads, dtype=dtype, rngs=rngs, **options)
         self.dense_linear = linear(dim, growth, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Array, key: Array | None = None) -> Array:
-        """[B, N, D] -> [B, N, D + growth]."""
+    def __call__(self, x: Float[Array, "B N D"], key: Array | None = None) -> Float[Array, "B N _"]:
+        """Returns [B, N, D + growth]."""
         return jnp.concatenate([x, self.dense_linear(super().__call__(x, key))], axis=-1)
 
 
@@ -173,8 +170,8 @@ class Transition(nnx.Module):
     def __init__(self, dim: int, *, dtype=None, rngs: nnx.Rngs):
         self.linear = linear(dim, dim // 2, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Array, key: Array | None = None) -> Array:
-        """[B, N, D] -> [B, N, D / 2]; nothing here is random."""
+    def __call__(self, x: Float[Array, "B N D"], key: Array | None = None) -> Float[Array, "B N _"]:
+        """Returns [B, N, D / 2]. `key` is not used; every block has it."""
         return gelu(self.linear(x))
 
 

@@ -1,5 +1,5 @@
-"""T2T-ViT (Yuan et al. 2021, "Tokens-to-Token ViT", arXiv:2101.11986): tokens gathered from overlapping
-neighborhoods, then a deep and narrow transformer."""
+"""T2T-ViT (Yuan et al. 2021, "Tokens-to-Token ViT", arXiv:2101.11986): a stem of overlapping neighborhoods
+with attention, then a deep and narrow transformer."""
 
 import math
 from collections.abc import Sequence
@@ -8,11 +8,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from flax import nnx
+from jaxtyping import Float
 
-from tlvit.models.layers import Buffer, Mlp, attend, dropout, gelu, layer_norm, linear, split_key, token_grid
+from tlvit.models.layers import Buffer, gelu, layer_norm, linear, split_key
 from tlvit.models.t2t_blocks import make_blocks
+from tlvit.models.transformer import Mlp, token_grid
 from tlvit.models.vit import TokenModel, check_rule
+from tlvit.ops.attention import attend, dropout, performer_attention
 from tlvit.types import Array
 
 
@@ -31,7 +35,7 @@ VARIANTS = {
     "t2t_vit_t_14": _size(384, 14, 6, 3.0, tokens="transformer"),
     "t2t_vit_t_19": _size(448, 19, 7, 3.0, tokens="transformer"),
     "t2t_vit_t_24": _size(512, 24, 8, 3.0, tokens="transformer"),
-    # The paper's comparisons of CNN-like designs.
+    # The paper's comparison of block designs known from convolutional networks.
     "t2t_vit_14_resnext": _size(384, 14, 32, 3.0),
     "t2t_vit_14_wide": _size(768, 4, 12, 3.0),
     "t2t_vit_14_se": _size(384, 14, 6, 3.0, block="se"),
@@ -41,13 +45,13 @@ VARIANTS = {
 
 
 class T2TViT(TokenModel):
-    """Tokens-to-token stem, class token, fixed sinusoidal positions, transformer blocks.
+    """Vision transformer with a tokens-to-token stem and fixed sinusoidal positions.
 
     `block` is "plain", "se" (squeeze-and-excitation after the attention), "ghost" (half of every projection
-    is a cheap scaling of the other half) or "dense" (every block appends `growth` channels; `depth` is then
-    the depth of each stage). `tokens` is the attention of the stem, "performer" or "transformer". With
-    `token_head` the patch tokens are classified too, and `logits` follow `rule` as LV-ViT's do: "max" adds
-    token_weight * max over tokens of the token logits, "mean" the mean over tokens, "class" nothing.
+    is a scaled copy of the other half) or "dense" (every block appends `growth` channels, and `depth` is a
+    tuple with the depth of each stage). `tokens` is the attention of the stem, "performer" or "transformer".
+    `token_head` adds a head for every patch token. `rule` and `token_weight` then say how inference combines
+    the heads (`vit.infer`).
     """
 
     def __init__(
@@ -72,27 +76,30 @@ class T2TViT(TokenModel):
         self.head = linear(dim, num_classes, dtype=dtype, rngs=rngs)
         self.aux_head = linear(dim, num_classes, dtype=dtype, rngs=rngs) if token_head else None
 
-    def embed_patches(self, images: Array, key: Array | None = None) -> Array:
-        """[B, H, W, 3] -> [B, h, w, D]."""
+    def embed_patches(
+        self, images: Float[Array, "B H W 3"], key: Array | None = None
+    ) -> Float[Array, "B h w D"]:
+        """The stem: images to patch tokens. `key` is the PRNG key of the Performer's dropout."""
         return self.tokens_to_token(images, key)
 
 
-def sinusoid_table(count: int, dim: int) -> np.ndarray:
-    """Fixed positions (Vaswani et al. 2017) of `count` tokens, the class token being position 0.
+def sinusoid_table(count: int, dim: int) -> Float[np.ndarray, "1 {count} {dim}"]:
+    """Fixed positions (Vaswani et al. 2017, arXiv:1706.03762) of `count` tokens. The class token has position
+    0.
 
     Returns:
-      float32 [1, count, dim]: sin and cos of position / 10000^(2i / dim) in turn; float64 inside.
+      float32: channels 2i and 2i + 1 are sin and cos of position / 10000^(2i / dim), computed in float64.
     """
     angle = np.arange(count)[:, None] / 10000.0 ** (2 * (np.arange(dim) // 2) / dim)[None, :]
     table = np.where(np.arange(dim)[None, :] % 2, np.cos(angle), np.sin(angle))
     return table[None].astype(np.float32)
 
 
-def soft_split(x: Array, size: int, stride: int) -> Array:
-    """Overlapping neighborhoods of size x size cells, zero-padded so that the grid shrinks by the stride.
+def soft_split(x: Float[Array, "B H W C"], size: int, stride: int) -> Float[Array, "B h w _"]:
+    """Gathers overlapping neighborhoods of size x size cells, zero-padded at the border.
 
     Returns:
-      [B, H / stride, W / stride, C * size * size], the channel outermost: torch's `unfold` order.
+      [B, H / stride, W / stride, C * size * size] in the order (C, size, size) of PyTorch's `unfold`.
     """
     padding = (size - stride + 1) // 2
     x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
@@ -100,11 +107,11 @@ def soft_split(x: Array, size: int, stride: int) -> Array:
     along = lambda y, axis, count: jnp.stack(
         [jax.lax.slice_in_dim(y, i, i + stride * (count - 1) + 1, stride, axis) for i in range(size)], axis=-1
     )
-    return along(along(x, 1, h), 2, w).reshape(x.shape[0], h, w, -1)
+    return rearrange(along(along(x, 1, h), 2, w), "b h w c i j -> b h w (c i j)")
 
 
 class TokensToToken(nnx.Module):
-    """Three soft splits with attention between them: [B, H, W, 3] -> [B, H / 16, W / 16, D]."""
+    """Three soft splits with attention between them. The overall stride is 16."""
 
     def __init__(
         self, dim: int, tokens: str, *, width: int = 64, drop_rate: float = 0.1, dtype=None, rngs: nnx.Rngs
@@ -119,19 +126,19 @@ class TokensToToken(nnx.Module):
         self.attention2 = attention(width * 3 * 3, width, **options)
         self.project = linear(width * 3 * 3, dim, dtype=dtype, rngs=rngs)
 
-    def __call__(self, images: Array, key: Array | None = None) -> Array:
+    def __call__(self, images: Float[Array, "B H W 3"], key: Array | None = None) -> Float[Array, "B h w D"]:
         keys = split_key(key, 2)
         x = self._attend(self.attention1, soft_split(images, 7, 4), keys[0])
         x = self._attend(self.attention2, soft_split(x, 3, 2), keys[1])
         return self.project(soft_split(x, 3, 2))
 
     def _attend(self, attention: nnx.Module, x: Array, key: Array | None) -> Array:
-        batch, h, w, width = x.shape
-        return attention(x.reshape(batch, h * w, width), key).reshape(batch, h, w, -1)
+        tokens = attention(rearrange(x, "b h w d -> b (h w) d"), key)
+        return rearrange(tokens, "b (h w) d -> b h w d", h=x.shape[1])
 
 
 class TokenTransformer(nnx.Module):
-    """One-headed transformer block that narrows its tokens, so its residual starts from the values."""
+    """Transformer block with one head, from D to `width` channels. Its residual starts at the values."""
 
     def __init__(self, dim: int, width: int, *, dtype=None, rngs: nnx.Rngs):
         self.norm1 = layer_norm(dim, epsilon=1e-5, dtype=dtype, rngs=rngs)
@@ -139,8 +146,8 @@ class TokenTransformer(nnx.Module):
         self.norm2 = layer_norm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
         self.mlp = Mlp(width, width, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Array, key: Array | None = None) -> Array:
-        """[B, N, D] -> [B, N, width]; nothing here is random."""
+    def __call__(self, x: Float[Array, "B N D"], key: Array | None = None) -> Float[Array, "B N width"]:
+        """`key` is not used. `TokenPerformer` has the same signature."""
         x = self.attn(self.norm1(x))
         return x + self.mlp(self.norm2(x))
 
@@ -149,17 +156,18 @@ class NarrowingAttention(nnx.Module):
     """Attention of one head from D to `width` channels, plus the values."""
 
     def __init__(self, dim: int, width: int, *, dtype=None, rngs: nnx.Rngs):
-        self.scale = dim**-0.5  # of the wide input, as published
+        self.scale = dim**-0.5  # by the input width, as published
         self.qkv = linear(dim, 3 * width, bias=False, dtype=dtype, rngs=rngs)
         self.proj = linear(width, width, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N width"]:
         query, key, value = jnp.split(self.qkv(x)[:, None], 3, axis=-1)
         return (value + self.proj(attend(query, key, value, scale=self.scale)))[:, 0]
 
 
 class TokenPerformer(nnx.Module):
-    """As TokenTransformer, with attention linear in N (Choromanski et al. 2020, arXiv:2009.14794)."""
+    """As TokenTransformer, with the linear attention of the Performer (Choromanski et al. 2020,
+    arXiv:2009.14794)."""
 
     def __init__(self, dim: int, width: int, *, drop_rate: float, dtype=None, rngs: nnx.Rngs):
         self.drop_rate = drop_rate
@@ -170,61 +178,18 @@ class TokenPerformer(nnx.Module):
         self.mlp = nnx.List(
             [linear(width, width, dtype=dtype, rngs=rngs), gelu, linear(width, width, dtype=dtype, rngs=rngs)]
         )
-        # Half as many random features as channels, orthogonal; [m, width], never trained.
+        # width / 2 orthogonal random features, which are not trained.
         init = nnx.initializers.orthogonal(scale=math.sqrt(width // 2))
         self.w = Buffer(init(rngs.params(), (width // 2, width)))
 
-    def __call__(self, x: Array, key: Array | None = None) -> Array:
-        """[B, N, D] -> [B, N, width]."""
+    def __call__(self, x: Float[Array, "B N D"], key: Array | None = None) -> Float[Array, "B N width"]:
+        """`key` is the PRNG key of the dropout."""
         keys = split_key(key, 2)
-        # The published order is key, query, value.
-        keys_, query, value = jnp.split(self.kqv(self.norm1(x)), 3, axis=-1)
-        y = performer_attention(query, keys_, value, self.w[...]).astype(value.dtype)
+        # The published order of the projection is key, query, value.
+        attention_key, query, value = jnp.split(self.kqv(self.norm1(x)), 3, axis=-1)
+        y = performer_attention(query, attention_key, value, self.w[...]).astype(value.dtype)
         x = value + dropout(self.proj(y), self.drop_rate, keys[0])
         y = self.norm2(x)
         for layer in self.mlp:
             y = layer(y)
         return x + dropout(y, self.drop_rate, keys[1])
-
-
-def performer_attention(
-    query: Array, key: Array, value: Array, features: Array, *, epsilon: float = 1e-8
-) -> Array:
-    """Softmax-kernel attention by positive random features, without overflow or underflow.
-
-    With phi(x) = exp(w x - |x|^2 / 2) / sqrt(m) the result is
-    sum_n phi(q) . phi(k_n) v_n / (sum_n phi(q) . phi(k_n) + epsilon). Each feature's largest key and each
-    query's largest product are taken out of the exponentials, which changes nothing in exact arithmetic and
-    keeps every intermediate value, and the gradient, finite where the plain formula is 0 / 0.
-
-    Args:
-      query, key: [B, N, D].
-      value: [B, N, D].
-      features: w, [m, D].
-      epsilon: of the denominator, as published.
-
-    Returns:
-      float32 [B, N, D].
-    """
-    log_query, log_key = (_log_features(x, features) for x in (query, key))
-    largest_key = jax.lax.stop_gradient(jnp.max(log_key, axis=1, keepdims=True))  # [B, 1, m]
-    log_query = log_query + largest_key
-    largest = jax.lax.stop_gradient(jnp.max(log_query, axis=2, keepdims=True))  # [B, N, 1]
-    phi_query, phi_key = jnp.exp(log_query - largest), jnp.exp(log_key - largest_key)
-
-    exact = {"precision": jax.lax.Precision.HIGHEST}
-    moments = jnp.einsum("bnd,bnm->bmd", value.astype(jnp.float32), phi_key, **exact)
-    numerator = jnp.einsum("bnm,bmd->bnd", phi_query, moments, **exact)
-    # At least 1: the largest product belongs to a feature whose largest key is 1.
-    total = jnp.einsum("bnm,bm->bn", phi_query, jnp.sum(phi_key, axis=1), **exact)[..., None]
-    # epsilon is scaled as the rest: by m for the two factors sqrt(m), and by what was taken out.
-    log_epsilon = math.log(epsilon * features.shape[0]) - largest
-    return numerator * jnp.exp(-jnp.logaddexp(jnp.log(total), log_epsilon))
-
-
-def _log_features(x: Array, features: Array) -> Array:
-    """w x - |x|^2 / 2 in float32: [B, N, D], [m, D] -> [B, N, m]."""
-    # Beyond any value whose features are not 0, yet with a finite square.
-    x = jnp.clip(x.astype(jnp.float32), -1e15, 1e15)
-    product = jnp.einsum("bnd,md->bnm", x, features, precision=jax.lax.Precision.HIGHEST)
-    return product - jnp.sum(x * x, axis=-1, keepdims=True) / 2

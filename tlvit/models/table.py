@@ -1,4 +1,4 @@
-"""The model table: every name that `create_model` knows, and how it is built."""
+"""The names of all models, how they are built, and their published evaluation settings."""
 
 import difflib
 import functools
@@ -21,8 +21,9 @@ MODELS = {
     for name, options in variants.items()
 }
 
-# Fraction of the resized image that the published evaluations keep, by prefix of the model's name (the longest
-# one counts): the papers' code for LV-ViT, T2T-ViT, DeiT and RegNetY, timm 0.4.5 for NFNet.
+# Fraction of the resized image that the published evaluations keep, by prefix of the model's name. The
+# longest prefix counts. Sources: the papers' code for LV-ViT, T2T-ViT, DeiT and RegNetY, timm 0.4.5 for
+# NFNet.
 CROP_PCT = {
     "": 0.875,
     "vit": 0.9,
@@ -52,44 +53,61 @@ IMAGE_SIZE = {
 }
 
 
-def list_models() -> list[str]:
-    """All model names, sorted."""
-    return sorted(MODELS)
-
-
 def create_model(
     name: str,
     *,
     num_classes: int = 1000,
     image_size: int | tuple[int, int] | None = None,
     seed: int = 0,
-    **overrides: Any,
+    **options: Any,
 ) -> nnx.Module:
-    """Builds a model with freshly initialized parameters.
+    """Builds a model with initialized parameters.
 
     Args:
       name: one of `list_models()`.
-      num_classes: L.
-      image_size: of the images it will see, an int or (height, width); if not given 224, or what the name
-        says (deit_base_patch16_384).
-      seed: of the initialization.
-      **overrides: any option of the model class, such as drop_path=0.1 or dtype=jnp.bfloat16 (of the
-        computation; parameters are float32).
+      num_classes: L, the width of the heads.
+      image_size: pixels, one number for a square or (height, width). The default is the size in the name
+        (deit_base_patch16_384) or else 224.
+      seed: seeds the initialization.
+      **options: options of the model class, such as drop_path=0.1, or dtype=jnp.bfloat16 for the computation.
+        Parameters are float32.
 
     Returns:
-      The module; call it with float32 images [B, H, W, 3], normalized, to get a ModelOutput.
+      The model. Call it with normalized float32 images [B, H, W, 3] to get a ModelOutput.
 
     Raises:
-      ValueError: an unknown name (close ones are named) or options that do not fit together.
-      TypeError: an option that the model does not have.
+      ValueError: the name is unknown or the options do not fit together.
+      TypeError: the model does not have an option.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import tlvit
+      >>> model = tlvit.create_model("lvvit_s", dim=32, depth=1, num_heads=2, image_size=32, num_classes=7)
+      >>> output = model(jnp.zeros((4, 32, 32, 3)))
+      >>> output.logits.shape, output.tokens.shape
+      ((4, 7), (4, 4, 7))
     """
     if name not in MODELS:
         close = difflib.get_close_matches(name, MODELS, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(list_models())}."
         raise ValueError(f"Unknown model {name!r}; {hint}")
     if image_size is not None:
-        overrides["image_size"] = tuple(image_size) if isinstance(image_size, list) else image_size
-    return MODELS[name](num_classes=num_classes, rngs=nnx.Rngs(seed), **overrides)
+        options["image_size"] = tuple(image_size) if isinstance(image_size, list) else image_size
+    return MODELS[name](num_classes=num_classes, rngs=nnx.Rngs(seed), **options)
+
+
+def list_models() -> list[str]:
+    """The names of all models, sorted.
+
+    Returns:
+      Names for `create_model`.
+
+    Example:
+      >>> import tlvit
+      >>> [name for name in tlvit.list_models() if name.startswith("lvvit")]
+      ['lvvit', 'lvvit_l', 'lvvit_m', 'lvvit_s', 'lvvit_t']
+    """
+    return sorted(MODELS)
 
 
 def published_crop_pct(name: str) -> float:

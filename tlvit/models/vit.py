@@ -1,12 +1,16 @@
-"""What LV-ViT, T2T-ViT and DeiT do alike: from patches to a sequence, through the blocks, to logits."""
+"""The forward pass of LV-ViT, T2T-ViT and DeiT: stem, prefix tokens, blocks, heads, inference rule."""
 
 from collections.abc import Iterable, Sequence
 
 import jax.numpy as jnp
+from einops import rearrange, repeat
 from flax import nnx
+from jaxtyping import Float
 
-from tlvit.models.layers import Block, dropout, run_blocks, split_key
-from tlvit.models.model import Model
+from tlvit.models.layers import run_block, run_blocks, split_key
+from tlvit.models.model import Model, check_indices
+from tlvit.models.transformer import Block
+from tlvit.ops.attention import dropout
 from tlvit.ops.mixing import mix_tokens
 from tlvit.types import Array, MixTokenMask, ModelOutput
 
@@ -14,14 +18,112 @@ RULES = ("max", "mean", "class")
 
 
 class TokenModel(Model):
-    """A vision transformer whose patch tokens can be classified, too.
+    """A vision transformer. A subclass sets the attributes and defines `embed_patches`, its stem.
 
-    A subclass sets grid, rule, token_weight, drop_rate and remat, the modules and parameters that are named
-    below, and in `embed_patches` how an image becomes patches. `aux_head`, the token head, may be None; so
-    may `dist_token` and `head_dist`, which only a distilled model has.
+    Attributes:
+      grid: (h, w) of the patch tokens, N = h * w.
+      cls_token: [1, 1, D], learned.
+      dist_token: [1, 1, D], learned, or None if the model has no distillation token.
+      pos_embed: [1, P + N, D], where P is 2 with a distillation token and 1 without.
+      blocks: transformer blocks, [B, P + N, D] -> [B, P + N, D].
+      norm: LayerNorm after the last block.
+      head, head_dist: classifiers of the class token and of the distillation token (or None).
+      aux_head: the token head, which classifies every patch token, or None.
+      rule, token_weight: how inference combines the heads, see `infer`.
+      drop_rate: dropout after the positions are added, in [0, 1).
+      remat: whether the backward pass computes every block's activations again, to save memory.
     """
 
     dist_token = head_dist = None
+
+    def embed_patches(
+        self, images: Float[Array, "B H W 3"], key: Array | None = None
+    ) -> Float[Array, "B h w D"]:
+        """The stem: images to patch tokens. `key` is the PRNG key of its dropout."""
+        raise NotImplementedError
+
+    def __call__(
+        self, images: Float[Array, "B H W 3"], *, mix: MixTokenMask | None = None, key: Array | None = None
+    ) -> ModelOutput:
+        """Runs the model.
+
+        Args:
+          images: normalized.
+          mix: MixToken mask. Mixes the patch tokens of the batch after the stem. The token logits are mixed
+            with it a second time, which puts each of them back to the image that the patch is from.
+          key: PRNG key of dropout and drop-path. Nothing is dropped without one.
+
+        Returns:
+          ModelOutput with `tokens` if the model has a token head and `dist` if it has a distillation token.
+
+        Raises:
+          ValueError: the images or the mask do not fit `grid`.
+        """
+        stem_key, encoder_key = split_key(key, 2)
+        drop_key, blocks_key = split_key(encoder_key, 2)
+        x = self.embed_patches(images, stem_key)  # [B, h, w, D]
+        if mix is not None:
+            x = mix_tokens(x, mix)
+        x = dropout(self._sequence(x), self.drop_rate, drop_key)  # [B, P + N, D]
+        x = self.norm(run_blocks(self.blocks, x, blocks_key, remat=self.remat))
+
+        cls = self.head(x[:, 0]).astype(jnp.float32)
+        dist = None if self.head_dist is None else self.head_dist(x[:, 1]).astype(jnp.float32)
+        logits = cls if dist is None else (cls + dist) / 2
+        if self.aux_head is None:
+            return ModelOutput(logits=logits, cls=cls, dist=dist)
+        tokens = self.aux_head(x[:, self._num_prefix :]).astype(jnp.float32)
+        if mix is not None:
+            tokens = rearrange(mix_tokens(self._on_grid(tokens), mix), "b h w l -> b (h w) l")
+        logits = infer(logits, tokens, rule=self.rule, token_weight=self.token_weight)
+        return ModelOutput(logits=logits, cls=cls, tokens=tokens, dist=dist)
+
+    def features(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w D"]:
+        """The patch tokens after the last block, normalized."""
+        x = self._sequence(self.embed_patches(images))
+        x = self.norm(run_blocks(self.blocks, x, None, remat=self.remat))
+        return self._on_grid(x[:, self._num_prefix :])
+
+    def dense_logits(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w L"]:
+        """The token head's logits of every patch, in float32. Such a model can annotate images.
+
+        Raises:
+          ValueError: the model has no token head.
+        """
+        if self.aux_head is None:
+            raise ValueError(
+                "This model has no token head and no logits of tokens. Build it with token_head=True."
+            )
+        return self.aux_head(self.features(images)).astype(jnp.float32)
+
+    def attention_maps(self, images: Float[Array, "B H W 3"]) -> list[Float[Array, "B heads T T"]]:
+        """The attention of every block, float32, for T = P + N tokens.
+
+        The first P tokens are the class token and, in a distilled model, the distillation token.
+        """
+        return attention_maps(self.blocks, self._sequence(self.embed_patches(images)))
+
+    def intermediates(
+        self, images: Float[Array, "B H W 3"], blocks: Sequence[int]
+    ) -> list[Float[Array, "B h w _"]]:
+        """The patch tokens after some of the blocks, not normalized.
+
+        Args:
+          images: normalized.
+          blocks: indices into `self.blocks`, in [0, len(self.blocks)).
+
+        Returns:
+          One array for each index, in the order of `blocks`.
+
+        Raises:
+          ValueError: an index is out of range.
+        """
+        check_indices(blocks, len(self.blocks))
+        x, outputs = self._sequence(self.embed_patches(images)), []
+        for block in self.blocks[: max(blocks, default=-1) + 1]:
+            x = run_block(block, x, None, remat=self.remat)
+            outputs.append(x)
+        return [self._on_grid(outputs[i][:, self._num_prefix :]) for i in blocks]
 
     @property
     def has_token_head(self) -> bool:
@@ -30,141 +132,87 @@ class TokenModel(Model):
 
     @property
     def has_distillation_token(self) -> bool:
-        """Whether there is a distillation token with a head of its own."""
+        """Whether the model has a distillation token with its own head."""
         return self.dist_token is not None
 
     @property
     def has_dense_logits(self) -> bool:
-        """Whether `dense_logits` works: it needs the token head."""
+        """Whether `dense_logits` works. It needs the token head."""
         return self.has_token_head
-
-    def embed_patches(self, images: Array, key: Array | None = None) -> Array:
-        """[B, H, W, 3] -> [B, h, w, D]."""
-        raise NotImplementedError
-
-    def __call__(
-        self, images: Array, *, mix: MixTokenMask | None = None, key: Array | None = None
-    ) -> ModelOutput:
-        """Normalized float32 [B, H, W, 3] -> ModelOutput; `mix` mixes tokens and un-mixes their logits."""
-        keys = split_key(key, 2)
-        x = self.embed_patches(images, keys[0])
-        if mix is not None:
-            x = mix_tokens(x, mix)
-        x = self._encode(x, keys[1])
-        return classify(
-            self.head(x[:, 0]), x[:, self._num_prefix :], self.aux_head, grid=self.grid, mix=mix,
-            rule=self.rule, token_weight=self.token_weight,
-            dist=None if self.head_dist is None else self.head_dist(x[:, 1]),
-        )  # fmt: skip
-
-    def features(self, images: Array) -> Array:
-        """The normalized patch tokens, [B, h, w, D]."""
-        x = self._encode(self.embed_patches(images), None)[:, self._num_prefix :]
-        return x.reshape(x.shape[0], *self.grid, -1)
-
-    def dense_logits(self, images: Array) -> Array:
-        """The token head's logits, float32 [B, h, w, L]: a model that has one can annotate too.
-
-        Raises:
-          ValueError: it has none.
-        """
-        if self.aux_head is None:
-            raise ValueError(
-                "This model has no token head, so no logits per token; build it with token_head=True."
-            )
-        return self.aux_head(self.features(images)).astype(jnp.float32)
-
-    def attention_maps(self, images: Array) -> list[Array]:
-        """The attention of every block, float32 [B, heads, P + N, P + N] each; the first P tokens are the
-        class token and, in a distilled model, the distillation token."""
-        return attention_maps(self.blocks, self._embed(self.embed_patches(images)))
 
     @property
     def _num_prefix(self) -> int:
+        """P, the number of prefix tokens."""
         return 1 if self.dist_token is None else 2
 
-    def _embed(self, x: Array) -> Array:
-        """[B, h, w, D] -> [B, P + N, D]."""
+    def _sequence(self, x: Array) -> Array:
+        """[B, h, w, D] -> [B, P + N, D], with positions."""
         prefix = [token[...] for token in (self.cls_token, self.dist_token) if token is not None]
         return embed_tokens(x, prefix, self.pos_embed[...], grid=self.grid)
 
-    def _encode(self, x: Array, key: Array | None) -> Array:
-        """[B, h, w, D] -> [B, P + N, D], normalized."""
-        keys = split_key(key, 2)
-        x = dropout(self._embed(x), self.drop_rate, keys[0])
-        return self.norm(run_blocks(self.blocks, x, keys[1], remat=self.remat))
+    def _on_grid(self, x: Array) -> Array:
+        """[B, N, D] -> [B, h, w, D]."""
+        return rearrange(x, "b (h w) d -> b h w d", h=self.grid[0])
 
 
-def embed_tokens(x: Array, prefix: Sequence[Array], pos_embed: Array, *, grid: tuple[int, int]) -> Array:
-    """Patch tokens become a sequence with the class (and distillation) token in front and positions added.
+def embed_tokens(
+    x: Float[Array, "B h w D"],
+    prefix: Sequence[Float[Array, "1 1 D"]],
+    pos_embed: Float[Array, "1 T D"],
+    *,
+    grid: tuple[int, int],
+) -> Float[Array, "B T D"]:
+    """Puts the prefix tokens in front of the patch tokens and adds the positions.
 
     Args:
-      x: [B, h, w, D].
-      prefix: P tokens [1, 1, D].
-      pos_embed: [1, P + N, D].
+      x: patch tokens.
+      prefix: the P prefix tokens.
+      pos_embed: positions of all T = P + h * w tokens.
       grid: (h, w) that the model is built for.
 
-    Returns:
-      [B, P + N, D].
-
     Raises:
-      ValueError: the images gave another grid.
+      ValueError: the patch tokens have another grid.
     """
-    batch, h, w, dim = x.shape
+    batch, h, w, _ = x.shape
     if (h, w) != tuple(grid):
         raise ValueError(f"This model is built for {grid[0]}x{grid[1]} tokens, the images give {h}x{w}.")
-    front = [jnp.broadcast_to(token.astype(x.dtype), (batch, 1, dim)) for token in prefix]
-    return jnp.concatenate([*front, x.reshape(batch, h * w, dim)], axis=1) + pos_embed.astype(x.dtype)
+    front = [repeat(token.astype(x.dtype), "1 1 d -> b 1 d", b=batch) for token in prefix]
+    tokens = jnp.concatenate([*front, rearrange(x, "b h w d -> b (h w) d")], axis=1)
+    return tokens + pos_embed.astype(x.dtype)
 
 
-def classify(
-    cls: Array, patches: Array, aux_head: nnx.Module | None, *, grid: tuple[int, int],
-    mix: MixTokenMask | None, rule: str, token_weight: float, dist: Array | None = None,
-) -> ModelOutput:  # fmt: skip
-    """The output of every transformer here: class logits, token logits if there is a head for them, and the
-    inference logits by `rule` (see `infer`).
+def infer(
+    cls: Float[Array, "B L"], tokens: Float[Array, "B N L"], *, rule: str, token_weight: float
+) -> Float[Array, "B L"]:
+    """Inference logits from those of the class token and those of the patch tokens.
 
     Args:
-      cls, dist: logits [B, L] of the class and the distillation token; inference starts from their mean.
-      patches: encoded patch tokens [B, N, D].
-      aux_head: the token head, or None.
-      grid: (h, w) of the tokens.
-      mix: the mask the tokens were mixed with: their logits are un-mixed, each back to its own image.
+      cls: logits of the class token; with a distillation token the mean of both.
+      tokens: logits of the patch tokens.
+      rule: "max" adds token_weight * (maximum over the tokens), as published for LV-ViT. "mean" adds
+        token_weight * (mean over the tokens). "class" returns `cls`.
+      token_weight: 0.5 in LV-ViT.
     """
-    cls = cls.astype(jnp.float32)
-    dist = None if dist is None else dist.astype(jnp.float32)
-    whole = cls if dist is None else (cls + dist) / 2
-    if aux_head is None:
-        return ModelOutput(logits=whole, cls=cls, dist=dist)
-    tokens = aux_head(patches).astype(jnp.float32)
-    if mix is not None:
-        batch, count, classes = tokens.shape
-        tokens = mix_tokens(tokens.reshape(batch, *grid, classes), mix).reshape(batch, count, classes)
-    logits = infer(whole, tokens, rule=rule, token_weight=token_weight)
-    return ModelOutput(logits=logits, cls=cls, tokens=tokens, dist=dist)
-
-
-def infer(cls: Array, tokens: Array, *, rule: str, token_weight: float) -> Array:
-    """Inference logits [B, L] from those of the class token [B, L] and of the tokens [B, N, L]: "max"
-    (published) is cls + token_weight * max over tokens, "mean" takes the mean instead, "class" cls alone."""
     if rule == "class":
         return cls
     return cls + token_weight * (jnp.max(tokens, axis=1) if rule == "max" else jnp.mean(tokens, axis=1))
 
 
 def check_rule(rule: str) -> str:
-    """The rule itself.
+    """Returns the inference rule.
 
     Raises:
-      ValueError: it is none of RULES.
+      ValueError: it is not one of RULES.
     """
     if rule not in RULES:
         raise ValueError(f"rule must be one of {', '.join(RULES)}, not {rule!r}.")
     return rule
 
 
-def attention_maps(blocks: Iterable[nnx.Module], x: Array) -> list[Array]:
-    """The attention of every block for embedded tokens [B, N, D], float32 [B, heads, N, N] each."""
+def attention_maps(
+    blocks: Iterable[nnx.Module], x: Float[Array, "B T D"]
+) -> list[Float[Array, "B heads T T"]]:
+    """The attention of every block, float32, for embedded tokens `x`."""
     maps = []
     for block in blocks:
         if isinstance(block, Block):  # the Transition of a dense T2T-ViT has no attention

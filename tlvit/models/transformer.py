@@ -1,0 +1,117 @@
+"""The parts of a vision transformer: patches, self-attention, MLP and the block made of both."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Float
+
+from tlvit.models.layers import Conv, drop_path, gelu, layer_norm, linear, split_key
+from tlvit.ops.attention import attend, attention_weights, dropout, merge_heads, split_heads
+from tlvit.types import Array
+
+
+class Block(nnx.Module):
+    """Pre-norm transformer block: attention, then MLP, each with a residual connection.
+
+    `skip_lam` divides both residual branches (2 or 3 in LV-ViT, 1 elsewhere). `attention` and `mlp` are the
+    classes of the two parts.
+    """
+
+    def __init__(
+        self, dim: int, num_heads: int, *, mlp_ratio: float, qkv_bias: bool, epsilon: float,
+        skip_lam: float = 1.0, attention: type | None = None, mlp: type | None = None, drop_rate: float = 0.0,
+        attn_drop: float = 0.0, drop_path: float = 0.0, dtype=None, rngs: nnx.Rngs,
+    ):  # fmt: skip
+        self.skip_lam, self.drop_path = skip_lam, drop_path
+        self.norm1 = layer_norm(dim, epsilon=epsilon, dtype=dtype, rngs=rngs)
+        self.attn = (attention or Attention)(
+            dim,
+            num_heads,
+            qkv_bias=qkv_bias,
+            drop_rate=drop_rate,
+            attn_drop=attn_drop,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.norm2 = layer_norm(dim, epsilon=epsilon, dtype=dtype, rngs=rngs)
+        self.mlp = (mlp or Mlp)(dim, int(dim * mlp_ratio), drop_rate=drop_rate, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "B N D"], key: Array | None = None) -> Float[Array, "B N _"]:
+        keys = split_key(key, 4)
+        x = x + drop_path(self.attn(self.norm1(x), keys[0]), self.drop_path, keys[1]) / self.skip_lam
+        return x + drop_path(self.mlp(self.norm2(x), keys[2]), self.drop_path, keys[3]) / self.skip_lam
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention (Vaswani et al. 2017, arXiv:1706.03762) with one fused qkv projection."""
+
+    def __init__(
+        self, dim: int, num_heads: int, *, qkv_bias: bool, drop_rate: float = 0.0, attn_drop: float = 0.0,
+        dtype=None, rngs: nnx.Rngs,
+    ):  # fmt: skip
+        if dim % num_heads:
+            raise ValueError(f"Width {dim} cannot be split over {num_heads} heads.")
+        self.num_heads, self.drop_rate, self.attn_drop = num_heads, drop_rate, attn_drop
+        self.scale = (dim // num_heads) ** -0.5
+        self.qkv = linear(dim, 3 * dim, bias=qkv_bias, dtype=dtype, rngs=rngs)
+        self.proj = linear(dim, dim, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "B N D"], key: Array | None = None) -> Float[Array, "B N D"]:
+        keys = split_key(key, 2)
+        x = attend(*self._heads(x), scale=self.scale, drop_rate=self.attn_drop, drop_key=keys[0])
+        return dropout(self.project(merge_heads(x)), self.drop_rate, keys[1])
+
+    def project(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
+        """The layers after the attention. Subclasses add to it."""
+        return self.proj(x)
+
+    def weights(self, x: Float[Array, "B N D"]) -> Float[Array, "B heads N N"]:
+        """The attention maps, in float32."""
+        query, key, _ = self._heads(x)
+        return attention_weights(query, key, scale=self.scale)
+
+    def _heads(self, x: Array) -> list[Array]:
+        """[B, N, D] -> query, key and value, [B, heads, N, d] each."""
+        return [split_heads(part, self.num_heads) for part in jnp.split(self.qkv(x), 3, axis=-1)]
+
+
+class Mlp(nnx.Module):
+    """Two linear layers with a GELU between them."""
+
+    def __init__(self, dim: int, hidden: int, *, drop_rate: float = 0.0, dtype=None, rngs: nnx.Rngs):
+        self.drop_rate = drop_rate
+        self.fc1 = linear(dim, hidden, dtype=dtype, rngs=rngs)
+        self.fc2 = linear(hidden, dim, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "B N D"], key: Array | None = None) -> Float[Array, "B N D"]:
+        keys = split_key(key, 2)
+        x = dropout(gelu(self.fc1(x)), self.drop_rate, keys[0])
+        return dropout(self.fc2(x), self.drop_rate, keys[1])
+
+
+class PatchEmbed(nnx.Module):
+    """Non-overlapping patches, each mapped to D channels by one linear layer."""
+
+    def __init__(self, dim: int, patch_size: int, *, dtype=None, rngs: nnx.Rngs):
+        self.proj = Conv(3, dim, patch_size, stride=patch_size, dtype=dtype, rngs=rngs)
+
+    def __call__(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w D"]:
+        return self.proj(images)
+
+
+def token_grid(image_size: int | tuple[int, int], patch_size: int) -> tuple[int, int]:
+    """Rows and columns of patches in an image.
+
+    Args:
+      image_size: pixels, one number for a square or (height, width).
+      patch_size: side of a patch, pixels.
+
+    Returns:
+      (h, w).
+
+    Raises:
+      ValueError: the image size is not a multiple of the patch size.
+    """
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if height % patch_size or width % patch_size or min(height, width) < patch_size:
+        raise ValueError(f"Image size {height}x{width} is not a multiple of the patch size {patch_size}.")
+    return height // patch_size, width // patch_size
