@@ -1,4 +1,4 @@
-"""The packages that are installed: tlvit, and the recipes of configs/ as tlvit.configs. All else: pyproject.toml."""
+"""The installed packages: tlvit, and the recipes of configs/ as tlvit.configs. See pyproject.toml."""
 
 from setuptools import find_packages, setup
 

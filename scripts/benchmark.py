@@ -4,7 +4,7 @@
     python -m scripts.benchmark compile --model=lvvit_s --batch-size=128    # FLOPs, bytes and collectives
     python -m scripts.benchmark compile --topology=v5e:2x4                  # the same for absent TPUs
     python -m scripts.benchmark input --help                                # images/s of the data pipeline
-    python -m scripts.benchmark resume --help                               # resuming in the middle of an epoch
+    python -m scripts.benchmark resume --help                               # resume in the middle of an epoch
 
 `step` and `compile` train on token labels: the input is uint8 images and top-5 score maps, and the step makes
 targets, applies MixToken and AdamW, and updates the moving average. They need no TensorFlow.

@@ -1,4 +1,4 @@
-"""README and docs: Python blocks run as printed, commands exist, links resolve, public names are documented."""
+"""README and docs: Python blocks run as printed, commands exist, links work, public names are documented."""
 
 import contextlib
 import importlib

@@ -280,7 +280,16 @@ class Mesh(Section):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(Section):
-    """All settings of a run."""
+    """All settings of a run: the settings below and one section for each of the other classes of this file.
+
+    Raises:
+      ValueError: settings exclude each other, or a value is out of its range.
+
+    Example:
+      >>> config = tlvit.Config(batch_size=512, optim=tlvit.config.Optim(learning_rate=8e-4))
+      >>> config.optim.min_lr
+      1e-05
+    """
 
     seed: int = setting(0, "Seeds initialization, data order, augmentation, drop path and mixing.", low=0)
     batch_size: int = setting(1024, "Images in a step, over all devices.", low=1)

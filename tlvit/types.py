@@ -68,8 +68,8 @@ class Batch:
     """
 
     image: UInt8[Array, "B H W 3"]
-    label: Int32[Array, "B"]
-    mask: Bool[Array, "B"]
+    label: Int32[Array, " B"]
+    mask: Bool[Array, " B"]
     maps: ScoreMaps | None
     geometry: Float32[Array, "B 2 3"]
     real_labels: Int32[Array, "B R"] | None = None
@@ -136,4 +136,4 @@ class MixTokenMask:
     """
 
     mask: Bool[Array, "S h w"]
-    lam: Float32[Array, "S"]
+    lam: Float32[Array, " S"]

@@ -68,9 +68,8 @@ def expected(net, weights, images, labels):
 @pytest.mark.parametrize(("devices", "batch_size"), [(1, 16), (1, 37), (8, 16), (8, 64)])
 def test_every_image_counts_once(devices, batch_size, data, weights):
     """37 images in batches of 16, 37 or 64: the padding must not count."""
-    from tlvit.data.sources.open import open_source
-
     from tlvit.data import pipeline
+    from tlvit.data.sources.open import open_source
 
     folder, images, labels = data
     net, both = weights

@@ -10,8 +10,8 @@ from tlvit.types import Array
 
 def classification_sums(
     logits: Float[Array, "B L"],
-    label: Int[Array, "B"],
-    mask: Bool[Array, "B"],
+    label: Int[Array, " B"],
+    mask: Bool[Array, " B"],
     real_labels: Int[Array, "B R"] | None = None,
 ) -> dict[str, Float[Array, ""]]:
     """Sums over a batch. Add them up over batches and divide by `count` at the end.

@@ -25,8 +25,8 @@ class ImageMix:
     """
 
     mask: Bool[Array, "S H W"]
-    blend: Float32[Array, "S"]
-    lam: Float32[Array, "S"]
+    blend: Float32[Array, " S"]
+    lam: Float32[Array, " S"]
 
 
 def draw_mixtoken_mask(
@@ -125,7 +125,7 @@ def mix_tokens(tokens: Shaped[Array, "B h w *rest"], mix: MixTokenMask) -> Shape
     return rearrange(jnp.where(mask, own[:, ::-1], own), "s b ... -> (s b) ...")
 
 
-def mix_by_area(values: Float[Array, "B *rest"], mix: MixTokenMask | ImageMix) -> Float[Array, "B *rest"]:
+def mix_by_area(values: Float[Array, " B *rest"], mix: MixTokenMask | ImageMix) -> Float[Array, " B *rest"]:
     """Computes lam * own + (1 - lam) * partner for values of an image, for example its class target.
 
     Args:

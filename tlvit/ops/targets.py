@@ -11,7 +11,7 @@ from tlvit.types import Array, ScoreMaps, TokenTargets
 
 def make_targets(
     maps: ScoreMaps,
-    label: Int[Array, "B"],
+    label: Int[Array, " B"],
     geometry: Float[Array, "B 2 3"],
     *,
     grid: tuple[int, int],
@@ -71,7 +71,9 @@ def make_targets(
     return TokenTargets(cls=targets((1, 1))[:, 0], tokens=targets(grid), label=one_hot)
 
 
-def smooth_one_hot(label: Int[Array, "B"], num_classes: int, smoothing: float = 0.0) -> Float32[Array, "B L"]:
+def smooth_one_hot(
+    label: Int[Array, " B"], num_classes: int, smoothing: float = 0.0
+) -> Float32[Array, "B L"]:
     """One-hot labels with label smoothing (Szegedy et al. 2016, arXiv:1512.00567).
 
     Args:
