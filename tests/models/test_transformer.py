@@ -55,7 +55,9 @@ def test_attention_drops_weights_only_with_a_key():
 
 
 def test_block_divides_both_branches_by_skip_lam():
-    block = transformer.Block(8, 2, mlp_ratio=3, qkv_bias=False, epsilon=1e-5, skip_lam=2.0, rngs=nnx.Rngs(0))
+    block = transformer.Block(
+        8, 2, mlp_ratio=3.0, qkv_bias=False, epsilon=1e-5, skip_lam=2.0, rngs=nnx.Rngs(0)
+    )
     assert block.mlp.fc1.kernel.shape == (8, 24)
     x = randn(2, 5, 8)
     middle = x + np.asarray(block.attn(block.norm1(x))) / 2

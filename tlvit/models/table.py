@@ -2,6 +2,7 @@
 
 import difflib
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 from flax import nnx
@@ -57,7 +58,7 @@ def create_model(
     name: str,
     *,
     num_classes: int = 1000,
-    image_size: int | tuple[int, int] | None = None,
+    image_size: int | Sequence[int] | None = None,
     seed: int = 0,
     **options: Any,
 ) -> nnx.Module:

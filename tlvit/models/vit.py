@@ -1,10 +1,9 @@
 """The forward pass of LV-ViT, T2T-ViT and DeiT: stem, prefix tokens, blocks, heads, inference rule."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import jax.numpy as jnp
 from einops import rearrange, repeat
-from flax import nnx
 from jaxtyping import Float
 
 from tlvit.models.layers import run_block, run_blocks, split_key
@@ -210,7 +209,7 @@ def check_rule(rule: str) -> str:
 
 
 def attention_maps(
-    blocks: Iterable[nnx.Module], x: Float[Array, "B T D"]
+    blocks: Iterable[Callable[[Array], Array]], x: Float[Array, "B T D"]
 ) -> list[Float[Array, "B heads T T"]]:
     """The attention of every block, float32, for embedded tokens `x`."""
     maps = []
