@@ -260,3 +260,14 @@ def test_headers_of_version_0_1_are_read(tensors, tmp_path):
     model, info = tlvit.load(tmp_path / "x.safetensors")
     check_equal(to_torch(model), tensors)
     assert info == dataclasses.replace(INFO, preprocessing=Preprocessing(crop_pct=0.8))
+
+
+def test_safetensors_are_recognized_whatever_the_length_of_their_header(tensors, tmp_path):
+    """The first byte of the file is the lowest byte of that length; a pickle begins with 0x80."""
+    seen = set()
+    for length in range(0, 256, 8):
+        path = tmp_path / f"{length}.safetensors"
+        safetensors.numpy.save_file(tensors, path, {"padding": "x" * length})
+        seen.add(path.read_bytes()[0])
+        check_equal(torch_files.read_weights(path).tensors, tensors)
+    assert seen == set(range(0, 256, 8))

@@ -22,6 +22,7 @@ EMA, RAW = ("state_dict_ema", "model_ema"), ("state_dict", "model")
 SECTIONS = {"auto": EMA + RAW, "ema": EMA, "raw": RAW}
 WRAPPERS = ("module.", "_orig_mod.")  # name prefixes of data-parallel and compiled models
 ENDINGS = (".safetensors", ".pth", ".pt", ".pth.tar")
+MAX_HEADER_BYTES = 100_000_000  # limit of the safetensors format
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,10 +59,12 @@ def read_weights(path: str | pathlib.Path, *, weights: str = "auto") -> Weights:
     path = pathlib.Path(path)
     with path.open("rb") as file:
         start = file.read(9)
+    # A safetensors file begins with the length of its JSON header. Its first byte may be that of a pickle.
+    header_length = int.from_bytes(start[:8], "little")
+    if start[8:9] == b"{" and header_length <= MAX_HEADER_BYTES:
+        return _read_safetensors(path, weights)
     if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
         return _choose_section(path, _read_pickle(path), weights)
-    if start[8:9] == b"{":
-        return _read_safetensors(path, weights)
     size = path.stat().st_size
     raise ValueError(
         f"{path} ({size} bytes, the first are {start!r}) is not a PyTorch checkpoint or safetensors file."
