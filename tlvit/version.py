@@ -1,3 +1,3 @@
-"""The version of tlvit, read by setup.py without importing the package."""
+"""The version of tlvit, read by pyproject.toml."""
 
 __version__ = "0.2.0"
