@@ -1,4 +1,4 @@
-"""The packages that are installed: tlvit, and the recipes of configs/ as tlvit.configs. All else: pyproject.toml."""
+"""Lists the packages: tlvit, and the recipes of configs/ as tlvit.configs. All else is in pyproject.toml."""
 
 from setuptools import find_packages, setup
 
