@@ -44,11 +44,13 @@ def main(checkpoint: str, path: str) -> None:
     figure, axes = pyplot.subplots(1, 4, figsize=(11, 3.1), layout="constrained")
     draw(axes[0], "image", scene)
     draw(axes[1], "score map (annotator, once)", scene, np.asarray(jax.nn.softmax(logits)))
-    draw(axes[2], "random crop", crop)
+    draw(axes[2], "crop", crop)
     draw(axes[3], "token targets of the crop", crop, np.asarray(targets.tokens[0]).reshape(*GRID, 10))
     for axis in axes[:2]:
         axis.add_patch(
-            pyplot.Rectangle((box[0] - 0.5, box[1] - 0.5), box[2] - box[0], box[3] - box[1], fill=False, lw=2)
+            pyplot.Rectangle(
+                (box[0] - 0.5, box[1] - 0.5), box[2] - box[0], box[3] - box[1], fill=False, ec="white", lw=2
+            )
         )
     figure.savefig(path, dpi=110)
 
