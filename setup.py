@@ -1,4 +1,4 @@
-"""The installed packages: tlvit, and the recipes of configs/ as tlvit.configs. See pyproject.toml."""
+"""Lists the packages: tlvit, and the recipes of configs/ as tlvit.configs. All else is in pyproject.toml."""
 
 from setuptools import find_packages, setup
 

@@ -1,4 +1,4 @@
-"""README and docs: Python blocks run as printed, commands exist, links work, public names are documented."""
+"""README and docs: Python blocks run, commands exist, links resolve, public names are documented."""
 
 import contextlib
 import importlib
@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from PIL import Image
+from tlvit.__main__ import COMMANDS
 
 import tlvit
 from tlvit import config
-from tlvit.__main__ import COMMANDS
 
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
 PYTHON = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
