@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from PIL import Image
-from tlvit.__main__ import COMMANDS
 
 import tlvit
 from tlvit import config
+from tlvit.__main__ import COMMANDS
 
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
 PYTHON = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
