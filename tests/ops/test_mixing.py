@@ -71,7 +71,7 @@ def test_masks_of_another_shape_raise_with_the_numbers():
 
 
 def published_boxes(count, h, w, seed):
-    """Area fractions of CutMix's boxes, drawn by numpy: half sides are integers, boxes are cut at the border."""
+    """Area fractions of CutMix's boxes, drawn by numpy: integer half sides, cut at the border."""
     rng = np.random.RandomState(seed)
     side = np.sqrt(1 - rng.beta(1, 1, count))
     half_h, half_w = (h * side).astype(int) // 2, (w * side).astype(int) // 2

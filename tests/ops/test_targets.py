@@ -91,7 +91,7 @@ def test_rows_sum_to_what_was_published():
     ("move", "change"), [(FLIP, np.fliplr), (QUARTER_TURN, np.rot90), (compose(QUARTER_TURN, FLIP), None)]
 )
 def test_flips_and_quarter_turns_equal_moved_maps(move, change, window):
-    """Targets of a crop of the moved image from the original map equal those of the same crop of the moved map."""
+    """Targets from the original map equal those from the moved map, for the same crop of the moved image."""
     change = change or (lambda x: np.fliplr(np.rot90(x)))
     maps = random_maps(1, 2, 3, (8, 12), 10)
     expected = targets_of(spatial(maps, change), window, grid=(4, 6), classes=10)
