@@ -14,6 +14,7 @@ import pathlib
 import jax
 import numpy as np
 import pytest
+from jaxtyping import config as jaxtyping_config
 from jaxtyping import install_import_hook
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -102,13 +103,21 @@ def golden_target(seed: int, batch: int, classes: int, tokens: int) -> np.ndarra
 
 
 @pytest.fixture(autouse=True)
-def logging_as_it_was():
-    """Programs redirect tlvit's messages; the next test must not notice."""
+def restore_logging():
+    """Restores the handlers and the level of tlvit's log after every test; commands change them."""
     log = logging.getLogger("tlvit")
     before = (log.handlers[:], log.propagate, log.level)
     yield
     log.handlers, log.propagate = before[:2]
     log.setLevel(before[2])
+
+
+@pytest.fixture
+def unchecked_shapes():
+    """Turns the checks of annotations off, for tests of a function's own errors."""
+    jaxtyping_config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping_config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,13 @@ from model_goldens import randn, softmax
 from tlvit.ops import attention
 
 
+def test_heads_are_consecutive_channels():
+    x = randn(2, 5, 12)
+    heads = attention.split_heads(x, 3)
+    np.testing.assert_array_equal(heads[:, 1], x[:, :, 4:8])
+    np.testing.assert_array_equal(attention.merge_heads(heads), x)
+
+
 def test_softmax_is_float32_in_bfloat16_attention():
     q, k = jnp.asarray(randn(1, 1, 4, 8), jnp.bfloat16), jnp.asarray(randn(1, 1, 4, 8, seed=1), jnp.bfloat16)
     weights = attention.attention_weights(q, k, scale=0.3)

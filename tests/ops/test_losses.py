@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import log_softmax, randn, soft_targets
 
 from tlvit.ops import losses
 from tlvit.types import MixTokenMask, ModelOutput, TokenTargets
@@ -10,26 +11,19 @@ from tlvit.types import MixTokenMask, ModelOutput, TokenTargets
 B, N, L = 4, 6, 5
 
 
-def log_softmax(x):
-    x = np.asarray(x, np.float64)
-    return x - np.log(np.exp(x).sum(-1, keepdims=True))
-
-
 def cross_entropy(logits, targets):
     return -(targets * log_softmax(logits)).sum(-1)
 
 
 def draw(seed=0):
-    """Output and targets in which images 0 and 2 have a class target that agrees with the truth."""
-    rng = np.random.RandomState(seed)
-    logits = lambda *shape: rng.standard_normal(shape).astype(np.float32)
-    soft = lambda *shape: np.exp(log_softmax(2 * logits(*shape, L))).astype(np.float32)
-    output = ModelOutput(logits=logits(B, L), cls=logits(B, L), tokens=logits(B, N, L), dist=logits(B, L))
-    cls = soft(B)
+    """Output and targets; the annotator's best class is the label for images 0 and 2 only."""
+    logits, cls, dist = (randn(10 * seed + i, B, L) for i in range(3))
+    output = ModelOutput(logits=logits, cls=cls, tokens=randn(10 * seed + 3, B, N, L), dist=dist)
+    cls = soft_targets(10 * seed + 4, B, L)
     best = cls.argmax(-1)
     label = np.where([True, False, True, False], best, (best + 1) % L)
-    truth = (np.eye(L)[label] * 0.9 + 0.1 / L).astype(np.float32)
-    return output, TokenTargets(cls=cls, tokens=soft(B, N), label=truth)
+    smoothed = (np.eye(L)[label] * 0.9 + 0.1 / L).astype(np.float32)
+    return output, TokenTargets(cls=cls, tokens=soft_targets(10 * seed + 5, B, N, L), label=smoothed)
 
 
 def test_soft_cross_entropy():
@@ -45,7 +39,7 @@ def test_soft_cross_entropy():
 
 
 @pytest.mark.parametrize(
-    ("cls_target", "share"),
+    ("cls_target", "ratio"),
     [
         ("annotator", [1, 1, 1, 1]),
         ("published", [0.5, 0.9, 0.5, 0.9]),
@@ -54,10 +48,10 @@ def test_soft_cross_entropy():
     ],
 )
 @pytest.mark.parametrize("mixed", [False, True])
-def test_token_label_loss(cls_target, share, mixed):
+def test_token_label_loss(cls_target, ratio, mixed):
     output, targets = draw()
-    share = np.array(share)[:, None]
-    cls = share * targets.cls + (1 - share) * targets.label
+    ratio = np.array(ratio)[:, None]
+    cls = ratio * targets.cls + (1 - ratio) * targets.label
     mix = None
     if mixed:  # two shards of two images
         mix = MixTokenMask(mask=np.zeros((2, 2, 3), bool), lam=np.array([0.7, 0.2], np.float32))
@@ -82,7 +76,7 @@ def test_both_weights_are_one_by_default():
 
 def test_token_label_loss_errors():
     output, targets = draw()
-    with pytest.raises(ValueError, match="off, reference, intended, truth, not 'on'"):
+    with pytest.raises(ValueError, match="annotator, published, documented, label, not 'on'"):
         losses.token_label_loss(output, targets, cls_target="on")
     with pytest.raises(ValueError, match="token head"):
         losses.token_label_loss(ModelOutput(logits=output.cls, cls=output.cls), targets)
@@ -92,7 +86,7 @@ def test_token_label_loss_errors():
 @pytest.mark.parametrize("kind", ["hard", "soft"])
 def test_distillation_loss(kind, alpha, tau):
     output, targets = draw(2)
-    teacher = 3 * np.random.RandomState(3).standard_normal((B, L)).astype(np.float32)
+    teacher = 3 * randn(3, B, L)
     if kind == "hard":
         distilled = cross_entropy(output.dist, np.eye(L)[teacher.argmax(-1)]).mean()
     else:

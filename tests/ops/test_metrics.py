@@ -45,22 +45,25 @@ def test_padding_counts_nowhere_even_if_it_is_nan():
     assert got == {"top1": 0, "top5": 0, "loss": 0, "count": 0}
 
 
-def test_nan_is_never_right_and_shows_in_the_loss():
+def test_nan_is_never_correct_and_makes_the_loss_nan():
     got = sums([[np.nan, np.nan, np.nan]], [0])
     assert (got["top1"], got["top5"]) == (0, 0)
     assert np.isnan(got["loss"])
     got = sums([[np.nan, 1.0, np.nan]], [1])
-    assert (got["top1"], got["top5"]) == (0, 0)  # a broken row is no success
+    assert (got["top1"], got["top5"]) == (0, 0)  # a row with NaN is never correct
 
 
-def test_sets_of_labels():
-    """Right if the best class is in the set; images without a set are not counted."""
+def test_images_with_several_labels():
+    """Correct if the best class is one of the labels; images without labels are not counted."""
     logits = np.array([[3, 1, 2, 0]] * 4 + [[3, 3, 2, 0], [np.nan, 1, 2, 0]])
-    real = np.array([[0, -1], [2, 0], [1, 2], [-1, -1], [1, -1], [1, 2]], np.int32)
+    real_labels = np.array([[0, -1], [2, 0], [1, 2], [-1, -1], [1, -1], [1, 2]], np.int32)
     label, mask = np.zeros(6, np.int32), np.ones(6, bool)
-    got = {k: float(v) for k, v in classification_sums(logits.astype(np.float32), label, mask, real).items()}
+    got = {
+        k: float(v)
+        for k, v in classification_sums(logits.astype(np.float32), label, mask, real_labels).items()
+    }
     assert (got["real"], got["real_count"], got["count"]) == (2, 5, 6)  # ties and NaN count against
     mask[1] = False
-    got = classification_sums(logits.astype(np.float32), label, mask, real)
+    got = classification_sums(logits.astype(np.float32), label, mask, real_labels)
     assert (float(got["real"]), float(got["real_count"])) == (1, 4)
     assert "real" not in classification_sums(logits.astype(np.float32), label, mask)

@@ -1,19 +1,19 @@
-"""MixToken, mixup, cutmix and random erasing."""
+"""MixToken, mixup and CutMix."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import randn
 from jax.sharding import NamedSharding, PartitionSpec
 
 from tlvit.ops import mixing
-from tlvit.ops.random_erasing import random_erasing
 from tlvit.types import MixTokenMask
 
 BETWEEN_DEVICES = ("all-to-all", "collective-permute", "all-gather", "all-reduce", "reduce-scatter")
 
 
-def test_box_mask_and_share_equal_numpy():
+def test_mask_and_lam_of_a_box_equal_numpy():
     mix = mixing.mixtoken_mask_from_box((1, 2, 4, 7), (6, 8))
     expected = np.zeros((1, 6, 8), bool)
     expected[0, 1:4, 2:7] = True
@@ -25,13 +25,13 @@ def test_box_mask_and_share_equal_numpy():
 
 
 @pytest.mark.parametrize("box", [(-1, 0, 2, 2), (0, 0, 7, 2), (0, 3, 2, 2), (0, 0, 2, 9)])
-def test_a_box_outside_of_the_grid_is_refused(box):
+def test_a_box_outside_of_the_grid_raises(box):
     with pytest.raises(ValueError, match="6x8"):
         mixing.mixtoken_mask_from_box(box, (6, 8))
 
 
-def test_the_partner_is_the_mirrored_image_of_the_batch():
-    tokens = np.random.RandomState(0).standard_normal((4, 6, 8, 3)).astype(np.float32)
+def test_the_partner_is_the_image_at_the_mirrored_index():
+    tokens = randn(0, 4, 6, 8, 3)
     mixed = mixing.mix_tokens(tokens, mixing.mixtoken_mask_from_box((1, 2, 4, 7), (6, 8)))
     expected = tokens.copy()
     expected[:, 1:4, 2:7] = tokens[::-1, 1:4, 2:7]
@@ -40,9 +40,9 @@ def test_the_partner_is_the_mirrored_image_of_the_batch():
 
 @pytest.mark.parametrize("shards", [1, 2, 4])
 @pytest.mark.parametrize("trailing", [(), (5,), (2, 3)])
-def test_shards_are_mixed_within_themselves_and_mixing_twice_is_nothing(shards, trailing):
+def test_shards_are_mixed_independently_and_mixing_twice_is_the_identity(shards, trailing):
     mix = mixing.draw_mixtoken_mask(jax.random.key(3), (5, 7), shards)
-    tokens = np.random.RandomState(1).standard_normal((8, 5, 7, *trailing)).astype(np.float32)
+    tokens = randn(1, 8, 5, 7, *trailing)
     mixed = mixing.mix_tokens(tokens, mix)
     for s in range(shards):
         part = slice(s * 8 // shards, (s + 1) * 8 // shards)
@@ -62,7 +62,7 @@ def test_class_targets_are_mixed_by_area():
     np.testing.assert_allclose(mixing.mix_by_area(values, mix), expected, atol=1e-6)
 
 
-def test_masks_that_do_not_fit_are_named():
+def test_masks_of_another_shape_raise_with_the_numbers():
     mix = mixing.draw_mixtoken_mask(jax.random.key(0), (4, 4), 3)
     with pytest.raises(ValueError, match=r"8 images.*3"):
         mixing.mix_tokens(jnp.zeros((8, 4, 4, 1)), mix)
@@ -71,7 +71,7 @@ def test_masks_that_do_not_fit_are_named():
 
 
 def published_boxes(count, h, w, seed):
-    """Shares of CutMix's boxes, drawn by numpy: half sides are whole, boxes are cut at the border."""
+    """Area fractions of CutMix's boxes, drawn by numpy: integer half sides, cut at the border."""
     rng = np.random.RandomState(seed)
     side = np.sqrt(1 - rng.beta(1, 1, count))
     half_h, half_w = (h * side).astype(int) // 2, (w * side).astype(int) // 2
@@ -91,18 +91,18 @@ def test_drawn_boxes_are_boxes_with_the_published_distribution():
         edges = np.diff(np.pad(line, ((0, 0), (1, 1))).astype(int), axis=1)
         assert ((edges == 1).sum(1) <= 1).all()
     np.testing.assert_allclose(mix.lam, 1 - mask.mean((1, 2)), atol=1e-6)
-    share, expected = 1 - np.asarray(mix.lam), published_boxes(200000, h, w, 0)
+    fraction, expected = 1 - np.asarray(mix.lam), published_boxes(200000, h, w, 0)
     # 0.013: four standard errors of the largest difference of two distribution functions.
     levels = (np.arange(0, h * w, 4) + 0.5) / (h * w)  # between two numbers of tokens
-    difference = np.mean(share[:, None] <= levels, 0) - np.mean(expected[:, None] <= levels, 0)
+    difference = np.mean(fraction[:, None] <= levels, 0) - np.mean(expected[:, None] <= levels, 0)
     assert np.abs(difference).max() < 0.013
-    assert abs(share.mean() - expected.mean()) < 4 * share.std() / np.sqrt(count)
+    assert abs(fraction.mean() - expected.mean()) < 4 * fraction.std() / np.sqrt(count)
     # A box covers rows y - half to y + half - 1 of a uniform y: the mirror of row r is row h - 2 - r.
     often = mask.mean((0, 2))[:-1]
     np.testing.assert_allclose(often, often[::-1], atol=0.015)
 
 
-def test_shards_draw_boxes_of_their_own():
+def test_every_shard_draws_a_box():
     mix = mixing.draw_mixtoken_mask(jax.random.key(1), (14, 14), 8)
     assert len({m.tobytes() for m in np.asarray(mix.mask)}) >= 6
     again = mixing.draw_mixtoken_mask(jax.random.key(1), (14, 14), 8)
@@ -112,21 +112,21 @@ def test_shards_draw_boxes_of_their_own():
 def test_mixing_a_sharded_batch_needs_no_other_device():
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     split = NamedSharding(mesh, PartitionSpec("data"))
-    whole = NamedSharding(mesh, PartitionSpec())
+    replicated = NamedSharding(mesh, PartitionSpec())
 
     def mix_and_back(key, tokens, targets):
         mix = mixing.draw_mixtoken_mask(key, (4, 4), 8)
         return mixing.mix_tokens(tokens, mix), mixing.mix_by_area(targets, mix)
 
-    tokens = np.random.RandomState(0).standard_normal((16, 4, 4, 6)).astype(np.float32)
+    tokens = randn(0, 16, 4, 4, 6)
     targets = np.random.RandomState(1).rand(16, 5).astype(np.float32)
-    run = jax.jit(mix_and_back, in_shardings=(whole, split, split), out_shardings=(split, split))
+    run = jax.jit(mix_and_back, in_shardings=(replicated, split, split), out_shardings=(split, split))
     key = jax.random.key(0)
     text = run.lower(key, tokens, targets).compile().as_text()
     assert [kind for kind in BETWEEN_DEVICES if kind in text] == []
     for got, expected in zip(run(key, tokens, targets), mix_and_back(key, tokens, targets), strict=True):
         np.testing.assert_allclose(got, expected, atol=1e-6)
-    # Mixed as one shard, the same batch has to travel: the test above can fail.
+    # The same batch mixed as one shard needs communication, so the check above can fail.
     one = lambda x: mixing.mix_tokens(x, mixing.mixtoken_mask_from_box((0, 0, 2, 2), (4, 4)))
     text = jax.jit(one, in_shardings=split, out_shardings=split).lower(tokens).compile().as_text()
     assert any(kind in text for kind in BETWEEN_DEVICES)
@@ -137,28 +137,28 @@ def mix_both(key, images, targets, *, mixup, cutmix, shards=1):
     return mixing.mix_images(images, mix), mixing.mix_by_area(targets, mix)
 
 
-def test_image_mixing_without_an_alpha_is_refused():
+def test_image_mixing_without_an_alpha_raises():
     with pytest.raises(ValueError, match="alpha above 0"):
         mixing.draw_image_mix(jax.random.key(0), (8, 8), mixup=0.0, cutmix=0.0)
 
 
 def test_mixup_blends_images_and_targets_alike():
-    """Images that hold their own target: both stay equal; partners are mirrored in the shard."""
+    """Images that contain their own target: both stay equal; partners are mirrored in the shard."""
     targets = np.eye(8, dtype=np.float32)
     images = np.broadcast_to(targets[:, None, None, :], (8, 4, 4, 8))
-    shares = []
+    lams = []
     for seed in range(20):
         x, t = mix_both(jax.random.key(seed), images, targets, mixup=0.8, cutmix=0.0, shards=2)
         np.testing.assert_allclose(x, np.broadcast_to(t[:, None, None, :], x.shape), atol=1e-6)
         np.testing.assert_allclose(t.sum(1), 1, atol=1e-6)
-        share = np.diag(t)
-        np.testing.assert_allclose(t[np.arange(8), [3, 2, 1, 0, 7, 6, 5, 4]], 1 - share, atol=1e-6)
-        np.testing.assert_allclose(share[:4], share[0], atol=1e-6)
-        shares += [share[0], share[4]]
-    assert len(set(np.round(shares, 5))) > 30
+        lam = np.diag(t)
+        np.testing.assert_allclose(t[np.arange(8), [3, 2, 1, 0, 7, 6, 5, 4]], 1 - lam, atol=1e-6)
+        np.testing.assert_allclose(lam[:4], lam[0], atol=1e-6)
+        lams += [lam[0], lam[4]]
+    assert len(set(np.round(lams, 5))) > 30
 
 
-def test_cutmix_targets_are_the_shares_of_pixels():
+def test_cutmix_targets_are_fractions_of_pixels():
     targets = np.eye(8, dtype=np.float32)
     images = np.broadcast_to(targets[:, None, None, :], (8, 16, 12, 8))
     for seed in range(20):
@@ -177,27 +177,3 @@ def test_mixup_and_cutmix_take_turns():
         np.testing.assert_allclose(np.mean(x, (1, 2)), t, atol=1e-6)
         cut += set(np.unique(x)) <= {0.0, 1.0}
     assert 18 <= cut <= 42
-
-
-def test_random_erasing_fills_one_box_with_noise():
-    images = np.full((400, 32, 24, 3), 7.0, np.float32)
-    erased = np.asarray(random_erasing(jax.random.key(0), images, probability=0.25))
-    changed = (erased != 7).any(-1)
-    hit = changed.any((1, 2))
-    assert 0.25 - 4 * 0.0217 < hit.mean() < 0.25 + 4 * 0.0217
-    area, aspects = changed[hit].mean((1, 2)), []
-    for mask in changed[hit]:
-        rows, columns = mask.any(1), mask.any(0)
-        np.testing.assert_array_equal(mask, rows[:, None] & columns[None, :])
-        aspects.append(rows.sum() / columns.sum())
-    # Sides are whole pixels, the smallest 2: a little slack beyond 0.02 to 1/3 and 0.3 to 3.3.
-    assert area.min() > 0.01
-    assert area.max() < 0.36
-    assert 0.1 < area.mean() < 0.25
-    assert min(aspects) > 0.2
-    assert max(aspects) < 4.5
-    noise = erased[erased != 7]
-    assert abs(noise.mean()) < 0.05
-    assert abs(noise.std() - 1) < 0.05
-    np.testing.assert_array_equal(random_erasing(jax.random.key(0), images, probability=0.0), images)
-    assert (random_erasing(jax.random.key(1), images, probability=1.0) != 7).any((1, 2, 3)).mean() > 0.99

@@ -1,14 +1,12 @@
-"""Resampling weights: RoIAlign against a plain loop, affine geometries, torch's bicubic resize."""
+"""RoIAlign against a plain loop, and affine geometries."""
 
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tlvit.ops import roi_align as ops
-from tlvit.ops.resize import resize_bicubic
+from tlvit.ops.roi_align import roi_weights
 
 
 def roi_align(image, box, grid):
@@ -61,7 +59,7 @@ def crop_geometry(left, top, width, height):
 def test_roi_weights_are_roi_align_for_plain_crops(map_grid, grid, box):
     image = np.random.RandomState(0).standard_normal(map_grid)
     left, top, width, height = box
-    weights = jax.jit(ops.roi_weights, static_argnums=(1, 2))(crop_geometry(*box)[None], map_grid, grid)
+    weights = jax.jit(roi_weights, static_argnums=(1, 2))(crop_geometry(*box)[None], map_grid, grid)
     assert weights.shape == (1, grid[0] * grid[1], map_grid[0] * map_grid[1])
     cells = np.array([left * map_grid[1], top * map_grid[0]] * 2) - 0.5
     cells[2:] += [width * map_grid[1], height * map_grid[0]]
@@ -70,12 +68,12 @@ def test_roi_weights_are_roi_align_for_plain_crops(map_grid, grid, box):
 
 
 def test_weights_inside_the_map_sum_to_one_and_far_outside_to_zero():
-    inside = ops.roi_weights(crop_geometry(0.1, 0.2, 0.7, 0.6)[None], (9, 9), (5, 5))
+    inside = roi_weights(crop_geometry(0.1, 0.2, 0.7, 0.6)[None], (9, 9), (5, 5))
     np.testing.assert_allclose(inside.sum(-1), 1, atol=1e-6)
-    outside = ops.roi_weights(crop_geometry(1.3, 0.2, 0.7, 0.6)[None], (9, 9), (5, 5))
+    outside = roi_weights(crop_geometry(1.3, 0.2, 0.7, 0.6)[None], (9, 9), (5, 5))
     np.testing.assert_array_equal(outside, 0)
     # Up to a cell outside of the outermost cell centers the border counts, and no further.
-    edge = ops.roi_weights(crop_geometry(-0.5, 0.0, 1.0, 1.0)[None], (8, 8), (8, 8)).reshape(8, 8, 8, 8)
+    edge = roi_weights(crop_geometry(-0.5, 0.0, 1.0, 1.0)[None], (8, 8), (8, 8)).reshape(8, 8, 8, 8)
     np.testing.assert_allclose(edge.sum((2, 3))[0], [0, 0, 0, 1, 1, 1, 1, 1], atol=1e-6)
     np.testing.assert_allclose(edge[3, 3, :, 0].sum(), 1, atol=1e-6)
 
@@ -87,7 +85,7 @@ def test_an_affine_map_keeps_its_value_at_the_mapped_points(map_grid, grid):
     c, s = 0.5 * math.cos(0.44), 0.5 * math.sin(0.44)
     geometry = np.array([[[-c, s + 0.1, 0.6], [s, c, 0.2]], [[0.4, 0.2, 0.15], [0.0, 0.5, 0.3]]], np.float32)
     y, x = np.meshgrid(*((np.arange(n) + 0.5) / n for n in map_grid), indexing="ij")
-    weights = ops.roi_weights(geometry, map_grid, grid)
+    weights = roi_weights(geometry, map_grid, grid)
     ty, tx = np.meshgrid(*((np.arange(n) + 0.5) / n for n in grid), indexing="ij")
     points = np.einsum("bij,jn->bin", geometry, np.stack([tx.ravel(), ty.ravel(), np.ones(tx.size)]))
     assert points.min() > 0.06  # the samples lie between cell centers
@@ -95,31 +93,3 @@ def test_an_affine_map_keeps_its_value_at_the_mapped_points(map_grid, grid):
     for a, b, constant in ((3.0, 0.0, -1.0), (0.0, 2.0, 0.5), (1.0, -4.0, 2.0)):
         sampled = weights @ (a * x + b * y + constant).ravel()
         np.testing.assert_allclose(sampled, a * points[:, 0] + b * points[:, 1] + constant, atol=2e-5)
-
-
-@pytest.mark.parametrize("case", ["14to24", "14to28", "24to14", "14to32"])
-def test_bicubic_resize_equals_torch(golden, case):
-    z = golden("target_visible.npz")
-    old, new = (int(n) for n in case.split("to"))
-    table, expected = z[f"pos/{case}/in"][:, 1:], z[f"pos/{case}/out"][:, 1:]
-    resized = resize_bicubic(table.reshape(1, old, old, -1), (new, new))
-    np.testing.assert_allclose(resized.reshape(expected.shape), expected, atol=1e-5)
-
-
-def test_bicubic_resize_by_hand():
-    """From 2 to 4 samples: the outputs lie at -0.25, 0.25, 0.75, 1.25; the cubic kernel has a = -0.75."""
-
-    def kernel(d, a=-0.75):
-        d = abs(d)
-        if d <= 1:
-            return (a + 2) * d**3 - (a + 3) * d**2 + 1
-        return a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a if d < 2 else 0.0
-
-    line = [3.0, 7.0]
-    value = lambda i: line[min(max(i, 0), 1)]
-    expected = [sum(kernel(c - i) * value(i) for i in range(-3, 5)) for c in (-0.25, 0.25, 0.75, 1.25)]
-    image = jnp.array(line).reshape(1, 1, 2, 1)
-    np.testing.assert_allclose(resize_bicubic(image, (1, 4)).ravel(), expected, atol=1e-5)
-    np.testing.assert_allclose(resize_bicubic(image, (3, 4))[0, 2, :, 0], expected, atol=1e-5)
-    np.testing.assert_allclose(resize_bicubic(image.swapaxes(1, 2), (4, 1)).ravel(), expected, atol=1e-5)
-    np.testing.assert_array_equal(resize_bicubic(image, (1, 2)), image)

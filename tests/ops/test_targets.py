@@ -6,21 +6,17 @@ import jax
 import numpy as np
 import pytest
 
+from tlvit.ops import geometry
+from tlvit.ops.geometry import compose
 from tlvit.ops.targets import make_targets, smooth_one_hot
 from tlvit.types import ScoreMaps
 
-IDENTITY = np.array([[1, 0, 0], [0, 1, 0]], np.float32)
-FLIP = np.array([[-1, 0, 1], [0, 1, 0]], np.float32)
-QUARTER_TURN = np.array([[0, -1, 1], [1, 0, 0]], np.float32)  # numpy's rot90: counter-clockwise
-
-
-def compose(outer, inner):
-    """The geometry that applies `inner` first."""
-    lift = lambda m: np.vstack([m, [[0, 0, 1]]])
-    return (lift(outer) @ lift(inner))[:2].astype(np.float32)
+IDENTITY, FLIP = geometry.identity(), geometry.flip()
+QUARTER_TURN = geometry.rotation(np.pi / 2, (1, 1))  # of fractions; numpy's rot90, counterclockwise
 
 
 def crop(left, top, width, height):
+    """The matrix of a crop given in fractions of the image."""
     return np.array([[width, 0, left], [0, height, top]], np.float32)
 
 
@@ -30,12 +26,12 @@ def random_maps(seed, batch, top_k, grid, classes, dtype=np.int32):
     return ScoreMaps(value=(4 * rng.standard_normal(index.shape)).astype(np.float16), index=index)
 
 
-def targets_of(maps, geometry, *, grid, classes, smoothing=0.1, label=None):
+def targets_of(maps, matrix, *, grid, classes, smoothing=0.1, label=None):
     batch = maps.value.shape[0]
-    geometry = np.broadcast_to(geometry, (batch, 2, 3))
+    matrix = np.broadcast_to(np.asarray(matrix, np.float32), (batch, 2, 3))
     label = np.zeros(batch, np.int32) if label is None else label
     run = jax.jit(functools.partial(make_targets, grid=grid, num_classes=classes, smoothing=smoothing))
-    return run(maps, label, geometry)
+    return run(maps, label, matrix)
 
 
 def spatial(maps, change):
@@ -95,7 +91,7 @@ def test_rows_sum_to_what_was_published():
     ("move", "change"), [(FLIP, np.fliplr), (QUARTER_TURN, np.rot90), (compose(QUARTER_TURN, FLIP), None)]
 )
 def test_flips_and_quarter_turns_equal_moved_maps(move, change, window):
-    """A crop of the moved image, taught from the original map, equals the same crop of the moved map."""
+    """Targets from the original map equal those from the moved map, for the same crop of the moved image."""
     change = change or (lambda x: np.fliplr(np.rot90(x)))
     maps = random_maps(1, 2, 3, (8, 12), 10)
     expected = targets_of(spatial(maps, change), window, grid=(4, 6), classes=10)
@@ -106,7 +102,7 @@ def test_flips_and_quarter_turns_equal_moved_maps(move, change, window):
 
 @pytest.mark.parametrize(("move", "change"), [(FLIP, np.fliplr), (QUARTER_TURN, np.rot90)])
 def test_these_geometries_move_an_image_the_same_way(move, change):
-    """So that the test above is about pictures, not only about maps: looked up point by point."""
+    """The matrices of the test above also describe how the pixels of an image move, point by point."""
     image = np.random.RandomState(2).rand(8, 12)
     moved = change(image)
     for i in range(moved.shape[0]):
@@ -116,7 +112,7 @@ def test_these_geometries_move_an_image_the_same_way(move, change):
 
 
 def test_rows_and_columns_stay_rows_and_columns():
-    """Classes that encode row and column: the top half of an image is taught with rows 0 to 3."""
+    """Classes that encode row and column: the targets of the top half of an image have rows 0 to 3."""
     rows, columns = np.meshgrid(np.arange(8), np.arange(8), indexing="ij")
     index = np.stack([rows, 8 + columns])[None].astype(np.uint16)
     maps = ScoreMaps(np.full(index.shape, 40, np.float16), index)
@@ -148,7 +144,7 @@ def test_a_map_linear_in_position_keeps_its_values_under_rotation_and_shear(map_
     np.testing.assert_allclose([log_p[5] - log_p[0], log_p[2] - log_p[0]], [4 * px, 2 - 3 * py], atol=5e-5)
 
 
-def test_outside_of_the_map_nothing_is_known():
+def test_tokens_outside_of_the_map_have_uniform_targets():
     """Zero logits for all classes: the uniform distribution; the other tokens are not touched."""
     maps = random_maps(3, 1, 3, (8, 8), 10)
     out = targets_of(maps, crop(0.5, 0, 1, 1), grid=(8, 8), classes=10, smoothing=0.0).tokens.reshape(
@@ -192,13 +188,13 @@ def test_smooth_one_hot():
     np.testing.assert_array_equal(smooth_one_hot(np.array([1]), 3), [[0, 1, 0]])
 
 
-def test_shapes_that_do_not_fit_are_named():
+def test_shapes_that_do_not_fit_raise_with_the_numbers(unchecked_shapes):
     maps = random_maps(0, 2, 3, (4, 4), 5)
-    label, geometry = np.zeros(2, np.int32), np.broadcast_to(IDENTITY, (2, 2, 3))
+    label, matrix = np.zeros(2, np.int32), np.broadcast_to(IDENTITY, (2, 2, 3))
     options = {"grid": (2, 2), "num_classes": 5}
     with pytest.raises(ValueError, match=r"\(2, 3, 4, 4\).*\(2, 2, 4, 4\)"):
-        make_targets(ScoreMaps(maps.value, maps.index[:, :2]), label, geometry, **options)
+        make_targets(ScoreMaps(maps.value, maps.index[:, :2]), label, matrix, **options)
     with pytest.raises(ValueError, match=r"2 score maps.*\(3,\)"):
-        make_targets(maps, np.zeros(3, np.int32), geometry, **options)
+        make_targets(maps, np.zeros(3, np.int32), matrix, **options)
     with pytest.raises(ValueError, match=r"\[2, 2, 3\].*\(2, 3, 3\)"):
         make_targets(maps, label, np.zeros((2, 3, 3), np.float32), **options)

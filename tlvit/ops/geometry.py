@@ -74,7 +74,9 @@ def crop(
     return _matrix(xp, width, 0.0, left, 0.0, height, top)
 
 
-def rotation(angle: Float[Array, "*batch"] | float, size: tuple[int, int]) -> Float32[Array, "*batch 2 3"]:
+def rotation(
+    angle: Float[Array, "*batch"] | float | np.floating, size: tuple[int, int]
+) -> Float32[Array, "*batch 2 3"]:
     """The matrix of a counterclockwise rotation about the center.
 
     Args:
@@ -99,7 +101,9 @@ def rotation(angle: Float[Array, "*batch"] | float, size: tuple[int, int]) -> Fl
     return from_pixels(pixels, size)
 
 
-def shear_x(factor: Float[Array, "*batch"] | float, size: tuple[int, int]) -> Float32[Array, "*batch 2 3"]:
+def shear_x(
+    factor: Float[Array, "*batch"] | float | np.floating, size: tuple[int, int]
+) -> Float32[Array, "*batch 2 3"]:
     """The matrix of a horizontal shear: a point at (x, y) pixels comes from (x + factor * y, y).
 
     Args:
@@ -112,7 +116,9 @@ def shear_x(factor: Float[Array, "*batch"] | float, size: tuple[int, int]) -> Fl
     return from_pixels(_matrix(_namespace(factor), 1.0, factor, 0.0, 0.0, 1.0, 0.0), size)
 
 
-def shear_y(factor: Float[Array, "*batch"] | float, size: tuple[int, int]) -> Float32[Array, "*batch 2 3"]:
+def shear_y(
+    factor: Float[Array, "*batch"] | float | np.floating, size: tuple[int, int]
+) -> Float32[Array, "*batch 2 3"]:
     """The matrix of a vertical shear: a point at (x, y) pixels comes from (x, y + factor * x).
 
     Args:
@@ -126,7 +132,7 @@ def shear_y(factor: Float[Array, "*batch"] | float, size: tuple[int, int]) -> Fl
 
 
 def translation(
-    x: Float[Array, "*#batch"] | float, y: Float[Array, "*#batch"] | float
+    x: Float[Array, "*#batch"] | float | np.floating, y: Float[Array, "*#batch"] | float | np.floating
 ) -> Float32[Array, "... 2 3"]:
     """The matrix of a translation: a point comes from x further right and y further down.
 
@@ -156,7 +162,7 @@ def from_pixels(matrix: Float32[Array, "*batch 2 3"], size: tuple[int, int]) -> 
     return matrix * units.reshape((1,) * (matrix.ndim - 2) + (2, 3))
 
 
-def _namespace(*arrays: Array | float | tuple[int, ...]) -> ModuleType:
+def _namespace(*arrays: Array | float | np.floating | tuple[int, ...]) -> ModuleType:
     """jax.numpy if one of the arrays is JAX's, else NumPy."""
     return jnp if any(isinstance(array, jax.Array) for array in arrays) else np
 
@@ -167,7 +173,7 @@ def _same_rank(*arrays: Array) -> list[Array]:
     return [array.reshape((1,) * (rank - array.ndim) + array.shape) for array in arrays]
 
 
-def _matrix(xp: ModuleType, *values: Array | float) -> Array:
+def _matrix(xp: ModuleType, *values: Array | float | np.floating) -> Array:
     """float32 [..., 2, 3] of six arrays [...], row by row."""
     values = _same_rank(*(xp.asarray(value, xp.float32) for value in values))
     stacked = xp.stack(xp.broadcast_arrays(*values), axis=-1)
