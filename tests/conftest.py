@@ -26,15 +26,14 @@ ROOT = pathlib.Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden"
 
 
-def randn(seed: int, *shape: int) -> np.ndarray:
+def randn(*shape: int, seed: int = 0) -> np.ndarray:
     """Standard normal float32 numbers."""
     return np.random.RandomState(seed).standard_normal(shape).astype(np.float32)
 
 
-def images(seed: int, batch: int, size: int | tuple[int, int]) -> np.ndarray:
-    """Random "normalized" images, float32 [B, H, W, 3]."""
-    height, width = (size, size) if isinstance(size, int) else size
-    return randn(seed, batch, height, width, 3)
+def images(batch: int = 2, height: int = 32, width: int | None = None, seed: int = 0) -> np.ndarray:
+    """Random "normalized" images, float32 [batch, height, width, 3]; square without a width."""
+    return randn(batch, height, width or height, 3, seed=seed)
 
 
 def pixels(seed: int, batch: int, size: int | tuple[int, int]) -> np.ndarray:
@@ -57,7 +56,7 @@ def softmax(x: np.ndarray) -> np.ndarray:
 
 def soft_targets(seed: int, *shape: int) -> np.ndarray:
     """Random distributions over the last axis, float32."""
-    return softmax(2 * randn(seed, *shape)).astype(np.float32)
+    return softmax(2 * randn(*shape, seed=seed)).astype(np.float32)
 
 
 def fill(name: str, shape: tuple[int, ...]) -> np.ndarray:

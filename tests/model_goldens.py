@@ -40,22 +40,6 @@ def fresh(name: str, **options) -> nnx.Module:
     return create_model(name, **{**_small(name), **options})
 
 
-def images(batch: int = 2, height: int = 32, width: int | None = None, seed: int = 0) -> np.ndarray:
-    """Random normalized images [batch, height, width, 3]; square without a width."""
-    return randn(batch, height, width or height, 3, seed=seed)
-
-
-def randn(*shape: int, seed: int = 0) -> np.ndarray:
-    """Random float32 values with mean 0 and variance 1."""
-    return np.random.RandomState(seed).standard_normal(shape).astype(np.float32)
-
-
-def softmax(x: np.ndarray) -> np.ndarray:
-    """Softmax over the last axis, in NumPy."""
-    x = np.exp(x - x.max(-1, keepdims=True))
-    return x / x.sum(-1, keepdims=True)
-
-
 def filled(name: str, **options) -> nnx.Module:
     """A model filled by the goldens' rule. The fixed position table of T2T-ViT keeps its values."""
     model = nnx.eval_shape(lambda: create_model(name, **options))

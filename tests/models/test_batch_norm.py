@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from conftest import randn
 from flax import nnx
-from model_goldens import randn
 
 from tlvit.models import functional
 from tlvit.models.batch_norm import BatchNorm

@@ -4,8 +4,8 @@ import jax
 import model_goldens
 import numpy as np
 import pytest
+from conftest import images, randn
 from flax import nnx
-from model_goldens import images, randn
 
 from tlvit.models import convnet
 

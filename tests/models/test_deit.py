@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import model_goldens
 import numpy as np
 import pytest
-from conftest import golden_images
+from conftest import golden_images, images
 from flax import nnx
-from model_goldens import filled, images, official_names, relative, run, worst_norm
+from model_goldens import filled, official_names, relative, run, worst_norm
 
 import tlvit
 from tlvit.models import deit, functional

@@ -2,6 +2,7 @@
 
 import functools
 
+import conftest
 import jax
 import jax.numpy as jnp
 import model_goldens
@@ -19,7 +20,7 @@ def small(name="lvvit_s", **options):
     return model_goldens.fresh(name, **options)
 
 
-images = functools.partial(model_goldens.images, 4)
+images = functools.partial(conftest.images, 4)
 
 
 def keys_of(tree):

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import randn
 from flax import nnx
-from model_goldens import randn
 
 from tlvit.models import functional, layers
 

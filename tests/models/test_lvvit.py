@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import model_goldens
 import numpy as np
 import pytest
-from conftest import GOLDEN, fill_model, golden_images, golden_target
+from conftest import GOLDEN, fill_model, golden_images, golden_target, images
 from flax import nnx
-from model_goldens import filled, images, official_names, relative, worst_norm
+from model_goldens import filled, official_names, relative, worst_norm
 
 import tlvit
 from tlvit.checkpoints.torch_names import from_torch, to_torch

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import model_goldens
 import numpy as np
 import pytest
-from conftest import golden_images
+from conftest import golden_images, images
 from flax import nnx
-from model_goldens import filled, images, official_names, relative, run
+from model_goldens import filled, official_names, relative, run
 
 import tlvit
 from tlvit.models import functional, nfnet

@@ -2,6 +2,7 @@
 
 import functools
 
+import conftest
 import jax
 import jax.numpy as jnp
 import model_goldens
@@ -26,7 +27,7 @@ RULE = {
 }  # fmt: skip
 small = functools.partial(model_goldens.small, "regnety_002")
 fresh = functools.partial(model_goldens.fresh, "regnety_002")
-images = functools.partial(model_goldens.images, height=48)
+images = functools.partial(conftest.images, height=48)
 
 
 @pytest.mark.parametrize("name", sorted(regnety.VARIANTS))
@@ -91,7 +92,7 @@ def test_dense_logits_are_the_classifier_on_every_cell():
 )
 def test_overrides_and_shapes(options, size, shape):
     model = small(**options)
-    assert jax.eval_shape(model.features, model_goldens.images(1, *size)).shape == (1, *shape)
+    assert jax.eval_shape(model.features, conftest.images(1, *size)).shape == (1, *shape)
 
 
 def test_one_group_is_an_ordinary_convolution():

@@ -5,9 +5,9 @@ import math
 import jax
 import numpy as np
 import pytest
-from conftest import golden_images
+from conftest import golden_images, randn, softmax
 from flax import nnx
-from model_goldens import filled, randn, relative, softmax
+from model_goldens import filled, relative
 
 from tlvit.models import functional, layers, t2t_blocks
 from tlvit.models import vit as tokens

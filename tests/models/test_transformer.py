@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import randn, softmax
 from flax import nnx
-from model_goldens import randn, softmax
 
 from tlvit.models import transformer
 

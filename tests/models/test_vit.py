@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import model_goldens
 import numpy as np
 import pytest
+from conftest import images, randn
 from flax import nnx
-from model_goldens import images, randn, run
+from model_goldens import run
 
 from tlvit.models import layers, vit
 from tlvit.models.transformer import Block

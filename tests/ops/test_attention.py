@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from model_goldens import randn, softmax
+from conftest import randn, softmax
 
 from tlvit.ops import attention
 

@@ -17,8 +17,8 @@ def cross_entropy(logits, targets):
 
 def draw(seed=0):
     """Output and targets; the annotator's best class is the label for images 0 and 2 only."""
-    logits, cls, dist = (randn(10 * seed + i, B, L) for i in range(3))
-    output = ModelOutput(logits=logits, cls=cls, tokens=randn(10 * seed + 3, B, N, L), dist=dist)
+    logits, cls, dist = (randn(B, L, seed=10 * seed + i) for i in range(3))
+    output = ModelOutput(logits=logits, cls=cls, tokens=randn(B, N, L, seed=10 * seed + 3), dist=dist)
     cls = soft_targets(10 * seed + 4, B, L)
     best = cls.argmax(-1)
     label = np.where([True, False, True, False], best, (best + 1) % L)
@@ -86,7 +86,7 @@ def test_token_label_loss_errors():
 @pytest.mark.parametrize("kind", ["hard", "soft"])
 def test_distillation_loss(kind, alpha, tau):
     output, targets = draw(2)
-    teacher = 3 * randn(3, B, L)
+    teacher = 3 * randn(B, L, seed=3)
     if kind == "hard":
         distilled = cross_entropy(output.dist, np.eye(L)[teacher.argmax(-1)]).mean()
     else:

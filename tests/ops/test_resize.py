@@ -41,7 +41,7 @@ def test_bicubic_resize_by_hand():
 def test_resize_pos_embed_equals_torch(golden, case, prefix):
     z = golden("target_visible.npz")
     table, expected = z[f"pos/{case}/in"], z[f"pos/{case}/out"]
-    extra = randn(0, 1, prefix - 1, table.shape[-1])
+    extra = randn(1, prefix - 1, table.shape[-1])
     side = int(case.split("to")[1])
     resized = resize_pos_embed(np.concatenate([extra, table], 1), (side, side), num_prefix=prefix)
     np.testing.assert_allclose(resized[:, prefix - 1 :], expected, atol=1e-5)
@@ -50,7 +50,7 @@ def test_resize_pos_embed_equals_torch(golden, case, prefix):
 
 
 def test_resize_pos_embed_between_grids_that_are_not_square():
-    table = randn(0, 1, 1 + 12, 3)
+    table = randn(1, 1 + 12, 3)
     wide = resize_pos_embed(table, (3, 8), num_prefix=1, old_grid=(3, 4))
     tall = table[:, 1:].reshape(1, 3, 4, 3).swapaxes(1, 2).reshape(1, 12, 3)
     tall = resize_pos_embed(np.concatenate([table[:, :1], tall], 1), (8, 3), num_prefix=1, old_grid=(4, 3))
@@ -69,8 +69,8 @@ def test_resize_pos_embed_between_grids_that_are_not_square():
 
 def test_resize_pos_embed_errors_name_the_numbers():
     with pytest.raises(ValueError, match=r"14 tokens, 1 of them.*13 are not a 3x3.*old_grid"):
-        resize_pos_embed(randn(0, 1, 14, 2), (4, 4), num_prefix=1)
+        resize_pos_embed(randn(1, 14, 2), (4, 4), num_prefix=1)
     with pytest.raises(ValueError, match="12 are not a 4x4"):
-        resize_pos_embed(randn(0, 1, 13, 2), (4, 4), num_prefix=1, old_grid=(4, 4))
+        resize_pos_embed(randn(1, 13, 2), (4, 4), num_prefix=1, old_grid=(4, 4))
     with pytest.raises(ValueError, match="0 are not a"):
-        resize_pos_embed(randn(0, 1, 1, 2), (4, 4), num_prefix=1)
+        resize_pos_embed(randn(1, 1, 2), (4, 4), num_prefix=1)
