@@ -10,6 +10,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import pathlib
+import sys
 
 import jax
 import numpy as np
@@ -18,6 +19,9 @@ from jaxtyping import config as jaxtyping_config
 from jaxtyping import install_import_hook
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Test files import the helpers below as `conftest`: the same module, not a second copy of it.
+sys.modules["conftest"] = sys.modules[__name__]
 
 # Before the first import of tlvit: a call with an array of another type or shape than annotated raises.
 install_import_hook(["tlvit.ops", "tlvit.models"], "beartype.beartype")
@@ -34,12 +38,6 @@ def randn(*shape: int, seed: int = 0) -> np.ndarray:
 def images(batch: int = 2, height: int = 32, width: int | None = None, seed: int = 0) -> np.ndarray:
     """Random "normalized" images, float32 [batch, height, width, 3]; square without a width."""
     return randn(batch, height, width or height, 3, seed=seed)
-
-
-def pixels(seed: int, batch: int, size: int | tuple[int, int]) -> np.ndarray:
-    """Random images, uint8 [B, H, W, 3]."""
-    height, width = (size, size) if isinstance(size, int) else size
-    return np.random.RandomState(seed).randint(0, 256, (batch, height, width, 3), np.uint8)
 
 
 def log_softmax(x: np.ndarray) -> np.ndarray:

@@ -1,16 +1,19 @@
-"""RandAugment on the device: all images of a batch at once, for hosts with too few cores.
+"""RandAugment on the device, for all images of a batch at once, for hosts with too few cores.
 
 The operations and ranges are those of `tlvit.data.transforms.randaugment` (Cubuk et al. 2019,
-arXiv:1909.13719). Every image goes through one formula for each family of operations, with neutral numbers
-where the image has another operation, so there are no branches; and there are no gathers, which are slow on
-TPU: colors go through a 3x3 matrix, histograms and tables through products with one-hot nibbles, and moves
-through three shears (Paeth 1986) whose whole-pixel shifts are made of selections between slices.
+arXiv:1909.13719). There are no branches: every image goes through the formula of every family of operations,
+with parameters that change nothing if another operation was drawn for it. There are no gathers, which are
+slow
+on TPU: colors go through a 3x3 matrix, histograms and tables through products with one-hot half bytes, and
+geometric operations through three shears (Paeth 1986), which shift rows by selecting between slices.
 """
 
 import math
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
+from jaxtyping import Float, Float32, Int, UInt8
 
 from tlvit.ops import randaugment_policy as policies
 from tlvit.ops.geometry import compose, from_pixels
@@ -18,28 +21,34 @@ from tlvit.ops.randaugment_policy import FILL, OPS, AugmentPolicy
 from tlvit.types import Array
 
 GRAY = (0.299, 0.587, 0.114)
-CHUNKS = 16  # `_equalize` works on that many parts of the images in turn, to save memory
+CHUNKS = 16  # `_equalize` processes the images in up to this many parts, to save memory
 
 
-def randaugment(key: Array, images: Array, geometry: Array, policy: AugmentPolicy) -> tuple[Array, Array]:
-    """Draw `policy.layers` operations for each image and apply each with its probability.
+Pixels = UInt8[Array, "B H W 3"] | Float[Array, "B H W 3"]
+
+
+def randaugment(
+    key: jax.Array, images: Pixels, geometry: Float32[Array, "B 2 3"], policy: AugmentPolicy
+) -> tuple[Pixels, Float32[Array, "B 2 3"]]:
+    """Draws `policy.layers` operations for each image and applies each with its probability.
 
     Args:
-      key: PRNG key; the same key gives the same images.
-      images: [B, H, W, 3], uint8 or whole numbers from 0 to 255 in floating point, not normalized.
-      geometry: float32 [B, 2, 3], see `Batch`.
-      policy: see `augment_policy.parse_policy`.
+      key: PRNG key.
+      images: uint8, or floats with integer values in [0, 255]; not normalized.
+      geometry: maps the images to their source, see `Batch`.
+      policy: from `parse_policy`.
 
     Returns:
-      images [B, H, W, 3] in the given type, and their geometry float32 [B, 2, 3].
+      (images of the given type, their geometry).
 
     Raises:
-      ValueError: shapes that do not fit together.
+      ValueError: the shapes do not fit together.
     """
     batch = images.shape[0]
     if images.ndim != 4 or images.shape[3] != 3 or geometry.shape != (batch, 2, 3):
         raise ValueError(
-            f"need images [B, H, W, 3] and geometry [B, 2, 3], not {images.shape}, {geometry.shape}"
+            f"RandAugment needs images [B, H, W, 3] and geometry [B, 2, 3], not {images.shape} and "
+            f"{geometry.shape}."
         )
     shape = (policy.layers, batch)
     keys = jax.random.split(key, 4)
@@ -50,28 +59,33 @@ def randaugment(key: Array, images: Array, geometry: Array, policy: AugmentPolic
     signs = jax.random.rademacher(keys[3], shape, jnp.float32)
     floats = images.astype(jnp.float32)
     for layer in range(policy.layers):
-        floats, moved = apply_ops(floats, ops[layer], levels[layer], signs[layer])
-        geometry = compose(geometry, moved)
+        floats, matrix = apply_ops(floats, ops[layer], levels[layer], signs[layer])
+        geometry = compose(geometry, matrix)
     return floats.astype(images.dtype), geometry
 
 
-def apply_ops(images: Array, op: Array, level: Array, sign: Array) -> tuple[Array, Array]:
-    """One operation for each image.
+def apply_ops(
+    images: Float32[Array, "B H W 3"],
+    op: Int[Array, " B"],
+    level: Float32[Array, " B"],
+    sign: Float32[Array, " B"],
+) -> tuple[Float32[Array, "B H W 3"], Float32[Array, "B 2 3"]]:
+    """Applies one operation to each image.
 
     Args:
-      images: float32 [B, H, W, 3], whole numbers from 0 to 255.
-      op: int32 [B], index into `augment_policy.OPS`, or len(OPS) for none.
-      level: float32 [B], magnitude / 10.
-      sign: float32 [B], -1 or 1, the direction where an operation has two.
+      images: integer values in [0, 255].
+      op: index into `randaugment_policy.OPS`, or len(OPS) for no operation.
+      level: magnitude / 10, in [0, 1].
+      sign: -1 or 1, the direction of operations that have two.
 
     Returns:
-      images of the same kind, and the matrices float32 [B, 2, 3] from their points to the given images'.
+      (images with integer values in [0, 255], matrices that map their points to those of the given images).
     """
     images = _change_colors(images, op, level, sign)
     images = _change_bits(images, op, level)
     images = _equalize(images, op == OPS.index("Equalize"))
     images = _sharpen(images, jnp.where(op == OPS.index("SharpnessIncreasing"), _factor(level, sign), 1.0))
-    return _move(images, op, level, sign)
+    return _transform(images, op, level, sign)
 
 
 def _factor(level: Array, sign: Array) -> Array:
@@ -79,7 +93,7 @@ def _factor(level: Array, sign: Array) -> Array:
 
 
 def _change_colors(images: Array, op: Array, level: Array, sign: Array) -> Array:
-    """Everything that is one affine map of colors: contrast, brightness, saturation, inversion."""
+    """Applies the affine maps of colors: contrast, brightness, saturation and inversion."""
     batch = images.shape[0]
     factor = _factor(level, sign)
     low, high = jnp.min(images, axis=(1, 2)), jnp.max(images, axis=(1, 2))  # [B, 3]
@@ -98,15 +112,15 @@ def _change_colors(images: Array, op: Array, level: Array, sign: Array) -> Array
     ):
         diagonal = jnp.where(has[name], scale, diagonal)
         offset = jnp.where(has[name], shift, offset)
-    share = jnp.where(has["ColorIncreasing"], (1 - factor)[:, None], 0.0)[:, :, None, None]  # of gray
+    gray_weight = jnp.where(has["ColorIncreasing"], (1 - factor)[:, None], 0.0)[:, :, None, None]
     gray = jnp.sum(images * gray[None, None, None, :], axis=3, keepdims=True)
-    mixed = images * diagonal[:, None, None, :] + offset[:, None, None, :] + share * gray
+    mixed = images * diagonal[:, None, None, :] + offset[:, None, None, :] + gray_weight * gray
     return _whole(mixed)
 
 
 def _change_bits(images: Array, op: Array, level: Array) -> Array:
-    """Posterizing and the two solarizings."""
-    at = lambda name, value, neutral: jnp.where(op == OPS.index(name), value, neutral)[:, None, None, None]
+    """Applies posterize, solarize and solarize-add."""
+    at = lambda name, value, other: jnp.where(op == OPS.index(name), value, other)[:, None, None, None]
     count = lambda most: jnp.floor(level * most)
     step = at("PosterizeIncreasing", 2 ** (8 - policies.POSTERIZE_BITS + count(policies.POSTERIZE_BITS)), 1.0)
     threshold = at("SolarizeIncreasing", policies.SOLARIZE - count(policies.SOLARIZE), 256.0)
@@ -117,20 +131,21 @@ def _change_bits(images: Array, op: Array, level: Array) -> Array:
 
 
 def _equalize(images: Array, wanted: Array) -> Array:
-    """Flatten the histograms of the images that are `wanted` (bool [B]) by Pillow's table."""
+    """Equalizes the histograms of the `wanted` images (bool [B]) with the table that Pillow uses."""
     batch, height, width, _ = images.shape
     chunks = max(n for n in range(1, CHUNKS + 1) if height % n == 0)
-    parts = jnp.moveaxis(images.reshape(batch, chunks, -1, 3), 1, 0)  # [chunks, B, P, 3]
+    parts = rearrange(images, "b (n y) x c -> n b (y x) c", n=chunks)
 
-    def nibbles(part):
+    def half_bytes(part: Array) -> tuple[Array, Array]:
         value = part.astype(jnp.int32)
-        return tuple(jax.nn.one_hot(x, 16, dtype=jnp.bfloat16) for x in (value // 16, value % 16))
+        one_hot = lambda x: jax.nn.one_hot(x, 16, dtype=jnp.bfloat16)
+        return one_hot(value // 16), one_hot(value % 16)
 
-    def count(counts, part):
-        high, low = nibbles(part)
+    def count(counts: Array, part: Array) -> tuple[Array, None]:
+        high, low = half_bytes(part)
         return counts + jnp.einsum("bpci,bpcj->bcij", high, low, preferred_element_type=jnp.float32), None
 
-    # Made from the images, so that it lies where they do, on a mesh as well.
+    # Computed from the images, so that it has their sharding.
     empty = jnp.broadcast_to(images[:, 0, 0, :, None, None] * 0, (batch, 3, 16, 16))
     counts, _ = jax.lax.scan(count, empty, parts)
     table = _equalizing_table(counts.reshape(batch, 3, 256).astype(jnp.int32), height * width)
@@ -138,16 +153,16 @@ def _equalize(images: Array, wanted: Array) -> Array:
     table = jnp.where(wanted[:, None, None], table, identity)
     table = table.reshape(batch, 3, 16, 16).astype(jnp.bfloat16)  # exact to 256
 
-    def look_up(part):
-        high, low = nibbles(part)
+    def look_up(part: Array) -> Array:
+        high, low = half_bytes(part)
         rows = jnp.einsum("bpci,bcij->bpcj", high, table)
         return jnp.sum(jnp.where(low > 0, rows, 0).astype(jnp.float32), axis=3)
 
-    return jnp.moveaxis(jax.lax.map(look_up, parts), 0, 1).reshape(images.shape)
+    return rearrange(jax.lax.map(look_up, parts), "n b (y x) c -> b (n y) x c", x=width)
 
 
 def _equalizing_table(counts: Array, total: int) -> Array:
-    """Counts int32 [B, 3, 256] of `total` pixels -> new values int32 [B, 3, 256]."""
+    """Histograms int32 [B, 3, 256] of `total` pixels -> new values int32 [B, 3, 256]."""
     values = jnp.arange(256)[None, None, :]
     last = jnp.max(jnp.where(counts > 0, values, 0), axis=2, keepdims=True)
     step = (total - jnp.sum(jnp.where(values == last, counts, 0), axis=2, keepdims=True)) // 255
@@ -157,7 +172,7 @@ def _equalizing_table(counts: Array, total: int) -> Array:
 
 
 def _sharpen(images: Array, factor: Array) -> Array:
-    """Blend with a 3x3 smoothing whose middle counts five times; factor [B]: 0 smooth, 1 the image."""
+    """Blends each image with a 3x3 smoothing with center weight 5. factor [B]: 0 smoothed, 1 unchanged."""
     rows = images[:, :-2] + images[:, 1:-1] + images[:, 2:]
     inner = images[:, 1:-1, 1:-1]
     smooth = jnp.floor((rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:] + 4 * inner) / 13 + 0.5)
@@ -171,8 +186,8 @@ def _sharpen(images: Array, factor: Array) -> Array:
     return _whole(images * factor + smooth * (1 - factor))
 
 
-def _move(images: Array, op: Array, level: Array, sign: Array) -> tuple[Array, Array]:
-    """Rotation, shears and translations as shears along x, y and x; the matrices [B, 2, 3]."""
+def _transform(images: Array, op: Array, level: Array, sign: Array) -> tuple[Array, Array]:
+    """Applies rotation, shears and translations as shears along x, y and x; also returns their matrices."""
     height, width = images.shape[1:3]
     at = lambda name, value: jnp.where(op == OPS.index(name), value, 0.0)
     amount = sign * level
@@ -183,36 +198,36 @@ def _move(images: Array, op: Array, level: Array, sign: Array) -> tuple[Array, A
     move_y = at("TranslateYRel", jnp.round(amount * policies.TRANSLATE * height))
 
     steepest = math.tan(math.radians(policies.ROTATE_DEGREES) / 2)
-    margin = math.ceil(steepest * height / 2) + 1  # columns that a rotation needs beside the image
+    margin = math.ceil(steepest * height / 2) + 1  # columns outside of the image that a rotation needs
     x = jnp.arange(width + 2 * margin) + 0.5 - margin
     y = jnp.arange(height) + 0.5
-    of = lambda value, place: value[:, None] * place[None, :]
+    times = lambda value, position: value[:, None] * position[None, :]
     fill = jnp.array(FILL, jnp.float32)[None, None, None, :]
     moved = jnp.pad(images - fill, ((0, 0), (0, 0), (margin, margin), (0, 0)))
-    reach = lambda *shares: math.ceil(max(shares)) + 1
-    # Three interpolations blur more than the host's single one; a cubic first comes closest to it.
-    moved = _shift_rows(moved, of(slant, y - height / 2), reach(steepest * height / 2), cubic=True)
-    columns = of(rise, x - width / 2) + of(shear_y, x) + move_y[:, None]
-    share_y = (policies.SHEAR * (width + margin), policies.TRANSLATE * height)
+    reach = lambda *shifts: math.ceil(max(shifts)) + 1  # pixels
+    # Three interpolations blur more than the single one on the host. With a cubic first one they are closest.
+    moved = _shift_rows(moved, times(slant, y - height / 2), reach(steepest * height / 2), cubic=True)
+    columns = times(rise, x - width / 2) + times(shear_y, x) + move_y[:, None]
+    largest_y = (policies.SHEAR * (width + margin), policies.TRANSLATE * height)
     sine = math.sin(math.radians(policies.ROTATE_DEGREES))
     moved = jnp.swapaxes(moved, 1, 2)
-    moved = _shift_rows(moved, columns, reach(*share_y, sine * (width / 2 + margin)))
+    moved = _shift_rows(moved, columns, reach(*largest_y, sine * (width / 2 + margin)))
     moved = jnp.swapaxes(moved, 1, 2)
-    rows = of(slant, y - height / 2) + of(shear_x, y) + move_x[:, None]
-    share_x = (policies.SHEAR * height, policies.TRANSLATE * width, steepest * height / 2)
-    moved = _shift_rows(moved, rows, reach(*share_x))[:, :, margin : margin + width]
+    rows = times(slant, y - height / 2) + times(shear_x, y) + move_x[:, None]
+    largest_x = (policies.SHEAR * height, policies.TRANSLATE * width, steepest * height / 2)
+    moved = _shift_rows(moved, rows, reach(*largest_x))[:, :, margin : margin + width]
     matrix = _shear_matrices(slant, rise, shear_x, shear_y, move_x, move_y, height, width)
     return jnp.floor(jnp.clip(moved + fill + 0.5, 0.0, 255.0)), matrix
 
 
 def _shift_rows(images: Array, shift: Array, reach: int, *, cubic: bool = False) -> Array:
-    """Row y of the result is row y of the image moved left by shift[b, y] pixels; zeros come in.
+    """Shifts row y of image b to the left by shift[b, y] pixels and fills up with zeros.
 
     Args:
       images: [B, H, W, C].
-      shift: [B, H].
-      reach: whole number that no shift exceeds.
-      cubic: interpolate between pixels by Catmull-Rom splines instead of linearly.
+      shift: [B, H], pixels.
+      reach: bound of the absolute shifts.
+      cubic: interpolate by Catmull-Rom splines instead of linearly.
     """
     shift = jnp.clip(shift, -reach, reach) + reach
     whole = jnp.floor(shift)
@@ -237,8 +252,11 @@ def _shift_rows(images: Array, shift: Array, reach: int, *, cubic: bool = False)
     return sum(weight * images[:, :, i : i + width] for i, weight in enumerate(weights))
 
 
-def _shear_matrices(slant, rise, shear_x, shear_y, move_x, move_y, height: int, width: int) -> Array:
-    """[B, 2, 3] of the three shears, in fractions of the image instead of pixels."""
+def _shear_matrices(
+    slant: Array, rise: Array, shear_x: Array, shear_y: Array, move_x: Array, move_y: Array, height: int,
+    width: int,
+) -> Array:  # fmt: skip
+    """The matrices [B, 2, 3] of the three shears, for coordinates in [0, 1]."""
     one, zero = jnp.ones_like(slant), jnp.zeros_like(slant)
     pixels = lambda *numbers: jnp.stack(numbers, axis=1).reshape(-1, 2, 3)
     first = pixels(one, slant, -slant * height / 2, zero, one, zero)
@@ -248,5 +266,5 @@ def _shear_matrices(slant, rise, shear_x, shear_y, move_x, move_y, height: int, 
 
 
 def _whole(values: Array) -> Array:
-    """Truncated and clipped as Pillow does, but never below a whole number because of float32."""
+    """Truncates and clips as Pillow does. 1e-3 compensates float32 results just below an integer."""
     return jnp.floor(jnp.clip(values + 1e-3, 0.0, 255.0))

@@ -1,4 +1,4 @@
-"""RandAugment's policy string and the ranges of its fifteen operations, for the host and the device alike.
+"""RandAugment's policy string and the ranges of its fifteen operations, for the host and the device.
 
 The policy is Cubuk et al. 2019 (arXiv:1909.13719) in the variant of the published recipes, whose string is
 `rand-m9-n2-mstd0.5-inc1`.
@@ -25,7 +25,7 @@ OPS = (
     "TranslateYRel",
 )
 
-# What an operation does at magnitude 10; at magnitude m it does m / 10 of it.
+# Strength of the operations at magnitude 10. At magnitude m it is m / 10 of that.
 MAX_MAGNITUDE = 10.0
 ROTATE_DEGREES = 30.0
 SHEAR = 0.3
@@ -37,7 +37,7 @@ SOLARIZE = 256  # the threshold goes from 256 down to 0
 SOLARIZE_ADD = 110  # added to values below SOLARIZE_ADD_BELOW
 SOLARIZE_ADD_BELOW = 128
 
-FILL = (124, 116, 104)  # ImageNet's mean color, where a moved image leaves nothing
+FILL = (124, 116, 104)  # ImageNet's mean color, for pixels from outside of the image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,10 +46,10 @@ class AugmentPolicy:
 
     Attributes:
       magnitude: M, 0 to 10.
-      layers: n, operations drawn for an image, with replacement; each of them is then applied with
+      layers: n, number of operations drawn for an image, with replacement. Each is applied with
         `probability`.
-      noise: S, standard deviation of each operation's own magnitude, which is clipped to [0, 10].
-      probability: of an operation that was drawn.
+      noise: S, standard deviation of the magnitude of each operation, which is clipped to [0, 10].
+      probability: probability that a drawn operation is applied, in [0, 1].
     """
 
     magnitude: float
