@@ -21,7 +21,7 @@ from tlvit.__main__ import COMMANDS
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
 PYTHON = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 SHELL = re.compile(r"^```bash\n(.*?)^```", re.DOTALL | re.MULTILINE)
-INDENTED = re.compile(r"^    (?=\S)(.*(?:\\\n.*)*)", re.MULTILINE)
+INDENTED = re.compile(r"^    (?=\S)((?:.*\\\n)*.*)", re.MULTILINE)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 PUBLIC = [name for name in tlvit.__all__ if name not in ("__version__", "config")]
 
@@ -33,7 +33,7 @@ def name_of(page):
 def commands_of(page):
     """The commands of tlvit's programs in a page, one list of words each."""
     text = page.read_text()
-    blocks = [*SHELL.findall(text), *INDENTED.findall(text)]
+    blocks = SHELL.findall(text) if page.parent.name == "docs" else INDENTED.findall(text)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     for line in lines:
         words = shlex.split(line, comments=True)
