@@ -21,7 +21,7 @@ GRAY = (0.299, 0.587, 0.114)
 CHUNKS = 16  # `_equalize` works on that many parts of the images in turn, to save memory
 
 
-def randaugment(key: Array, images: Array, geometry: Array, policy: AugmentPolicy) -> tuple[Array, Array]:
+def randaugment(key: jax.Array, images: Array, geometry: Array, policy: AugmentPolicy) -> tuple[Array, Array]:
     """Draw `policy.layers` operations for each image and apply each with its probability.
 
     Args:
@@ -234,7 +234,8 @@ def _shift_rows(images: Array, shift: Array, reach: int, *, cubic: bool = False)
         -0.5 * other * part * part,
     )
     width = images.shape[2] - 3
-    return sum(weight * images[:, :, i : i + width] for i, weight in enumerate(weights))
+    terms = [weight * images[:, :, i : i + width] for i, weight in enumerate(weights)]
+    return terms[0] + terms[1] + terms[2] + terms[3]
 
 
 def _shear_matrices(slant, rise, shear_x, shear_y, move_x, move_y, height: int, width: int) -> Array:
