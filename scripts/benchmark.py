@@ -19,7 +19,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -114,7 +114,7 @@ def inspect_program(options: argparse.Namespace, mesh: Mesh) -> dict[str, Any]:
     kind = mesh.devices.flat[0].device_kind
     images = options.batch_size / chips  # XLA counts the program of one chip
     flops, moved = cost["flops"], cost["bytes accessed"]
-    result = {
+    result: dict[str, Any] = {
         "device": f"{chips} x {kind}",
         "flops_per_image": flops / images,
         "bytes_per_image": moved / images,
@@ -135,7 +135,7 @@ def inspect_program(options: argparse.Namespace, mesh: Mesh) -> dict[str, Any]:
 
 def build(
     options: argparse.Namespace, mesh: Mesh, *, abstract: bool = False
-) -> tuple[Callable[..., Any], TrainState, Batch]:
+) -> tuple[jax.stages.Wrapped, TrainState, Batch]:
     """The jitted step with a state and a batch of its shapes (arrays, or shapes with shardings)."""
     config = make_config(options)
     info = ModelInfo(config.model.name, options.num_classes, config.image_size)
@@ -150,7 +150,8 @@ def build(
     else:
         train_state = init_state(make, tx, mesh=mesh)
         batch = make_batch(options)
-    return make_train_step(net, tx, mesh, config, info), train_state, batch
+    train_step = cast(jax.stages.Wrapped, make_train_step(net, tx, mesh, config, info))  # no teacher: jitted
+    return train_step, train_state, batch
 
 
 def make_config(options: argparse.Namespace) -> Config:

@@ -118,7 +118,9 @@ def make_data(folder: str, count: int, corrupt: int = 0) -> tuple[Source, ScoreM
     builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=4))
     source = open_source("photographs", "train", data_dir=folder)
     path = os.path.join(folder, "maps")
-    description = MapDescription("none", "0", top_k=5, grid=(18, 18), num_classes=1000)
+    description = MapDescription(
+        annotator="none", annotator_hash="0", top_k=5, grid=(18, 18), num_classes=1000
+    )
     writer = ScoreMapWriter(path, source, description)
     rng = np.random.default_rng(0)
     for shard, length in enumerate(source.shard_lengths):
@@ -169,7 +171,7 @@ def make_jpegs(count: int) -> Iterator[bytes]:
         width = height * SIZE[1] // SIZE[0]
         top, left = rng.integers(0, 427 - height + 1), rng.integers(0, 640 - width + 1)
         crop = PIL.Image.fromarray(photograph[top : top + height, left : left + width])
-        pixels = np.asarray(crop.resize(SIZE[::-1], PIL.Image.BICUBIC), np.float32)
+        pixels = np.asarray(crop.resize(SIZE[::-1], PIL.Image.Resampling.BICUBIC), np.float32)
         pixels = pixels + rng.normal(0, 4, (*SIZE, 1))
         image = PIL.Image.fromarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8))
         for quality in range(80, 97, 2):
@@ -196,9 +198,9 @@ def pillow_loop(encoded: list[bytes], image_size: tuple[int, int]) -> int:
             area = rng.uniform(0.08, 1) * width * height
             aspect = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
             w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        left, top = rng.integers(0, width - w + 1), rng.integers(0, height - h + 1)
+        left, top = int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1))
         crop = image.crop((left, top, left + w, top + h))
-        np.asarray(crop.resize(image_size[::-1], PIL.Image.BICUBIC))
+        np.asarray(crop.resize(image_size[::-1], PIL.Image.Resampling.BICUBIC))
     return len(encoded)
 
 

@@ -103,7 +103,8 @@ def _check_train(path: str, expected: Expected) -> tuple[list[str], list[str]]:
         with tarfile.open(path) as outer:
             for member in outer:
                 name = re.fullmatch(r"(?:\./)?(n\d{8})\.tar", member.name)
-                if not name:
+                file = outer.extractfile(member) if name else None
+                if not name or file is None:
                     problems.append(
                         f"{path} has {member.name!r}, which is not a class archive (nXXXXXXXX.tar)"
                     )
@@ -111,7 +112,7 @@ def _check_train(path: str, expected: Expected) -> tuple[list[str], list[str]]:
                 synset = name.group(1)
                 if synset in counts:
                     problems.append(f"{path} has {synset}.tar twice")
-                with outer.extractfile(member) as file, tarfile.open(fileobj=file) as inner:
+                with file, tarfile.open(fileobj=file) as inner:
                     wrong = list(_wrong_images(inner, rf"{synset}_\d+\.JPEG", counts, synset))
                 problems += [f"{path}: {synset}.tar has {text}" for text in wrong[:3]]
                 if not counts[synset]:
@@ -153,7 +154,8 @@ def _wrong_images(
     """Yields descriptions of wrong entries and counts the images under a label."""
     seen = set()
     for member in archive:
-        if not member.isfile():
+        file = archive.extractfile(member) if member.isfile() else None
+        if file is None:
             yield f"{member.name!r}, which is not a file"
             continue
         if not re.fullmatch(pattern, member.name):
@@ -163,7 +165,7 @@ def _wrong_images(
             yield f"{member.name!r} twice"
         seen.add(member.name)
         counts[label] += 1
-        start = archive.extractfile(member).read(4)
+        start = file.read(4)
         if not start.startswith((JPEG, PNG)):
             yield f"{member.name!r}, which is not a JPEG file (it begins with {start!r})"
 

@@ -9,7 +9,7 @@ import dataclasses
 import difflib
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 
 def setting(
@@ -85,7 +85,7 @@ class Data(Section):
     train_split: str = setting("train", 'Training split, for example "train" or "train[:90%]".')
     eval_split: str = setting("validation", "Evaluation split.")
     score_maps: str = setting("", "Folder of the training split's score maps, written by tlvit annotate.")
-    label_crop: str = setting(
+    label_crop: Literal["aligned", "published"] = setting(
         "aligned",
         '"aligned" samples the score map where the pixels of the crop come from. "published" exchanges the '
         "two axes of the crop, as the published code of 2021 does.",
@@ -120,7 +120,7 @@ class Augment(Section):
         (3 / 4, 4 / 3), "Range of the random resized crop's width / height.", above=0
     )
     hflip: float = setting(0.5, "Probability of a horizontal flip.", low=0, high=1)
-    interpolation: str = setting(
+    interpolation: Literal["bilinear", "bicubic", "random"] = setting(
         "random",
         'Interpolation of the resize. "random" draws one of the two for every image.',
         choices=("bilinear", "bicubic", "random"),
@@ -251,7 +251,9 @@ class Eval(Section):
         low=0,
         high=1,
     )
-    interpolation: str = setting("bicubic", "Interpolation of the resize.", choices=("bilinear", "bicubic"))
+    interpolation: Literal["bilinear", "bicubic"] = setting(
+        "bicubic", "Interpolation of the resize.", choices=("bilinear", "bicubic")
+    )
     max_corrupt: float = setting(
         0.0, "Largest fraction of corrupt evaluation images. They are left out.", low=0, high=1
     )
@@ -375,8 +377,8 @@ def to_dict(config: Config) -> dict[str, Any]:
 def settings() -> list[tuple[str, Any, str, str]]:
     """(name, default, range, meaning) of every setting, in order; the settings page is made from this."""
     rows = []
-    sections = [field.default_factory for field in dataclasses.fields(Config) if not field.metadata]
-    for section in (Config, *sections):
+    sections = [_section_class(field) for field in dataclasses.fields(Config)]
+    for section in (Config, *filter(None, sections)):
         for field in dataclasses.fields(section):
             if field.metadata:
                 name = section.prefix.removeprefix("config.") + field.name
@@ -413,17 +415,23 @@ def parse_image_size(size: int | str | tuple[int, ...] | list[int]) -> tuple[int
     return parts[0], parts[-1]
 
 
-def _build(section: type, values: Mapping[str, Any]) -> Any:
+def _section_class(field: dataclasses.Field) -> type[Section] | None:
+    """The class of a field that holds a section; None for a setting."""
+    made_by = field.default_factory
+    return made_by if isinstance(made_by, type) and issubclass(made_by, Section) else None
+
+
+def _build(section: type[Section], values: Mapping[str, Any]) -> Any:
     fields = {field.name: field for field in dataclasses.fields(section)}
     for name in values:
         if name not in fields:
             close = difflib.get_close_matches(name, fields, n=1)
             hint = f"did you mean {section.prefix}{close[0]}?" if close else f"known: {', '.join(fields)}."
             raise ValueError(f"{section.prefix}{name} is not a setting; {hint}")
-    arguments = {}
+    arguments: dict[str, Any] = {}
     for name, value in values.items():
-        nested = fields[name].default_factory
-        if not fields[name].metadata:
+        nested = _section_class(fields[name])
+        if nested is not None:
             arguments[name] = _build(nested, value)
         elif name == "image_size":
             arguments[name] = parse_image_size(value) if value else ()

@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         data = options.data
         source = open_source(data, options.split, data_dir=options.data_dir) if data else None
-        if options.import_published:
+        if source is not None and options.import_published:
             info = _import(options, source)
         else:
             info = verify(options.folder, source)

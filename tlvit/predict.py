@@ -97,13 +97,14 @@ def predict(
         raise ValueError(f"This {info.model} has no token head, so its tokens have no classes.")
     if top < 1 or batch_size < 1:
         raise ValueError(f"top and batch_size must be at least 1, not {top} and {batch_size}.")
-    paths = [pathlib.Path(path) for path in paths]
-    batch_size = max(1, min(batch_size, len(paths)))
+    files = [pathlib.Path(path) for path in paths]
+    batch_size = max(1, min(batch_size, len(files)))
     run = _compile(model, info, tokens=tokens)
-    for start in range(0, len(paths), batch_size):
-        chunk = paths[start : start + batch_size]
+    for start in range(0, len(files), batch_size):
+        chunk = files[start : start + batch_size]
         inputs = [_try_read(path, info) for path in chunk]
         images = [image for image in inputs if not isinstance(image, str)]
+        probabilities, maps = np.empty((0, info.num_classes)), None
         if images:  # padded with zeros, so that all batches have one shape and compile once
             padding = [np.zeros_like(images[0])] * (batch_size - len(images))
             probabilities, maps = run(np.stack(images + padding))
@@ -134,9 +135,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ):
             results.append(dataclasses.replace(result, tokens=None))
             _print_result(result, as_json=options.json)
-            if options.tokens and result.error is None:
+            if result.tokens is not None:
+                image = _view(result.path, info)
                 file = token_path(options.tokens, result.path, len(results), len(paths))
-                _write_tokens(result, info, file)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                draw_tokens(image, result.tokens, info.class_names).save(file)
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -259,11 +262,6 @@ def _record(result: Prediction) -> dict[str, Any]:
         return {"image": str(result.path), "error": result.error}
     top = [{"class": s.index, "name": s.name, "probability": s.probability} for s in result.top]
     return {"image": str(result.path), "top": top}
-
-
-def _write_tokens(result: Prediction, info: ModelInfo, path: pathlib.Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draw_tokens(_view(result.path, info), result.tokens, info.class_names).save(path)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -185,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _kept_bytes(net: Net, params: PyTree, stats: PyTree, images: Array) -> int:
+def _kept_bytes(net: Net, params: PyTree, stats: PyTree, images: jax.ShapeDtypeStruct) -> int:
     """Bytes that the derivative of the training forward pass keeps, without parameters and images."""
 
     def kept(params: PyTree, stats: PyTree, images: Array) -> list[Array]:

@@ -167,10 +167,11 @@ def draw(
     rows = 1 + len(views) if views else 0
     figure = Figure(figsize=(12.5, 4.1 + 2.45 * rows), layout="constrained")
     figure.suptitle(title, fontsize=13, fontweight="bold")
-    top, bottom = figure.subfigures(2, 1, height_ratios=[3.4, 2.45 * rows]) if rows else (figure, None)
-    _draw_curves(top, curves)
     if not rows:
+        _draw_curves(figure, curves)
         return figure
+    top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=[3.4, 2.45 * rows])[:, 0]
+    _draw_curves(top, curves)
     axes = bottom.subplots(rows, len(images), squeeze=False)
     for j, image in enumerate(images):
         axes[0, j].imshow(image)

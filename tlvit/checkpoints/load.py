@@ -100,26 +100,25 @@ def open_checkpoint(
     if path.is_dir():
         saved, fill = _read_folder(path, weights, model), _from_native
     else:
-        saved = read_weights(path, weights=weights)
-        if saved.info is None or model not in (None, saved.info.model):
-            patch_size = options.get("patch_size", 16)
-            found = identify(saved.tensors, model=model, pos_grid=pos_grid, patch_size=patch_size)
-            saved = dataclasses.replace(saved, info=found)
-        fill = from_torch
-    if num_classes not in (None, saved.info.num_classes) and not drop_heads:
+        saved, fill = read_weights(path, weights=weights), from_torch
+    stored = saved.info
+    if stored is None or model not in (None, stored.model):  # only in files; folders are checked when read
+        patch_size = options.get("patch_size", 16)
+        stored = identify(saved.tensors, model=model, pos_grid=pos_grid, patch_size=patch_size)
+    if num_classes not in (None, stored.num_classes) and not drop_heads:
         raise ValueError(
-            f"{path} has heads for {saved.info.num_classes} classes, not {num_classes}; drop_heads=True "
+            f"{path} has heads for {stored.num_classes} classes, not {num_classes}; drop_heads=True "
             "(--heads=drop) initializes new ones."
         )
     info = dataclasses.replace(
-        saved.info,
-        num_classes=num_classes or saved.info.num_classes,
-        image_size=saved.info.image_size if image_size is None else parse_image_size(image_size),
-        options={**saved.info.options, **options},
-        class_names=None if drop_heads else saved.info.class_names,
+        stored,
+        num_classes=num_classes or stored.num_classes,
+        image_size=stored.image_size if image_size is None else parse_image_size(image_size),
+        options={**stored.options, **options},
+        class_names=None if drop_heads else stored.class_names,
     )
     if pos_grid is None and image_size is not None:
-        pos_grid = nnx.eval_shape(dataclasses.replace(info, image_size=saved.info.image_size).build).grid
+        pos_grid = nnx.eval_shape(dataclasses.replace(info, image_size=stored.image_size).build).grid
     heads = HEADS if drop_heads else ()
     arrays = {name: array for name, array in saved.tensors.items() if not name.startswith(heads)}
     allow = (*heads, *allow, *(() if image_size is None else ("pos_embed",)))

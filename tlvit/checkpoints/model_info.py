@@ -3,7 +3,7 @@
 import dataclasses
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from flax import nnx
 
@@ -27,7 +27,7 @@ class Preprocessing:
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     crop_pct: float = 0.875
-    interpolation: str = "bicubic"
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,8 +85,8 @@ class ModelInfo:
             raise ValueError(
                 f"The checkpoint does not record its {' or its '.join(missing)}; it has {sorted(record)}."
             )
-        names, stored = record.get("class_names"), record.get("preprocessing") or {}
-        stored = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
+        names, saved = record.get("class_names"), record.get("preprocessing") or {}
+        stored: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()}
         info = cls(
             model=record["model"],
             num_classes=int(record["num_classes"]),

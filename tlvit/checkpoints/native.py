@@ -170,12 +170,12 @@ def restore_for_inference(
     """
     check_weights(weights)
     folder = pathlib.Path(workdir).absolute() / "checkpoints"
-    steps = []
+    manager = None
     if folder.is_dir():
         options = ocp.CheckpointManagerOptions(best_fn=_score, create=False, read_only=True)
         manager = ocp.CheckpointManager(folder, item_handlers=_handlers(), options=options)
-        steps = sorted(manager.all_steps())
-    if not steps or step not in (None, *steps):
+    steps = [] if manager is None else sorted(manager.all_steps())
+    if manager is None or not steps or step not in (None, *steps):
         wanted = "" if step is None else f" of step {step} (found: {steps})"
         raise ValueError(f"{workdir} has no checkpoint{wanted}.")
     step = _best_step(manager, steps) if step is None else step

@@ -239,11 +239,12 @@ def locate_damage(source: Source, maps: ScoreMapReader | None, order: Order | No
                 pass
         except tf.errors.DataLossError as error:
             return f"image shard {source.files[shard]} is damaged: {error_sentence(error.message)}"
-    for number in range(len(maps.files)) if maps else ():
-        try:
-            verify_shard(maps, number)
-        except ValueError as error:
-            return str(error)
+    if maps is not None:
+        for number in range(len(maps.files)):
+            try:
+                verify_shard(maps, number)
+            except ValueError as error:
+                return str(error)
     return f"a shard of {source.identity} is damaged"
 
 

@@ -20,10 +20,13 @@ class PooledModel(Model):
       head: PooledClassifier. Applied to every cell of the last feature map, it gives score maps.
     """
 
-    has_dense_logits = True
+    @property
+    def has_dense_logits(self) -> bool:
+        """Whether `dense_logits` works. It needs no further head."""
+        return True
 
     def stage_outputs(
-        self, images: Float[Array, "B H W 3"], key: Array | None
+        self, images: Float[Array, "B H W 3"], key: jax.Array | None
     ) -> list[Float[Array, "B _ _ _"]]:
         """The feature maps after the stages. `key` is the PRNG key of drop-path."""
         raise NotImplementedError
@@ -32,7 +35,7 @@ class PooledModel(Model):
         """The layers between the last stage and the classifier."""
         return x
 
-    def __call__(self, images: Float[Array, "B H W 3"], *, key: Array | None = None) -> ModelOutput:
+    def __call__(self, images: Float[Array, "B H W 3"], *, key: jax.Array | None = None) -> ModelOutput:
         """Runs the model.
 
         Args:
@@ -85,7 +88,9 @@ class PooledClassifier(nnx.Module):
         init = nnx.initializers.normal(0.01)
         self.fc = nnx.Linear(width, num_classes, kernel_init=init, dtype=dtype, rngs=rngs)
 
-    def __call__(self, features: Float[Array, "B h w D"], key: Array | None = None) -> Float[Array, "B L"]:
+    def __call__(
+        self, features: Float[Array, "B h w D"], key: jax.Array | None = None
+    ) -> Float[Array, "B L"]:
         """The float32 logits of the average cell."""
         pooled = jnp.mean(features, axis=(1, 2), dtype=jnp.float32)
         return self.fc(dropout(pooled, self.drop_rate, key)).astype(jnp.float32)

@@ -1,6 +1,7 @@
 """DeiT (Touvron et al. 2021, "Training data-efficient image transformers", arXiv:2012.12877): a plain vision
 transformer, optionally with a distillation token."""
 
+import jax
 from flax import nnx
 from jaxtyping import Float
 
@@ -62,7 +63,7 @@ class DeiT(TokenModel):
         self.aux_head = linear(dim, num_classes, dtype=dtype, rngs=rngs) if token_head else None
 
     def embed_patches(
-        self, images: Float[Array, "B H W 3"], key: Array | None = None
+        self, images: Float[Array, "B H W 3"], key: jax.Array | None = None
     ) -> Float[Array, "B h w D"]:
         """The stem: images to patch tokens."""
         return self.patch_embed(images)

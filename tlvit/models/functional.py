@@ -36,7 +36,7 @@ class Net:
         *,
         mix: MixTokenMask | None = None,
         train: bool = False,
-        key: Array | None = None,
+        key: jax.Array | None = None,
     ) -> tuple[ModelOutput, PyTree]:
         """Runs the model. A pure function.
 
@@ -105,15 +105,15 @@ def functionalize(model: nnx.Module) -> tuple[Net, PyTree, PyTree]:
             view = nnx.view(model, use_running_average=not train)
         graphs[train] = nnx.split(view, nnx.Param, nnx.BatchStat)[0]
     params, stats = _arrays(model)
-    declared = model if isinstance(model, Model) else Model  # a single layer has none of the capabilities
-    net = Net(
-        train_graph=graphs[True],
-        eval_graph=graphs[False],
-        grid=declared.grid,
-        has_token_head=declared.has_token_head,
-        has_distillation_token=declared.has_distillation_token,
-        has_dense_logits=declared.has_dense_logits,
-    )
+    net = Net(train_graph=graphs[True], eval_graph=graphs[False])
+    if isinstance(model, Model):  # a single layer has none of the capabilities
+        net = dataclasses.replace(
+            net,
+            grid=model.grid,
+            has_token_head=model.has_token_head,
+            has_distillation_token=model.has_distillation_token,
+            has_dense_logits=model.has_dense_logits,
+        )
     return net, params, stats
 
 

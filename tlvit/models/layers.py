@@ -66,7 +66,7 @@ def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     return (0.5 * wide * (1 + jax.lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
 
 
-def drop_path(x: Float[Array, "B ..."], rate: float, key: Array | None) -> Float[Array, "B ..."]:
+def drop_path(x: Float[Array, "B ..."], rate: float, key: jax.Array | None) -> Float[Array, "B ..."]:
     """Stochastic depth (Huang et al. 2016, arXiv:1603.09382).
 
     Args:
@@ -94,18 +94,20 @@ def drop_path_rates(rate: float, depth: int) -> list[float]:
     return [rate * i / max(depth - 1, 1) for i in range(depth)]
 
 
-def split_key(key: Array | None, count: int) -> list[Array | None]:
+def split_key(key: jax.Array | None, count: int) -> list[jax.Array | None]:
     """Splits a PRNG key into `count` keys. Without a key, `count` times None."""
     return [None] * count if key is None else list(jax.random.split(key, count))
 
 
-def run_blocks(blocks: Sequence[nnx.Module], x: Array, key: Array | None, *, remat: bool = False) -> Array:
+def run_blocks(
+    blocks: Sequence[nnx.Module], x: Array, key: jax.Array | None, *, remat: bool = False
+) -> Array:
     """Applies the blocks one after the other, each with its own key."""
     for block, block_key in zip(blocks, split_key(key, len(blocks)), strict=True):
         x = run_block(block, x, block_key, remat=remat)
     return x
 
 
-def run_block(block: nnx.Module, x: Array, key: Array | None, *, remat: bool = False) -> Array:
+def run_block(block: nnx.Module, x: Array, key: jax.Array | None, *, remat: bool = False) -> Array:
     """Applies one block. With `remat` the backward pass computes its activations again, to save memory."""
     return (jax.checkpoint(block.__call__) if remat else block)(x, key)

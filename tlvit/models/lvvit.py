@@ -83,7 +83,7 @@ class LVViT(TokenModel):
         self.aux_head = linear(dim, num_classes, dtype=dtype, rngs=rngs) if token_head else None
 
     def embed_patches(
-        self, images: Float[Array, "B H W 3"], key: Array | None = None
+        self, images: Float[Array, "B H W 3"], key: jax.Array | None = None
     ) -> Float[Array, "B h w D"]:
         """The stem: images to patch tokens."""
         return self.patch_embed(images)

@@ -37,21 +37,21 @@ def count_macs(jaxpr: Jaxpr) -> int:
         name, params = equation.primitive.name, equation.params
         if name == "dot_general":
             (contracted, _), _ = params["dimension_numbers"]
-            total += _size(equation.outvars[0]) * math.prod(
-                equation.invars[0].aval.shape[i] for i in contracted
-            )
+            shape = _shape(equation.invars[0])
+            total += math.prod(_shape(equation.outvars[0])) * math.prod(shape[i] for i in contracted)
         elif name == "conv_general_dilated":
             _, channels_in, *spatial = params["dimension_numbers"].rhs_spec
-            kernel = equation.invars[1].aval.shape  # it has the input channels of one group
-            total += _size(equation.outvars[0]) * math.prod(kernel[i] for i in (channels_in, *spatial))
+            kernel = _shape(equation.invars[1])  # it has the input channels of one group
+            size = math.prod(_shape(equation.outvars[0]))
+            total += size * math.prod(kernel[i] for i in (channels_in, *spatial))
         else:
             inner = [count_macs(j) for value in params.values() for j in _jaxprs(value)]
             total += max(inner, default=0) if name == "cond" else params.get("length", 1) * sum(inner)
     return total
 
 
-def _size(variable: Any) -> int:
-    return math.prod(variable.aval.shape)
+def _shape(variable: Any) -> tuple[int, ...]:
+    return variable.aval.shape
 
 
 def _jaxprs(value: Any) -> list[Jaxpr]:

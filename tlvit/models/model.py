@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import jax
 from flax import nnx
 from jaxtyping import Float
 
@@ -17,17 +18,26 @@ class Model(nnx.Module):
       grid: (h, w) of the patch tokens that the model is built for. None for convolutional networks, which
       take
         images of any size and have no tokens to mix.
-      has_token_head: whether the output has logits of every patch token.
-      has_distillation_token: whether the output has logits of a distillation token.
-      has_dense_logits: whether `dense_logits` works, so that the model can annotate images.
     """
 
     grid: tuple[int, int] | None = None
-    has_token_head: bool = False
-    has_distillation_token: bool = False
-    has_dense_logits: bool = False
 
-    def __call__(self, images: Float[Array, "B H W 3"], *, key: Array | None = None) -> ModelOutput:
+    @property
+    def has_token_head(self) -> bool:
+        """Whether the output has logits of every patch token."""
+        return False
+
+    @property
+    def has_distillation_token(self) -> bool:
+        """Whether the output has logits of a distillation token."""
+        return False
+
+    @property
+    def has_dense_logits(self) -> bool:
+        """Whether `dense_logits` works, so that the model can annotate images."""
+        return False
+
+    def __call__(self, images: Float[Array, "B H W 3"], *, key: jax.Array | None = None) -> ModelOutput:
         """Runs the model. `key` is the PRNG key of dropout and drop-path. Nothing is dropped without one."""
         raise NotImplementedError
 

@@ -61,7 +61,7 @@ class NFNet(PooledModel):
         self.head = PooledClassifier(2 * width_in, num_classes, drop_rate=drop_rate, dtype=dtype, rngs=rngs)
 
     def stage_outputs(
-        self, images: Float[Array, "B H W 3"], key: Array | None
+        self, images: Float[Array, "B H W 3"], key: jax.Array | None
     ) -> list[Float[Array, "B _ _ _"]]:
         """The feature maps after the stages. `key` is the PRNG key of drop-path."""
         keys = iter(split_key(key, sum(len(stage) for stage in self.stages)))
@@ -122,7 +122,7 @@ class Bottleneck(nnx.Module):
         self.attn_last = SqueezeExcite(width, width // 2, **options)
         self.skipinit_gain = nnx.Param(jnp.zeros(()))
 
-    def __call__(self, x: Float[Array, "B H W C"], key: Array | None = None) -> Float[Array, "B h w D"]:
+    def __call__(self, x: Float[Array, "B H W C"], key: jax.Array | None = None) -> Float[Array, "B h w D"]:
         """Returns [B, ceil(H / stride), ceil(W / stride), width]."""
         branch = scaled_gelu(x) * self.beta
         shortcut = x if self.downsample is None else self.downsample(branch)
@@ -169,8 +169,9 @@ class ScaledConv(nnx.Module):
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
         """Returns [B, ceil(H / stride), ceil(W / stride), width] in the compute dtype."""
         dtype = self.dtype or jnp.promote_types(x.dtype, jnp.float32)
+        kernel = jnp.asarray(self.standardized(), dtype)
         y = jax.lax.conv_general_dilated(
-            x.astype(dtype), self.standardized().astype(dtype), (self.stride, self.stride), "SAME",
+            jnp.asarray(x, dtype), kernel, (self.stride, self.stride), "SAME",
             dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=self.groups,
         )  # fmt: skip
         return y + rearrange(self.bias[...], "c -> 1 1 1 c").astype(dtype)

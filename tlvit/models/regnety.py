@@ -70,7 +70,7 @@ class RegNetY(PooledModel):
         self.head = PooledClassifier(width_in, num_classes, drop_rate=drop_rate, dtype=dtype, rngs=rngs)
 
     def stage_outputs(
-        self, images: Float[Array, "B H W 3"], key: Array | None
+        self, images: Float[Array, "B H W 3"], key: jax.Array | None
     ) -> list[Float[Array, "B _ _ _"]]:
         """The feature maps after the stages. `key` is the PRNG key of drop-path."""
         x, outputs = jax.nn.relu(self.stem(images)), []
@@ -97,7 +97,7 @@ class Stage(nnx.Module):
             )  # fmt: skip
             setattr(self, f"b{i + 1}", block)
 
-    def __call__(self, x: Float[Array, "B H W C"], key: Array | None = None) -> Float[Array, "B h w D"]:
+    def __call__(self, x: Float[Array, "B H W C"], key: jax.Array | None = None) -> Float[Array, "B h w D"]:
         """Returns [B, ceil(H / stride), ceil(W / stride), width]."""
         for i, block_key in enumerate(split_key(key, self.depth)):
             x = getattr(self, f"b{i + 1}")(x, block_key)
@@ -125,7 +125,7 @@ class Bottleneck(nnx.Module):
             ConvNorm(width_in, width, 1, stride=stride, dtype=dtype, rngs=rngs) if project else None
         )
 
-    def __call__(self, x: Float[Array, "B H W C"], key: Array | None = None) -> Float[Array, "B h w D"]:
+    def __call__(self, x: Float[Array, "B H W C"], key: jax.Array | None = None) -> Float[Array, "B h w D"]:
         shortcut = x if self.downsample is None else self.downsample(x)
         x = jax.nn.relu(self.conv2(jax.nn.relu(self.conv1(x))))
         x = self.conv3(x if self.se is None else self.se(x))

@@ -1,6 +1,7 @@
 """The block designs from convolutional networks that T2T-ViT (Yuan et al. 2021, arXiv:2101.11986) compares:
 squeeze-and-excitation, ghost and dense."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from flax import nnx
 from jaxtyping import Float
 
 from tlvit.models.layers import drop_path_rates, gelu, linear, split_key
-from tlvit.models.transformer import Attention, Block
+from tlvit.models.transformer import Attention, Block, Mlp
 from tlvit.ops.attention import attend, attention_weights, dropout, merge_heads, split_heads
 from tlvit.types import Array
 
@@ -41,9 +42,10 @@ def make_blocks(
         raise ValueError(f"block must be one of {', '.join([*PARTS, 'dense'])}, not {kind!r}.")
     if isinstance(depth, int) == (kind == "dense"):
         raise ValueError(f"depth must be {'a tuple' if kind == 'dense' else 'a number'}, not {depth!r}.")
-    if kind != "dense":
-        rates = drop_path_rates(drop_path, depth)
-        return [Block(dim, num_heads, drop_path=r, **PARTS[kind], **options) for r in rates], dim
+    if isinstance(depth, int):
+        attention, mlp = PARTS[kind]
+        make = functools.partial(Block, dim, num_heads, attention=attention, mlp=mlp, **options)
+        return [make(drop_path=rate) for rate in drop_path_rates(drop_path, depth)], dim
     blocks: list[nnx.Module] = []
     # As published, all blocks of stage i have the rate of the i-th of 12 blocks.
     for rate, count in zip(drop_path_rates(drop_path, 12), depth, strict=False):
@@ -113,7 +115,7 @@ class GhostAttention(nnx.Module):
             setattr(self, f"cheap_operation_{name}", ChannelScale(dim // 2, dtype=dtype, rngs=rngs))
         self.proj = linear(dim, dim, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "B N D"], key: Array | None = None) -> Float[Array, "B N D"]:
+    def __call__(self, x: Float[Array, "B N D"], key: jax.Array | None = None) -> Float[Array, "B N D"]:
         keys = split_key(key, 2)
         x = attend(*self._heads(x), scale=self.scale, drop_rate=self.attn_drop, drop_key=keys[0])
         return dropout(self.proj(merge_heads(x)), self.drop_rate, keys[1])
@@ -145,7 +147,7 @@ class GhostMlp(nnx.Module):
         self.cheap_operation2 = ChannelScale(dim, dtype=dtype, rngs=rngs)
         self.cheap_operation3 = ChannelScale(dim, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "B N D"], key: Array | None = None) -> Float[Array, "B N D"]:
+    def __call__(self, x: Float[Array, "B N D"], key: jax.Array | None = None) -> Float[Array, "B N D"]:
         keys = split_key(key, 2)
         x = gelu(self.fc1(x))
         x = jnp.concatenate([x, gelu(self.cheap_operation2(x)), gelu(self.cheap_operation3(x))], axis=-1)
@@ -159,7 +161,7 @@ class DenseBlock(Block):
         super().__init__(dim, num_heads, dtype=dtype, rngs=rngs, **options)
         self.dense_linear = linear(dim, growth, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "B N D"], key: Array | None = None) -> Float[Array, "B N _"]:
+    def __call__(self, x: Float[Array, "B N D"], key: jax.Array | None = None) -> Float[Array, "B N _"]:
         """Returns [B, N, D + growth]."""
         return jnp.concatenate([x, self.dense_linear(super().__call__(x, key))], axis=-1)
 
@@ -170,13 +172,14 @@ class Transition(nnx.Module):
     def __init__(self, dim: int, *, dtype=None, rngs: nnx.Rngs):
         self.linear = linear(dim, dim // 2, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "B N D"], key: Array | None = None) -> Float[Array, "B N _"]:
+    def __call__(self, x: Float[Array, "B N D"], key: jax.Array | None = None) -> Float[Array, "B N _"]:
         """Returns [B, N, D / 2]. `key` is not used; every block has it."""
         return gelu(self.linear(x))
 
 
-PARTS = {
-    "plain": {},
-    "se": {"attention": SqueezeExciteAttention},
-    "ghost": {"attention": GhostAttention, "mlp": GhostMlp},
+# The classes of a block's attention and MLP.
+PARTS: dict[str, tuple[type, type]] = {
+    "plain": (Attention, Mlp),
+    "se": (SqueezeExciteAttention, Mlp),
+    "ghost": (GhostAttention, GhostMlp),
 }

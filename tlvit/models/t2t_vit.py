@@ -1,6 +1,7 @@
 """T2T-ViT (Yuan et al. 2021, "Tokens-to-Token ViT", arXiv:2101.11986): a stem of overlapping neighborhoods
 with attention, then a deep and narrow transformer."""
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -77,7 +78,7 @@ class T2TViT(TokenModel):
         self.aux_head = linear(dim, num_classes, dtype=dtype, rngs=rngs) if token_head else None
 
     def embed_patches(
-        self, images: Float[Array, "B H W 3"], key: Array | None = None
+        self, images: Float[Array, "B H W 3"], key: jax.Array | None = None
     ) -> Float[Array, "B h w D"]:
         """The stem: images to patch tokens. `key` is the PRNG key of the Performer's dropout."""
         return self.tokens_to_token(images, key)
@@ -118,21 +119,22 @@ class TokensToToken(nnx.Module):
     ):  # fmt: skip
         if tokens not in ("performer", "transformer"):
             raise ValueError(f"tokens must be performer or transformer, not {tokens!r}.")
-        options = {"dtype": dtype, "rngs": rngs}
+        attention = TokenTransformer
         if tokens == "performer":
-            options["drop_rate"] = drop_rate
-        attention = TokenPerformer if tokens == "performer" else TokenTransformer
-        self.attention1 = attention(3 * 7 * 7, width, **options)
-        self.attention2 = attention(width * 3 * 3, width, **options)
+            attention = functools.partial(TokenPerformer, drop_rate=drop_rate)
+        self.attention1 = attention(3 * 7 * 7, width, dtype=dtype, rngs=rngs)
+        self.attention2 = attention(width * 3 * 3, width, dtype=dtype, rngs=rngs)
         self.project = linear(width * 3 * 3, dim, dtype=dtype, rngs=rngs)
 
-    def __call__(self, images: Float[Array, "B H W 3"], key: Array | None = None) -> Float[Array, "B h w D"]:
+    def __call__(
+        self, images: Float[Array, "B H W 3"], key: jax.Array | None = None
+    ) -> Float[Array, "B h w D"]:
         keys = split_key(key, 2)
         x = self._attend(self.attention1, soft_split(images, 7, 4), keys[0])
         x = self._attend(self.attention2, soft_split(x, 3, 2), keys[1])
         return self.project(soft_split(x, 3, 2))
 
-    def _attend(self, attention: nnx.Module, x: Array, key: Array | None) -> Array:
+    def _attend(self, attention: nnx.Module, x: Array, key: jax.Array | None) -> Array:
         tokens = attention(rearrange(x, "b h w d -> b (h w) d"), key)
         return rearrange(tokens, "b (h w) d -> b h w d", h=x.shape[1])
 
@@ -146,7 +148,7 @@ class TokenTransformer(nnx.Module):
         self.norm2 = layer_norm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
         self.mlp = Mlp(width, width, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "B N D"], key: Array | None = None) -> Float[Array, "B N width"]:
+    def __call__(self, x: Float[Array, "B N D"], key: jax.Array | None = None) -> Float[Array, "B N width"]:
         """`key` is not used. `TokenPerformer` has the same signature."""
         x = self.attn(self.norm1(x))
         return x + self.mlp(self.norm2(x))
@@ -182,7 +184,7 @@ class TokenPerformer(nnx.Module):
         init = nnx.initializers.orthogonal(scale=math.sqrt(width // 2))
         self.w = Buffer(init(rngs.params(), (width // 2, width)))
 
-    def __call__(self, x: Float[Array, "B N D"], key: Array | None = None) -> Float[Array, "B N width"]:
+    def __call__(self, x: Float[Array, "B N D"], key: jax.Array | None = None) -> Float[Array, "B N width"]:
         """`key` is the PRNG key of the dropout."""
         keys = split_key(key, 2)
         # The published order of the projection is key, query, value.

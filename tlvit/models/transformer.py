@@ -1,5 +1,6 @@
 """The parts of a vision transformer: patches, self-attention, MLP and the block made of both."""
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Float
@@ -35,7 +36,7 @@ class Block(nnx.Module):
         self.norm2 = layer_norm(dim, epsilon=epsilon, dtype=dtype, rngs=rngs)
         self.mlp = (mlp or Mlp)(dim, int(dim * mlp_ratio), drop_rate=drop_rate, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "B N D"], key: Array | None = None) -> Float[Array, "B N _"]:
+    def __call__(self, x: Float[Array, "B N D"], key: jax.Array | None = None) -> Float[Array, "B N _"]:
         keys = split_key(key, 4)
         x = x + drop_path(self.attn(self.norm1(x), keys[0]), self.drop_path, keys[1]) / self.skip_lam
         return x + drop_path(self.mlp(self.norm2(x), keys[2]), self.drop_path, keys[3]) / self.skip_lam
@@ -55,7 +56,7 @@ class Attention(nnx.Module):
         self.qkv = linear(dim, 3 * dim, bias=qkv_bias, dtype=dtype, rngs=rngs)
         self.proj = linear(dim, dim, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "B N D"], key: Array | None = None) -> Float[Array, "B N D"]:
+    def __call__(self, x: Float[Array, "B N D"], key: jax.Array | None = None) -> Float[Array, "B N D"]:
         keys = split_key(key, 2)
         x = attend(*self._heads(x), scale=self.scale, drop_rate=self.attn_drop, drop_key=keys[0])
         return dropout(self.project(merge_heads(x)), self.drop_rate, keys[1])
@@ -82,7 +83,7 @@ class Mlp(nnx.Module):
         self.fc1 = linear(dim, hidden, dtype=dtype, rngs=rngs)
         self.fc2 = linear(hidden, dim, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "B N D"], key: Array | None = None) -> Float[Array, "B N D"]:
+    def __call__(self, x: Float[Array, "B N D"], key: jax.Array | None = None) -> Float[Array, "B N D"]:
         keys = split_key(key, 2)
         x = dropout(gelu(self.fc1(x)), self.drop_rate, keys[0])
         return dropout(self.fc2(x), self.drop_rate, keys[1])

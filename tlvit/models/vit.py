@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 
+import jax
 import jax.numpy as jnp
 from einops import rearrange, repeat
 from jaxtyping import Float
@@ -33,16 +34,21 @@ class TokenModel(Model):
       remat: whether the backward pass computes every block's activations again, to save memory.
     """
 
+    grid: tuple[int, int]  # pyrefly: ignore[bad-override-mutable-attribute]  (never None in this class)
     dist_token = head_dist = None
 
     def embed_patches(
-        self, images: Float[Array, "B H W 3"], key: Array | None = None
+        self, images: Float[Array, "B H W 3"], key: jax.Array | None = None
     ) -> Float[Array, "B h w D"]:
         """The stem: images to patch tokens. `key` is the PRNG key of its dropout."""
         raise NotImplementedError
 
     def __call__(
-        self, images: Float[Array, "B H W 3"], *, mix: MixTokenMask | None = None, key: Array | None = None
+        self,
+        images: Float[Array, "B H W 3"],
+        *,
+        mix: MixTokenMask | None = None,
+        key: jax.Array | None = None,
     ) -> ModelOutput:
         """Runs the model.
 

@@ -175,6 +175,6 @@ def _same_rank(*arrays: Array) -> list[Array]:
 
 def _matrix(xp: ModuleType, *values: Array | float | np.floating) -> Array:
     """float32 [..., 2, 3] of six arrays [...], row by row."""
-    values = _same_rank(*(xp.asarray(value, xp.float32) for value in values))
-    stacked = xp.stack(xp.broadcast_arrays(*values), axis=-1)
+    arrays = _same_rank(*(xp.asarray(value, xp.float32) for value in values))
+    stacked = xp.stack(xp.broadcast_arrays(*arrays), axis=-1)
     return stacked.reshape(*stacked.shape[:-1], 2, 3)

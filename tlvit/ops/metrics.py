@@ -43,7 +43,7 @@ def classification_sums(
     rank = jnp.sum(logits >= own, axis=-1)
     valid = mask & jnp.isfinite(own[:, 0]) & ~jnp.any(jnp.isnan(logits), axis=-1)
     loss = soft_cross_entropy(logits, smooth_one_hot(label, logits.shape[-1]))
-    sums = {
+    sums: dict[str, Array] = {
         "top1": jnp.sum((rank <= 1) & valid).astype(jnp.float32),
         "top5": jnp.sum((rank <= 5) & valid).astype(jnp.float32),
         "loss": jnp.sum(jnp.where(mask, loss, 0.0)),

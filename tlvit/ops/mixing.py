@@ -190,7 +190,7 @@ def mix_images(images: Float[Array, "B H W C"], mix: ImageMix) -> Float[Array, "
     return jnp.where(mask, partner, blended)
 
 
-def _beta(key: Array, alpha: float, shards: int) -> Array:
+def _beta(key: jax.Array, alpha: float, shards: int) -> Array:
     """Beta(alpha, alpha) for each shard. Beta(1, 1) is drawn as the uniform distribution: the loops of the
     general sampler would make devices wait for each other."""
     return jax.random.uniform(key, (shards,)) if alpha == 1 else jax.random.beta(key, alpha, alpha, (shards,))

@@ -31,5 +31,5 @@ def normalize(
       >>> normalize(np.full((1, 1, 1, 3), 255, np.uint8), mean=(0.5,) * 3, std=(0.5,) * 3).ravel().tolist()
       [1.0, 1.0, 1.0]
     """
-    mean, std = (jnp.array(v, jnp.float32).reshape(1, 1, 1, -1) for v in (mean, std))
-    return (image.astype(jnp.float32) / 255 - mean) / std
+    shift, scale = (jnp.array(v, jnp.float32).reshape(1, 1, 1, -1) for v in (mean, std))
+    return (image.astype(jnp.float32) / 255 - shift) / scale

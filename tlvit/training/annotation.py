@@ -55,8 +55,11 @@ class Annotator:
                 f"{self.info.model} has no dense logits, so it cannot score the cells of an image. An "
                 "annotator is a convolutional model or a vision transformer with a token head."
             )
-        if self.image_size is None:
-            object.__setattr__(self, "image_size", tuple(self.info.image_size))
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """(height, width) of the model's input."""
+        return self.info.image_size if self.image_size is None else self.image_size
 
 
 def annotate(
@@ -177,12 +180,12 @@ def _open_writer(
     from tlvit.data.score_maps.format import MapDescription
     from tlvit.data.score_maps.writer import ScoreMapWriter
 
-    top_k, *grid = scorer.map_shape(annotator.image_size)
+    top_k, height, width = scorer.map_shape(annotator.input_size)
     description = MapDescription(
         annotator=annotator.info.model,
         annotator_hash=_hash_weights(annotator.model),
         top_k=top_k,
-        grid=tuple(grid),
+        grid=(height, width),
         num_classes=annotator.info.num_classes,
     )
     return ScoreMapWriter(out, source, description)
@@ -200,7 +203,7 @@ def _write_shards(
     todo = [shard for shard in own if shard not in done]
     log.info(
         "%s scores %d images of %s at %dx%d: maps of %d x %d x %d; %d of %d shards are already written",
-        info.annotator, source.num_examples, source.identity, *annotator.image_size, info.top_k, *info.grid,
+        info.annotator, source.num_examples, source.identity, *annotator.input_size, info.top_k, *info.grid,
         len(done), len(source.shard_lengths),
     )  # fmt: skip
     start, images, agreed = time.perf_counter(), 0, 0
@@ -209,7 +212,7 @@ def _write_shards(
             source,
             shard,
             batch_size=scorer.batch_size,
-            image_size=annotator.image_size,
+            image_size=annotator.input_size,
             max_corrupt=max_corrupt,
             threads=threads,
         )

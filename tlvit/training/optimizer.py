@@ -6,11 +6,12 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from tlvit.config import Optim
 from tlvit.types import Array, PyTree
 
-Schedule = Callable[[Array | int], Array]
+Schedule = Callable[[ArrayLike], jax.Array]
 NO_DECAY = ("pos_embed", "cls_token", "dist_token")
 OPTIMIZERS = ("adamw", "lamb", "sgd")
 
@@ -43,7 +44,7 @@ def make_schedule(optim: Optim, *, epochs: int, steps_per_epoch: int, batch_size
     peak = peak_learning_rate(optim, batch_size)
     first, lowest = optim.warmup_lr, optim.min_lr
 
-    def schedule(step: Array | int) -> Array:
+    def schedule(step: ArrayLike) -> jax.Array:
         step = jnp.asarray(step, jnp.int32)
         # Integer division: a compiled float division can be one rounding below a whole epoch.
         t = step // steps_per_epoch if optim.schedule_unit == "epoch" else step / steps_per_epoch
@@ -107,5 +108,5 @@ def update_ema(ema: PyTree, new: PyTree, step: Array, *, decay: float, warmup: b
     dominated by the initial weights.
     """
     t = jnp.asarray(step, jnp.float32)
-    decay = jnp.minimum(decay, (1 + t) / (10 + t)) if warmup else decay
-    return jax.tree.map(lambda old, value: old * decay + value * (1 - decay), ema, new)
+    keep = jnp.minimum(decay, (1 + t) / (10 + t)) if warmup else decay
+    return jax.tree.map(lambda old, value: old * keep + value * (1 - keep), ema, new)

@@ -124,7 +124,7 @@ class MetricsFile:
 
         path = workdir / "metrics.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
-        kept = [line for line in lines if _step_of(line) is not None and _step_of(line) <= first_step]
+        kept = [line for line in lines if (step := _step_of(line)) is not None and step <= first_step]
         atomic_write_text(path, "".join(line + "\n" for line in kept))
         self._file = path.open("a")
         self._events = metric_writers.SummaryWriter(str(workdir))

@@ -31,7 +31,7 @@ class TrainState:
     stats: PyTree
     opt_state: PyTree
     ema: PyTree
-    key: Array
+    key: jax.Array
 
 
 def abstract_model(build: Callable[[], nnx.Module]) -> tuple[Net, PyTree, PyTree]:

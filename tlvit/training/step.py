@@ -123,7 +123,7 @@ def _make_loss(
         objective = _image_label_objective(mesh, config, info, teacher, shards)
 
     def loss_fn(
-        params: PyTree, stats: PyTree, batch: Batch, key: Array, teacher_arrays: tuple[PyTree, ...]
+        params: PyTree, stats: PyTree, batch: Batch, key: jax.Array, teacher_arrays: tuple[PyTree, ...]
     ) -> tuple[Array, PyTree]:
         key_mix, key_erase, key_net, key_augment = jax.random.split(key, 4)
         images, geometry = batch.image, batch.geometry
@@ -143,21 +143,23 @@ def _token_label_objective(
     net: Net, mesh: Mesh, config: Config, info: ModelInfo, shards: int
 ) -> Callable[..., tuple[Array, PyTree]]:
     """Every token learns its target from the score map; MixToken mixes the tokens of a shard."""
-    loss = config.loss
+    loss, grid = config.loss, net.grid
+    if grid is None:
+        raise ValueError("Token labels need a model with a token grid.")
 
     def objective(
-        forward: Callable[..., Any], batch: Batch, key: Array, teacher_arrays: tuple[PyTree, ...]
+        forward: Callable[..., Any], batch: Batch, key: jax.Array, teacher_arrays: tuple[PyTree, ...]
     ) -> tuple[Array, PyTree]:
         del teacher_arrays
         if batch.maps is None:
             raise ValueError("Training with token labels needs score maps, but batch.maps is None.")
-        sizes = {"grid": net.grid, "num_classes": info.num_classes}
+        sizes = {"grid": grid, "num_classes": info.num_classes}
         targets = make_targets(
             batch.maps, batch.label, batch.geometry, smoothing=loss.label_smoothing, **sizes
         )
         mix = None
         if loss.mixtoken:
-            mix = _on_every_device(draw_mixtoken_mask(key, net.grid, shards), mesh)
+            mix = _on_every_device(draw_mixtoken_mask(key, grid, shards), mesh)
         output, stats = forward(batch.image, mix=mix)
         weights = {"dense_weight": loss.dense_weight, "cls_weight": loss.cls_weight}
         return token_label_loss(output, targets, mix, cls_target=loss.cls_target, **weights), stats
@@ -173,7 +175,7 @@ def _image_label_objective(
     distill = {"kind": config.distill.kind, "alpha": config.distill.alpha, "tau": config.distill.tau}
 
     def objective(
-        forward: Callable[..., Any], batch: Batch, key: Array, teacher_arrays: tuple[PyTree, ...]
+        forward: Callable[..., Any], batch: Batch, key: jax.Array, teacher_arrays: tuple[PyTree, ...]
     ) -> tuple[Array, PyTree]:
         images = batch.image
         labels = smooth_one_hot(batch.label, info.num_classes, config.loss.label_smoothing)
@@ -184,7 +186,8 @@ def _image_label_objective(
         output, stats = forward(images)
         if teacher is None:
             return config.loss.cls_weight * jnp.mean(soft_cross_entropy(output.cls, labels)), stats
-        logits = teacher.net.apply(*teacher_arrays, images)[0].logits
+        teacher_params, teacher_stats = teacher_arrays
+        logits = teacher.net.apply(teacher_params, teacher_stats, images)[0].logits
         return distillation_loss(output, labels, logits, **distill), stats
 
     return objective
@@ -201,7 +204,7 @@ def _accumulate(grad_fn: Callable[..., Any], count: int) -> Callable[..., Any]:
         return grad_fn
 
     def gradients(
-        params: PyTree, stats: PyTree, batch: Batch, key: Array, teacher_arrays: tuple[PyTree, ...]
+        params: PyTree, stats: PyTree, batch: Batch, key: jax.Array, teacher_arrays: tuple[PyTree, ...]
     ) -> tuple[tuple[Array, PyTree], PyTree]:
         def part(carry: tuple, inputs: tuple) -> tuple[tuple, None]:
             total, grads, stats = carry

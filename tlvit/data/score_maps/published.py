@@ -125,8 +125,9 @@ def _first_shape(files: _Files, source: Source) -> tuple[int, tuple[int, int]]:
     """K and the grid (h, w) of the first file that matches an image."""
     for shard in range(len(source.shard_lengths)):
         for key in _keys(source, shard):
-            if path := files.of(key):
-                value, _ = _parse(*_load(path), None, source.num_classes)
+            found = _load(files.of(key))
+            if found is not None:
+                value, _ = _parse(*found, None, source.num_classes)
                 return value.shape[0], value.shape[1:]
     example = next(iter(sorted(files.by_path)))
     raise ValueError(

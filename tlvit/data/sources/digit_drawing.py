@@ -113,6 +113,7 @@ def draw_scene(
     image = draw_background(rng, options.size, options.contrast, options.texture)
     mean = image.mean(axis=(0, 1))
     taken = np.zeros((options.size, options.size), bool)
+    box = np.zeros(4)
     for k, digit in enumerate(digits):
         scale = options.digit_scale if k == 0 else options.distractor_scale
         ink = render_digit(rng, digit, max(4, round(options.size * rng.uniform(*scale))))

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import os
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import tensorflow as tf
 import tensorflow_datasets as tfds
@@ -99,6 +99,8 @@ def config_name(num_train: int, num_test: int, seed: int, num_shards: int, optio
 class DigitScenesConfig(tfds.core.BuilderConfig):
     """What the data are made of. Every field is part of the config's name (see `config_name`)."""
 
+    name: str
+    description: str | None = None
     num_train: int = 2000
     num_test: int = 1500
     seed: int = 0
@@ -136,7 +138,9 @@ class DigitScenes(tfds.core.GeneratorBasedBuilder):
             "test": self._generate_examples("test", config.num_test),
         }
 
-    def _generate_examples(self, split: str, count: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _generate_examples(
+        self, split: Literal["train", "test"], count: int
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
         scenes = make_scenes(split, count, self.builder_config.scene, seed=self.builder_config.seed)
         for i in range(count):
             name = f"{split}_{i:06d}.png"

@@ -135,7 +135,8 @@ def _parse_split(split: str) -> tuple[str, str | None, str | None]:
         raise ValueError(
             f"{split!r} is not a split of class folders: write FOLDER or FOLDER[FROM:TO], in images or %."
         )
-    return match.groups()
+    folder, first, last = match.groups()
+    return folder, first, last
 
 
 def _bound(text: str | None, count: int, *, default: int) -> int:
@@ -205,7 +206,7 @@ def _class_names(root: str, split: str, by_class: dict[str, list[str]]) -> list[
     if split != "train" and os.path.isdir(train):
         with os.scandir(train) as entries:
             folders = [e for e in entries if e.is_dir() and not e.name.startswith(".")]
-        by_class = {e.name: True for e in folders if _has_image(e.path)}
+        return sorted((e.name for e in folders if _has_image(e.path)), key=natural_key)
     return sorted(by_class, key=natural_key)
 
 

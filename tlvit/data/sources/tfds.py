@@ -104,7 +104,7 @@ def _find_origin(
     builder: tfds.core.DatasetBuilder, split: str, instructions: Sequence[Any], lengths: tuple[int, ...]
 ) -> Origin:
     """The complete split that a split is a part of. A mixture of several splits is its own origin."""
-    complete = re.match(r"\w*", split).group()
+    complete = re.split(r"\W", split, maxsplit=1)[0]
     if complete in builder.info.splits:
         known = builder.info.splits[complete].filenames
         names = [os.path.basename(str(item.filename)) for item in instructions]
