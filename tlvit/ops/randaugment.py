@@ -8,7 +8,9 @@ on TPU: colors go through a 3x3 matrix, histograms and tables through products w
 geometric operations through three shears (Paeth 1986), which shift rows by selecting between slices.
 """
 
+import functools
 import math
+import operator
 
 import jax
 import jax.numpy as jnp
@@ -249,7 +251,8 @@ def _shift_rows(images: Array, shift: Array, reach: int, *, cubic: bool = False)
         -0.5 * other * part * part,
     )
     width = images.shape[2] - 3
-    return sum(weight * images[:, :, i : i + width] for i, weight in enumerate(weights))
+    terms = [weight * images[:, :, i : i + width] for i, weight in enumerate(weights)]
+    return functools.reduce(operator.add, terms)
 
 
 def _shear_matrices(
