@@ -22,6 +22,11 @@ class LoadReport:
       resized: position embeddings, resized or regenerated for another grid.
       reinitialized: arrays of the model that keep their initial values.
       unexpected: arrays of the checkpoint that the model does not have.
+
+    Example:
+      >>> report = tlvit.from_torch(model, state_dict, allow=("head", "pos_embed"))
+      >>> print(report.reinitialized)
+      ('head.weight', 'head.bias')
     """
 
     loaded: tuple[str, ...]

@@ -42,6 +42,13 @@ class ModelInfo:
       class_names: name of each class, or None if unknown.
       preprocessing: of images.
       best_weights: "raw" or "ema", whichever scored best in the run; None if unknown.
+
+    Raises:
+      ValueError: the number of class names is not num_classes, or best_weights is something else.
+
+    Example:
+      >>> info = tlvit.ModelInfo("lvvit_t", num_classes=10, image_size=(224, 224))
+      >>> model = info.build()
     """
 
     model: str

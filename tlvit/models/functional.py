@@ -19,6 +19,10 @@ class Net:
     Attributes:
       train_graph, eval_graph: NNX's description of the module in training and in evaluation mode.
       grid, has_token_head, has_distillation_token, has_dense_logits: capabilities, as in `Model`.
+
+    Example:
+      >>> net, params, stats = tlvit.functionalize(tlvit.create_model("lvvit_t"))
+      >>> output, _ = jax.jit(net.apply)(params, stats, images)  # float32 [B, 224, 224, 3], normalized
     """
 
     train_graph: nnx.GraphDef

@@ -43,6 +43,10 @@ class Annotator:
 
     Raises:
       ValueError: the model has no dense logits.
+
+    Example:
+      >>> annotator = tlvit.Annotator(*tlvit.load("runs/annotator"))
+      >>> tlvit.annotate(annotator, tlvit.open_source("photos", "train"), "photos/score_maps")
     """
 
     model: nnx.Module

@@ -36,6 +36,10 @@ class MapDescription:
 
     Raises:
       ValueError: a value is outside of its range.
+
+    Example:
+      >>> description = tlvit.MapDescription("my_model", "v1", top_k=5, grid=(18, 18), num_classes=1000)
+      >>> writer = tlvit.ScoreMapWriter("score_maps", source, description)
     """
 
     annotator: str
