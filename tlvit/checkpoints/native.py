@@ -5,7 +5,6 @@ A model folder has the arrays of one model and its ModelInfo.
 """
 
 import contextlib
-import dataclasses
 import logging
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +19,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from tlvit.checkpoints.fit import check_same_shapes
 from tlvit.checkpoints.model_info import ModelInfo, check_weights
-from tlvit.checkpoints.trees import flatten, unflatten, unflatten_like
+from tlvit.checkpoints.trees import flatten, flatten_state, unflatten, unflatten_state
 from tlvit.models.functional import functionalize
 from tlvit.types import PyTree
 
@@ -75,7 +74,7 @@ class Checkpoints:
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(_flatten_state(state)), extra=ocp.args.JsonSave(dict(extra or {}))
+                state=ocp.args.StandardSave(flatten_state(state)), extra=ocp.args.JsonSave(dict(extra or {}))
             ),
             metrics={"score": -1.0 if score is None else float(score)},
         )
@@ -98,13 +97,13 @@ class Checkpoints:
         """
         steps = self.steps() if step is None else [step]
         struct = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
-        shapes = {path: struct(x) for path, x in _flatten_state(target).items()}
+        shapes = {path: struct(x) for path, x in flatten_state(target).items()}
         problem = ""
         for candidate in reversed(steps):
             restored, problem = self._restore_step(candidate, shapes)
             if not problem:
                 self._set_aside([s for s in steps if s > candidate])
-                return _unflatten_state(target, restored["state"]), dict(restored["extra"])
+                return unflatten_state(target, restored["state"]), dict(restored["extra"])
             log.warning("checkpoint of step %d cannot be read and is skipped: %s", candidate, problem)
         if steps:
             raise ValueError(f"None of the checkpoints of steps {steps} can be read: {problem}")
@@ -278,22 +277,6 @@ def _array_metadata(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]
     if saved is None:
         raise FileNotFoundError("its array metadata are missing")
     return dict(saved.items())
-
-
-def _flatten_state(state: PyTree) -> dict[str, Any]:
-    """{"params/blocks/0/…": array or shape} of a TrainState, the PRNG key as its raw data."""
-    key = state.key
-    if isinstance(key, jax.ShapeDtypeStruct):
-        data = jax.eval_shape(jax.random.key_data, key)
-        data = jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=key.sharding)
-    else:
-        data = jax.random.key_data(key)
-    return flatten(dataclasses.replace(state, key=data))
-
-
-def _unflatten_state(target: PyTree, flat: Mapping[str, Any]) -> PyTree:
-    state = unflatten_like(target, flat)
-    return dataclasses.replace(state, key=jax.random.wrap_key_data(state.key))
 
 
 def _on_default_device(arrays: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:

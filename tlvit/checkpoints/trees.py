@@ -1,5 +1,6 @@
 """Nested arrays as flat dicts that are keyed by path: {"blocks/0/attn/qkv/kernel": array}."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -53,3 +54,20 @@ def set_model_arrays(model: nnx.Module, arrays: Mapping[str, Array]) -> None:
 
     _, params, stats = functionalize(model)
     update(model, replace(params), replace(stats))
+
+
+def flatten_state(state: PyTree) -> dict[str, Any]:
+    """{"params/blocks/0/…": array or shape} of a TrainState, the PRNG key as its raw data."""
+    key = state.key
+    if isinstance(key, jax.ShapeDtypeStruct):
+        data = jax.eval_shape(jax.random.key_data, key)
+        data = jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=key.sharding)
+    else:
+        data = jax.random.key_data(key)
+    return flatten(dataclasses.replace(state, key=data))
+
+
+def unflatten_state(target: PyTree, flat: Mapping[str, Any]) -> PyTree:
+    """The TrainState with the structure of `target` and the arrays of `flatten_state`."""
+    state = unflatten_like(target, flat)
+    return dataclasses.replace(state, key=jax.random.wrap_key_data(state.key))
