@@ -109,9 +109,11 @@ def inspect_program(options: argparse.Namespace, mesh: Mesh) -> dict[str, Any]:
     start = time.perf_counter()
     compiled = train_step.lower(train_state, batch).compile()
     compile_s = time.perf_counter() - start
-    cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
+    cost, memory, text = compiled.cost_analysis(), compiled.memory_analysis(), compiled.as_text()
     chips = mesh.devices.size
     kind = mesh.devices.flat[0].device_kind
+    if cost is None or memory is None or text is None:
+        raise ValueError(f"JAX cannot analyze a program for {kind}.")
     images = options.batch_size / chips  # XLA counts the program of one chip
     flops, moved = cost["flops"], cost["bytes accessed"]
     result: dict[str, Any] = {
@@ -120,7 +122,7 @@ def inspect_program(options: argparse.Namespace, mesh: Mesh) -> dict[str, Any]:
         "bytes_per_image": moved / images,
         "argument_bytes": memory.argument_size_in_bytes,
         "temp_bytes": memory.temp_size_in_bytes,
-        "collectives": count_collectives(compiled.as_text()),
+        "collectives": count_collectives(text),
         "compile_s": compile_s,
         "roofline": None,
     }
