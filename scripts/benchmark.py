@@ -11,6 +11,7 @@ targets, applies MixToken and AdamW, and updates the moving average. They need n
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import re
@@ -29,7 +30,7 @@ from jax.sharding import Mesh, Sharding
 
 from tlvit import create_model
 from tlvit.checkpoints.model_info import ModelInfo
-from tlvit.config import Augment, Config, Model, Optim
+from tlvit.config import Augment, Config, Loss, Model, Optim
 from tlvit.training.mesh import batch_sharding, make_mesh
 from tlvit.training.optimizer import make_optimizer
 from tlvit.training.prefetch import to_global
@@ -145,6 +146,8 @@ def build(
     sizes = {"num_classes": info.num_classes, "image_size": info.image_size, "dtype": dtype}
     make: Callable[[], nnx.Module] = lambda: create_model(info.model, **sizes, **config.model.options)
     net, params, _ = abstract_model(make)
+    # Models without a token head train on labels.
+    config = dataclasses.replace(config, token_labels=net.has_token_head, loss=Loss(plain_labels=True))
     tx = make_optimizer(params, learning_rate=1e-4)
     if abstract:
         train_state = abstract_state(make, tx, mesh=mesh)
