@@ -94,8 +94,9 @@ def test_chains_keep_their_geometry(monkeypatch):
 
 
 def position_error(image, matrix, source=None):
-    """Largest distance, in source pixels, of what colors say of their origin and what the matrix says, where
-    nothing was filled in (the image's blue is 0, the fill's is not); and the share of such pixels."""
+    """(Largest distance, in source pixels, between the position that a pixel's color encodes and the position
+    that the matrix gives; fraction of the pixels that are compared). Filled pixels, whose blue is not 0, are
+    left out."""
     height, width = image.shape[:2]
     source = source or (height, width)
     y, x = np.meshgrid((np.arange(height) + 0.5) / height, (np.arange(width) + 0.5) / width, indexing="ij")
