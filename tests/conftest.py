@@ -24,7 +24,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 sys.modules["conftest"] = sys.modules[__name__]
 
 # Before the first import of tlvit: a call with an array of another type or shape than annotated raises.
-install_import_hook(["tlvit.ops", "tlvit.models"], "beartype.beartype")
+install_import_hook(["tlvit.ops", "tlvit.models"], "type_checker.check")
 
 ROOT = pathlib.Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden"

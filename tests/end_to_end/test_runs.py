@@ -57,10 +57,11 @@ def run(module, *arguments, devices=1, status=0):
 
 
 def call(capfd, module, *arguments, status=0):
-    """Runs a command in this process; what it prints, both streams."""
+    """Runs a command in this process; what it prints, errors and messages first."""
     capfd.readouterr()
     returned = importlib.import_module(module).main([str(a) for a in arguments])
-    printed = "".join(capfd.readouterr())
+    out, err = capfd.readouterr()
+    printed = err + out
     assert returned == status, printed
     return printed
 
@@ -245,7 +246,7 @@ def test_interrupted_annotation_resumes(scenes, annotator, maps, tmp_path, capfd
         assert resumed["key"] == uninterrupted["key"]
         np.testing.assert_array_equal(resumed["index"], uninterrupted["index"])
         np.testing.assert_array_equal(resumed["value"], uninterrupted["value"])
-    assert "64 images" in call(capfd, "tlvit.maps", out, *data)
+    assert "verified 64 score maps" in call(capfd, "tlvit.maps", out, *data)
 
 
 def test_the_student_is_exported_and_opened_again(student, tmp_path, capfd):
@@ -284,7 +285,7 @@ def test_fine_tuning_starts_from_other_weights_at_another_size(scenes, maps, stu
         ),
         (["--config.data.label_crop=left"], r"data.label_crop must be aligned or published, not 'left'"),
         (["--config.data.name=no_such_data"], r"no_such_data"),
-        (["--config.batch_size=65"], r"64 training images .*65"),
+        (["--config.batch_size=65", "--config.mesh.data=1"], r"64 training images .*65"),
     ],
 )
 def test_bad_settings_are_one_clear_sentence(change, message, scenes, maps, tmp_path, capfd):

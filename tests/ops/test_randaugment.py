@@ -151,7 +151,7 @@ def test_batches_on_a_mesh_stay_where_they_are(photographs):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-def test_wrong_shapes_are_refused():
+def test_wrong_shapes_are_refused(unchecked_shapes):
     policy = parse_policy("rand-m9-inc1")
     with pytest.raises(ValueError, match=r"\(2, 8, 8, 4\)"):
         augment.randaugment(jax.random.key(0), jnp.zeros((2, 8, 8, 4)), jnp.zeros((2, 2, 3)), policy)

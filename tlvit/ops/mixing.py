@@ -5,11 +5,13 @@ inside a random box are those of the partner image. Every shard of the batch is 
 order, so no device needs the images of another one.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange, repeat
-from jaxtyping import Bool, Float, Float32, PRNGKeyArray, Shaped
+from jaxtyping import Bool, Float, Float32, Int, PRNGKeyArray, Shaped
 
 from tlvit.types import Array, MixTokenMask, pytree
 
@@ -65,7 +67,7 @@ def draw_mixtoken_mask(
     return _with_lam(inside_y[:, :, None] & inside_x[:, None, :])
 
 
-def mixtoken_mask_from_box(box: tuple[int, int, int, int], grid: tuple[int, int]) -> MixTokenMask:
+def mixtoken_mask_from_box(box: Sequence[int] | Int[np.ndarray, "4"], grid: tuple[int, int]) -> MixTokenMask:
     """The mask of a given box, for a batch that is mixed as one shard.
 
     Args:
