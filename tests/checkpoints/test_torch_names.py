@@ -28,7 +28,12 @@ def filled(model):
     return {k: v if v.dtype == np.int64 else fill(k, v.shape) for k, v in to_torch(model).items()}
 
 
-@pytest.mark.parametrize("name", sorted(OFFICIAL))
+LARGE = ("dm_nfnet_f2", "dm_nfnet_f3", "dm_nfnet_f4", "dm_nfnet_f5", "dm_nfnet_f6")  # deeper f1
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n in LARGE else ()) for n in sorted(OFFICIAL)]
+)
 def test_names_and_shapes_are_the_official_ones(name):
     wanted = {k: tuple(shape) for k, shape, _ in OFFICIAL[name] if not k.endswith("num_batches_tracked")}
     size = published_image_size(name)

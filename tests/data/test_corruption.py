@@ -104,7 +104,7 @@ def test_the_next_image_replaces_a_corrupt_one(make_source, data, window, caplog
         assert "cannot be read and is replaced by the next one" in named[0]
 
 
-@pytest.mark.parametrize("data", [SEVERAL_WINDOWS, ONE_WINDOW])
+@pytest.mark.parametrize("data", [SEVERAL_WINDOWS, pytest.param(ONE_WINDOW, marks=pytest.mark.slow)])
 def test_replacements_do_not_depend_on_restarts_threads_or_processes(make_source, data, monkeypatch):
     monkeypatch.setattr(corruption, "FALLBACK_BATCHES", 1)
     source = make_source(CORRUPT)

@@ -226,6 +226,7 @@ print("grown", peak[0] - before, "streams", order.streams, "window", order.windo
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs /proc")
 def test_the_memory_budget_is_kept(tmp_path):
     """Records of 110 KB on average, 211 MB in all, in a process of its own; three epochs."""

@@ -162,7 +162,12 @@ def test_workdir_has_config_metrics_events_checkpoints_and_picture(student):
 
 
 @pytest.mark.parametrize(
-    ("number", "after"), [(signal.SIGTERM, 6), (signal.SIGINT, 6), (signal.SIGKILL, 12)]
+    ("number", "after"),
+    [
+        (signal.SIGTERM, 6),
+        pytest.param(signal.SIGINT, 6, marks=pytest.mark.slow),  # handled like SIGTERM
+        (signal.SIGKILL, 12),
+    ],
 )  # checkpoints are written in the background: at step 12 the one of step 4 is complete by then
 def test_stopped_run_resumes_bit_for_bit(number, after, scenes, maps, student, tmp_path):
     """Stopped by a signal and started again, the run ends in exactly the state of an uninterrupted one."""

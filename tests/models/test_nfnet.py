@@ -21,7 +21,10 @@ from tlvit.ops.losses import soft_cross_entropy
 small = functools.partial(model_goldens.small, "dm_nfnet_f0")
 
 
-@pytest.mark.parametrize(("name", "millions"), [("dm_nfnet_f0", 71.489), ("dm_nfnet_f6", 438.359)])
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [("dm_nfnet_f0", 71.489), pytest.param("dm_nfnet_f6", 438.359, marks=pytest.mark.slow)],
+)
 def test_parameter_counts_are_the_published_ones(name, millions):
     """With abstract arrays: no memory for the 438 million parameters is allocated."""
     _, params, _ = functional.functionalize(nnx.eval_shape(lambda: tlvit.create_model(name)))
