@@ -16,7 +16,7 @@ NAMES = {
 
 # Files and folders of tlvit/ by layer, as the design has them; a name that is not here fails the test.
 LAYERS = {
-    "version": 0, "types": 0, "config": 0,
+    "version": 0, "shapes": 0, "types": 0, "config": 0,
     "ops": 1,
     "models": 2,
     "checkpoints": 3,
@@ -27,7 +27,7 @@ LAYERS = {
 }  # fmt: skip
 COMMAND = 6
 # What may be imported from outside of the standard library in layers 0 to 2; a layer may use those under it.
-LIBRARIES = {0: {"jax", "numpy", "jaxtyping"}, 1: {"einops"}, 2: {"flax"}}
+LIBRARIES = {0: {"jax", "numpy"}, 1: {"einops"}, 2: {"flax"}}
 ONLY_IN = {
     "tensorflow": "tlvit.data", "tensorflow_datasets": "tlvit.data", "keras": "tlvit.data",
     "torch": "tlvit.checkpoints.torch_files", "matplotlib": "tlvit.visualize",
@@ -123,7 +123,8 @@ def test_lower_layers_have_few_dependencies():
         allowed = set().union(*(LIBRARIES[i] for i in LIBRARIES if i <= at))
         known = allowed | sys.stdlib_module_names | {"tlvit"}
         lazy = (importer, library, top) == ("tlvit.config", "ml_collections", False)
-        if at <= 2 and library not in known and not lazy:
+        optional = (importer, library) == ("tlvit.shapes", "jaxtyping")
+        if at <= 2 and library not in known and not lazy and not optional:
             wrong.append(f"{importer}:{line}: {library} in layer {at}")
     assert wrong == []
 
@@ -164,3 +165,15 @@ def test_the_training_step_imports_nothing_heavy():
     )
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
+
+
+def test_the_training_step_runs_without_jaxtyping():
+    """As on accelerator images, which have JAX, Flax, optax and einops, and not much else."""
+    code = (
+        "import sys; sys.modules['jaxtyping'] = None\n"
+        "import jax.numpy as jnp, tlvit, tlvit.training.step\n"
+        "model = tlvit.create_model('lvvit_t', depth=1, image_size=32, num_classes=3)\n"
+        "print(model(jnp.zeros((1, 32, 32, 3))).logits.shape)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "(1, 3)"

@@ -15,7 +15,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float, Float16, Float32, Int32, UInt8, UInt16
+
+from tlvit.shapes import Bool, Float, Float16, Float32, Int32, UInt8, UInt16
 
 Array = jax.Array | np.ndarray
 PyTree = Any

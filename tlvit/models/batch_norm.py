@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Float
 
+from tlvit.shapes import Float
 from tlvit.types import Array
 
 

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Float
 
 from tlvit.models.layers import Conv, split_key
 from tlvit.models.model import Model, check_indices
 from tlvit.ops.attention import dropout
+from tlvit.shapes import Float
 from tlvit.types import Array, ModelOutput
 
 

@@ -3,11 +3,11 @@ transformer, optionally with a distillation token."""
 
 import jax
 from flax import nnx
-from jaxtyping import Float
 
 from tlvit.models.layers import drop_path_rates, layer_norm, linear
 from tlvit.models.transformer import Block, PatchEmbed, token_grid
 from tlvit.models.vit import TokenModel, check_rule
+from tlvit.shapes import Float
 from tlvit.types import Array
 
 # Widths and heads as published. All have 12 blocks, MLP ratio 4 and patches of 16 pixels.

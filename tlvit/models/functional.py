@@ -5,10 +5,10 @@ from typing import Any
 
 import jax
 from flax import nnx
-from jaxtyping import Float
 
 from tlvit.models.batch_norm import BatchNorm
 from tlvit.models.model import Model
+from tlvit.shapes import Float
 from tlvit.types import Array, MixTokenMask, ModelOutput, PyTree
 
 

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Float
 
+from tlvit.shapes import Float
 from tlvit.types import Array
 
 

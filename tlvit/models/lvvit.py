@@ -3,12 +3,12 @@ convolutional stem and a token head."""
 
 import jax
 from flax import nnx
-from jaxtyping import Float
 
 from tlvit.models.batch_norm import BatchNorm
 from tlvit.models.layers import Conv, drop_path_rates, layer_norm, linear
 from tlvit.models.transformer import Block, PatchEmbed, token_grid
 from tlvit.models.vit import TokenModel, check_rule
+from tlvit.shapes import Float
 from tlvit.types import Array
 
 # As published: width / depth / heads, stem width, residual scale. All have MLP ratio 3 and 16-pixel patches.

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import jax
 from flax import nnx
-from jaxtyping import Float
 
+from tlvit.shapes import Float
 from tlvit.types import Array, ModelOutput
 
 

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
-from jaxtyping import Float
 
 from tlvit.models.convnet import PooledClassifier, PooledModel, SqueezeExcite
 from tlvit.models.layers import drop_path, drop_path_rates, gelu, run_block, split_key
+from tlvit.shapes import Float
 from tlvit.types import Array
 
 GELU_GAIN = 1.7015043497085571  # keeps the variance of a unit normal input, as published

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Float
 
 from tlvit.models.batch_norm import BatchNorm
 from tlvit.models.convnet import PooledClassifier, PooledModel, SqueezeExcite
 from tlvit.models.layers import Conv, drop_path, drop_path_rates, split_key
+from tlvit.shapes import Float
 from tlvit.types import Array
 
 

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
-from jaxtyping import Float
 
 from tlvit.models.layers import drop_path_rates, gelu, linear, split_key
 from tlvit.models.transformer import Attention, Block, Mlp
 from tlvit.ops.attention import attend, attention_weights, dropout, merge_heads, split_heads
+from tlvit.shapes import Float
 from tlvit.types import Array
 
 

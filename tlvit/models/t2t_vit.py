@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from flax import nnx
-from jaxtyping import Float
 
 from tlvit.models.layers import Buffer, gelu, layer_norm, linear, split_key
 from tlvit.models.t2t_blocks import make_blocks
 from tlvit.models.transformer import Mlp, token_grid
 from tlvit.models.vit import TokenModel, check_rule
 from tlvit.ops.attention import attend, dropout, performer_attention
+from tlvit.shapes import Float
 from tlvit.types import Array
 
 

@@ -3,10 +3,10 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Float
 
 from tlvit.models.layers import Conv, drop_path, gelu, layer_norm, linear, split_key
 from tlvit.ops.attention import attend, attention_weights, dropout, merge_heads, split_heads
+from tlvit.shapes import Float
 from tlvit.types import Array
 
 

@@ -5,13 +5,13 @@ from collections.abc import Callable, Iterable, Sequence
 import jax
 import jax.numpy as jnp
 from einops import rearrange, repeat
-from jaxtyping import Float
 
 from tlvit.models.layers import run_block, run_blocks, split_key
 from tlvit.models.model import Model, check_indices
 from tlvit.models.transformer import Block
 from tlvit.ops.attention import dropout
 from tlvit.ops.mixing import mix_tokens
+from tlvit.shapes import Float
 from tlvit.types import Array, MixTokenMask, ModelOutput
 
 RULES = ("max", "mean", "class")

@@ -5,8 +5,8 @@ import math
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Float, Float32, PRNGKeyArray
 
+from tlvit.shapes import Float, Float32, PRNGKeyArray
 from tlvit.types import Array
 
 

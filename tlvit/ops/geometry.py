@@ -11,8 +11,8 @@ from types import ModuleType
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Float32, Num
 
+from tlvit.shapes import Float, Float32, Num
 from tlvit.types import Array
 
 

@@ -2,9 +2,9 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, Float32
 
 from tlvit.ops.mixing import mix_by_area
+from tlvit.shapes import Float, Float32
 from tlvit.types import Array, MixTokenMask, ModelOutput, TokenTargets
 
 CLS_TARGETS = ("annotator", "published", "documented", "label")

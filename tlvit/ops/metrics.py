@@ -1,10 +1,10 @@
 """Evaluation sums: top-1, top-5 and loss over the images that are not padding."""
 
 import jax.numpy as jnp
-from jaxtyping import Bool, Float, Int
 
 from tlvit.ops.losses import soft_cross_entropy
 from tlvit.ops.targets import smooth_one_hot
+from tlvit.shapes import Bool, Float, Int
 from tlvit.types import Array
 
 

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange, repeat
-from jaxtyping import Bool, Float, Float32, Int, PRNGKeyArray, Shaped
 
+from tlvit.shapes import Bool, Float, Float32, Int, PRNGKeyArray, Shaped
 from tlvit.types import Array, MixTokenMask, pytree
 
 

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 import jax.numpy as jnp
-from jaxtyping import Float32, Num
 
+from tlvit.shapes import Float32, Num
 from tlvit.types import Array
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

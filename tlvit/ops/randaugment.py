@@ -15,11 +15,11 @@ import operator
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Float, Float32, Int, UInt8
 
 from tlvit.ops import randaugment_policy as policies
 from tlvit.ops.geometry import compose, from_pixels
 from tlvit.ops.randaugment_policy import FILL, OPS, AugmentPolicy
+from tlvit.shapes import Float, Float32, Int, UInt8
 from tlvit.types import Array
 
 GRAY = (0.299, 0.587, 0.114)

@@ -2,8 +2,8 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, PRNGKeyArray
 
+from tlvit.shapes import Float, PRNGKeyArray
 from tlvit.types import Array
 
 

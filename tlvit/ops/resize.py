@@ -4,8 +4,8 @@ import math
 
 import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Float
 
+from tlvit.shapes import Float
 from tlvit.types import Array
 
 

@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Float, Float32, Int
 
 from tlvit.ops.roi_align import roi_weights
+from tlvit.shapes import Float, Float32, Int
 from tlvit.types import Array, ScoreMaps, TokenTargets
 
 
