@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import zlib
 
-# The tests compile far more than they compute: XLA optimizes little, and equal programs are compiled once by all
+# The tests compile more than they compute: XLA optimizes little, and equal programs are compiled once by all
 # processes of a run. Set before the first import of JAX; worker processes inherit it.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
