@@ -1,5 +1,6 @@
 """Normalization by hand."""
 
+import jax.numpy as jnp
 import numpy as np
 
 from tlvit.ops.normalize import normalize
@@ -10,7 +11,7 @@ def test_normalize():
     got = normalize(image)
     expected = (np.array([0, 128 / 255, 1]) - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
     np.testing.assert_allclose(got.ravel(), expected, atol=1e-6)
-    assert got.dtype == np.float32
+    assert got.dtype == jnp.float32
     np.testing.assert_allclose(
         normalize(image, (0.5, 0.5, 0.5), (0.5, 0.25, 0.5)).ravel(),
         [-1, (128 / 255 - 0.5) * 4, 1],

@@ -209,19 +209,6 @@ def test_without_token_labels_the_class_token_learns_the_label():
     assert run.state.ema is None
 
 
-def test_normalize():
-    image = np.array([0, 128, 255], np.uint8).reshape(1, 1, 1, 3)
-    got = normalize(image)
-    expected = (np.array([0, 128 / 255, 1]) - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
-    np.testing.assert_allclose(got.ravel(), expected, atol=1e-6)
-    assert got.dtype == jnp.float32
-    np.testing.assert_allclose(
-        normalize(image, (0.5, 0.5, 0.5), (0.5, 0.25, 0.5)).ravel(),
-        [-1, (128 / 255 - 0.5) * 4, 1],
-        atol=1e-6,
-    )
-
-
 def test_accumulation_equals_one_batch_without_batch_norm():
     options = {"model": build_vit, "tx": sgd}
     halves = settings(token_labels=False, optim=Optim(accumulate=2))

@@ -87,7 +87,7 @@ def train(
     data = run_data.open_data(config)
     info = run_data.model_info(config, data.train)
     net, shapes, _ = abstract_model(info.build)
-    steps_per_epoch = data.train.num_examples // config.batch_size
+    steps_per_epoch = run_data.steps_per_epoch(data, config)
     total_steps = config.total_epochs * steps_per_epoch
     schedule = optimizer.make_schedule(
         config.optim, epochs=config.epochs, steps_per_epoch=steps_per_epoch, batch_size=config.batch_size

@@ -70,6 +70,13 @@ def model_info(config: Config, source: "Source") -> ModelInfo:
     )
 
 
+def steps_per_epoch(data: RunData, config: Config) -> int:
+    """Full training batches in an epoch."""
+    from tlvit.data import pipeline
+
+    return pipeline.steps_per_epoch(data.train, config.batch_size)
+
+
 def train_batches(data: RunData, config: Config, first_step: int) -> Iterator[Batch]:
     """The augmented batches of this process, from a step on."""
     from tlvit.data import pipeline
