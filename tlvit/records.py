@@ -15,7 +15,9 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "text", type(None): "null"}
-WIDER = {float: (int, float), tuple: (list, tuple), list: (list, tuple), dict: Mapping}  # also accepted
+WIDER: dict[Any, Any] = {  # what is accepted for a type
+    float: (int, float), tuple: (list, tuple), list: (list, tuple), dict: Mapping,
+}  # fmt: skip
 
 
 def read_json(path: str | os.PathLike) -> dict[str, Any]:
