@@ -111,6 +111,7 @@ def read_batches(
       ValueError: too many images are corrupt, a file is damaged or stays lost, or a check in the graph fails.
     """
     done, fallback_until, window, failures = 0, 0, FALLBACK_BATCHES, 0
+    make = tf.autograph.experimental.do_not_convert(make)  # no Python control flow depends on a tensor
     # Local copies: when Python exits, it clears the names of modules before it closes an open iterator.
     damaged, lost, any_error = tf.errors.DataLossError, LOST, tf.errors.OpError
     while True:
