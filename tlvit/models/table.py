@@ -8,6 +8,7 @@ from typing import Any
 from flax import nnx
 
 from tlvit.models import deit, lvvit, nfnet, regnety, t2t_vit
+from tlvit.models.parameter_keys import ParameterKeys
 
 FAMILIES = (
     (lvvit.LVViT, lvvit.VARIANTS),
@@ -94,7 +95,7 @@ def create_model(
         raise ValueError(f"Unknown model {name!r}; {hint}")
     if image_size is not None:
         options["image_size"] = tuple(image_size) if isinstance(image_size, list) else image_size
-    return MODELS[name](num_classes=num_classes, rngs=nnx.Rngs(seed), **options)
+    return MODELS[name](num_classes=num_classes, rngs=ParameterKeys(seed), **options)
 
 
 def list_models() -> list[str]:
