@@ -8,11 +8,12 @@ import shutil
 import tempfile
 import zlib
 
-# The tests compile more than they compute: XLA optimizes little, and equal programs are compiled once by all
-# processes of a run. Set before the first import of JAX; worker processes inherit it.
+# The tests compile about as long as they compute, so XLA optimizes little (without optimization a step takes
+# 17 times as long). Equal programs are compiled once by all processes of a run. Set before the first import
+# of JAX; worker processes inherit it.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
-    + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=1"
 )
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="tlvit-tests-")

@@ -36,7 +36,7 @@ def command(module, *arguments, devices=1):
     """[argv, environment] of a program of the checkout, quiet and small."""
     environment = {
         **os.environ,
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=1",
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(ROOT),
     }

@@ -52,14 +52,15 @@ def test_the_published_schedule():
 @pytest.mark.parametrize("compiled", [True, False])
 def test_epochs_begin_with_their_first_step_whatever_their_length(compiled):
     """In float32 41 * (1 / 41) is less than 1, and compilers divide so: the rate would come late."""
-    late = []
-    for length in range(1, 200):
-        schedule = schedule_of(epochs=20, steps_per_epoch=length, learning_rate=1.0, warmup_epochs=0)
-        steps = np.arange(21) * length
-        rates = (jax.jit(schedule) if compiled else schedule)(jnp.asarray(steps, jnp.int32))
-        if np.abs(rates - np.array([cosine(t, 1.0, epochs=20) for t in range(21)])).max() > 1e-4:
-            late.append(length)
-    assert late == []
+    epochs = jnp.arange(21, dtype=jnp.int32)
+
+    def rates_of_all_lengths():
+        schedule = lambda n: schedule_of(epochs=20, steps_per_epoch=n, learning_rate=1.0, warmup_epochs=0)
+        return {n: schedule(n)(epochs * n) for n in range(1, 200)}
+
+    expected = np.array([cosine(t, 1.0, epochs=20) for t in range(21)])
+    found = (jax.jit(rates_of_all_lengths) if compiled else rates_of_all_lengths)()
+    assert [n for n, rates in found.items() if np.abs(rates - expected).max() > 1e-4] == []
 
 
 def test_changes_every_step_and_lag():
