@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = [
         ("annotator, top-1", f"{annotator['eval/ema_top1']:.1f} %"),
         ("student, top-1 (averaged weights)", f"{student['eval/ema_top1']:.1f} %"),
-        ("student, top-1 (raw weights)", f"{student['eval/raw_top1']:.1f} %"),
+        ("student, top-1 (not averaged)", f"{student['eval/raw_top1']:.1f} %"),
         ("student, training speed", f"{speed(out / 'student'):.0f} images/s"),
         ("export and re-import, largest difference", f"{difference:.1e} in the logits"),
         ("report", str(picture)),

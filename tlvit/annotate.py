@@ -14,6 +14,7 @@ import jax
 
 from tlvit import command
 from tlvit.checkpoints.load import load
+from tlvit.checkpoints.model_info import WEIGHTS
 from tlvit.config import MAX_BATCH, parse_image_size
 from tlvit.training.annotation import Annotator, annotate
 from tlvit.training.run_log import start_logging
@@ -67,7 +68,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--checkpoint", required=True, help="the annotator: a workdir, a model folder or a PyTorch file")
     add("--model", help="architecture of a PyTorch file, where its tensors do not identify it")
-    add("--weights", choices=("auto", "ema", "raw"), default="auto", help="weights of a workdir")
+    add(
+        "--weights",
+        choices=WEIGHTS,
+        default="auto",
+        help="of a workdir: averaged (ema), not averaged (raw), or those that scored best (auto)",
+    )
     add("--data", required=True, help='TFDS name, "digits", or a folder with ROOT/SPLIT/CLASS/IMAGE')
     add("--split", default="train", help="split of the data set")
     add("--data-dir", help="folder of the TFDS data sets (default: ~/tensorflow_datasets)")

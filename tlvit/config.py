@@ -30,7 +30,7 @@ class Model(Section):
         choices=("float32", "bfloat16"),
     )
     options: Mapping[str, Any] = setting(
-        {}, "Any options of the model class, for example drop_path, depth or rule."
+        {}, "Options of the model class, for example drop_path or depth; tlvit summary NAME lists them."
     )
     init_from: str = setting(
         "",
@@ -57,7 +57,7 @@ class Data(Section):
     label_crop: Literal["aligned", "published"] = setting(
         "aligned",
         '"aligned" samples the score map where the pixels of the crop come from. "published" exchanges the '
-        "two axes of the crop, as the published code of 2021 does.",
+        "two axes of the crop, as the code of 2021 does.",
         choices=("aligned", "published"),
     )
     max_missing_maps: float = setting(

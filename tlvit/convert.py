@@ -80,7 +80,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--weights",
         choices=WEIGHTS,
         default="auto",
-        help="auto: those that scored best in the run, else EMA if there are any",
+        help="averaged (ema), not averaged (raw), or those that scored best in the run (auto)",
     )
     add("--classes", metavar="FILE", help="class names, one a line")
     add("--heads", choices=("keep", "drop"), default="keep", help="drop: initialize new heads")

@@ -95,8 +95,7 @@ def print_evaluation(path: str, config: settings.Config, weights: str) -> None:
     Args:
       path: a workdir, a model folder or a PyTorch file.
       config: data and evaluation settings.
-      weights: "ema", "raw", or "auto": of a workdir both the average and the raw weights, otherwise the
-        file's.
+      weights: "ema" (averaged), "raw" (not averaged), or "auto": of a workdir both, otherwise the file's.
     """
     run = (pathlib.Path(path) / "checkpoints").is_dir()
     both = weights == "auto" and run and config.ema.decay > 0
@@ -160,7 +159,13 @@ def _define_flags() -> flags.FlagValues:
     text("workdir", None, "Folder of the run: checkpoints, metrics, report.", **own)
     enum("mode", "train", ["train", "eval"], "Train (or resume), or evaluate.", **own)
     text("checkpoint", None, "With --mode=eval: a workdir, model folder or file to evaluate.", **own)
-    enum("weights", "auto", ["auto", "ema", "raw"], "With --mode=eval: which weights.", **own)
+    enum(
+        "weights",
+        "auto",
+        ["auto", "ema", "raw"],
+        "With --mode=eval: ema (averaged) or raw (not averaged).",
+        **own,
+    )
     text("profile", None, "START:STEPS, write a profiler trace of these steps.", **own)
     switch("multihost", False, "One of several processes (SLURM, GKE, TPU pods, Open MPI).", **own)
     switch("debug", False, "Print the traceback of an error.", **own)

@@ -275,7 +275,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("images", nargs="+", metavar="IMAGE", help="image files, folders or glob patterns")
     add("--model", metavar="NAME", help="architecture of a PyTorch file, if several have its tensors")
     add("--weights", choices=WEIGHTS, default="auto",
-        help="auto: those that scored best in the run, else EMA if there are any")  # fmt: skip
+        help="averaged (ema), not averaged (raw), or those that scored best in the run (auto)")  # fmt: skip
     add("--classes", metavar="FILE", help="class names, one a line (default: the checkpoint's)")
     add(
         "--image-size",

@@ -57,26 +57,28 @@ def annotations(section: type[Section]) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(section)}
 
 
-def _check_field(name: str, value: Any, kind: Any, rule: Mapping[str, Any]) -> None:
-    if rule.get("choices") and value not in rule["choices"]:
-        raise ValueError(f"{name} must be {' or '.join(rule['choices'])}, not {value!r}.")
+def _check_field(name: str, value: Any, kind: Any, metadata: Mapping[str, Any]) -> None:
+    if metadata.get("choices") and value not in metadata["choices"]:
+        raise ValueError(f"{name} must be {' or '.join(metadata['choices'])}, not {value!r}.")
     convert(value, kind, name)
-    if not rule:
+    if not metadata:
         return  # a section
     limits = (("low", "at least", operator.ge), ("above", "above", operator.gt),
               ("high", "at most", operator.le), ("below", "below", operator.lt))  # fmt: skip
     for number in value if isinstance(value, tuple) else (value,):
         for key, words, holds in limits:
-            if rule[key] is not None and not holds(number, rule[key]):
-                raise ValueError(f"{name} must be {words} {_short(rule[key])}, not {number}.")
+            if metadata[key] is not None and not holds(number, metadata[key]):
+                raise ValueError(f"{name} must be {words} {_short(metadata[key])}, not {number}.")
 
 
-def range_text(rule: Mapping[str, Any]) -> str:
+def range_text(metadata: Mapping[str, Any]) -> str:
     """The range of a field, from its metadata, for the settings page."""
-    if rule["choices"]:
-        return " | ".join(rule["choices"])
+    if metadata["choices"]:
+        return " | ".join(metadata["choices"])
     signs = {"low": ">=", "above": ">", "high": "<=", "below": "<"}
-    return ", ".join(f"{sign} {_short(rule[key])}" for key, sign in signs.items() if rule[key] is not None)
+    return ", ".join(
+        f"{sign} {_short(metadata[key])}" for key, sign in signs.items() if metadata[key] is not None
+    )
 
 
 def _short(number: float) -> str:

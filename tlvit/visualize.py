@@ -269,7 +269,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--checkpoint", required=True, metavar="WORKDIR", help="workdir of the run")
     add("--weights", choices=WEIGHTS, default="auto",
-        help="auto: those that scored best in the run, else EMA if there are any")  # fmt: skip
+        help="averaged (ema), not averaged (raw), or those that scored best in the run (auto)")  # fmt: skip
     add("--annotator", metavar="PATH", help="checkpoint of the annotator, to show its maps too")
     add("--baseline", metavar="WORKDIR", help="run without token labels, to compare the curves with")
     add("--count", type=command.integer(1, 100), default=5, metavar="N", help="number of test images")

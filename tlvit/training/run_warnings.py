@@ -3,7 +3,7 @@
 from tlvit.config import Config
 from tlvit.training.optimizer import peak_learning_rate
 
-FEW_STEPS = 10  # in an epoch
+FEW_STEPS = 5  # in an epoch
 SMALL_SCALE = 1 / 16  # of the learning rate, by the batch size
 INITIAL_SHARE = 0.1  # of the initial weights in the average at the end
 
@@ -54,7 +54,7 @@ def _steps(config: Config, num_images: int, steps_per_epoch: int) -> str:
     if steps_per_epoch >= FEW_STEPS:
         return ""
     steps = "step" if steps_per_epoch == 1 else "steps"
-    smaller = max(1, num_images // FEW_STEPS)
+    smaller = max(1, num_images // 10)
     return (
         f"An epoch of {num_images} images has {steps_per_epoch} {steps}, and the whole run has "
         f"{config.total_epochs * steps_per_epoch}. For more steps: --config.batch_size={smaller}."
