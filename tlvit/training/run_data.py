@@ -1,7 +1,6 @@
 """The data of a run: its sources, score maps and batches, and the record of its model."""
 
 import dataclasses
-import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -36,14 +35,12 @@ def open_data(config: Config) -> RunData:
     """Opens the images and score maps of a run and checks that they belong together.
 
     Raises:
-      ValueError: they do not exist or do not fit, the training images do not fill a batch, or a batch does
-        not fit into memory.
+      ValueError: they do not exist or do not fit, or the training images do not fill a batch.
     """
     # TensorFlow is imported here, not above, so that the lower layers run without it.
     from tlvit.data.score_maps.reader import open_score_maps
     from tlvit.data.sources.open import open_source
 
-    check_memory(config)
     data_dir = config.data.dir or None
     source = open_source(config.data.name, config.data.train_split, data_dir=data_dir)
     eval_source = open_source(config.data.name, config.data.eval_split, data_dir=data_dir)
@@ -56,24 +53,6 @@ def open_data(config: Config) -> RunData:
             f"The {source.num_examples} training images are fewer than a batch of {config.batch_size}."
         )
     return RunData(train=source, eval=eval_source, maps=maps)
-
-
-def check_memory(config: Config) -> None:
-    """Checks that the batches of this process fit into the memory of the machine, a quarter of it each.
-
-    Raises:
-      ValueError: they do not.
-    """
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    height, width = config.image_size
-    for name, size in (("batch_size", config.batch_size), ("eval.batch_size", config.eval_batch_size)):
-        needed = size // jax.process_count() * height * width * 3
-        if needed > memory / 4:
-            raise ValueError(
-                f"A batch of {size} images of {height}x{width} pixels takes {needed / 2**30:.1f} GiB in each "
-                f"process, more than a quarter of the {memory / 2**30:.1f} GiB of this machine. Lower "
-                f"config.{name}."
-            )
 
 
 def model_info(config: Config, source: "Source") -> ModelInfo:
