@@ -336,7 +336,11 @@ class Config(Section):
                 "config.distill.teacher and config.token_labels are two recipes: choose one of them."
             )
         self._check_loss_weights()
-        self._check_optimizer()
+        if self.optim.min_lr > self.optim.learning_rate > 0:
+            raise ValueError(
+                f"config.optim.min_lr is {self.optim.min_lr:g}, above the peak, config.optim.learning_rate="
+                f"{self.optim.learning_rate:g}."
+            )
 
     def _check_loss_weights(self) -> None:
         loss = self.loss
@@ -347,21 +351,6 @@ class Config(Section):
         if not (self.token_labels or self.distill.teacher or loss.cls_weight):
             raise ValueError(
                 "config.loss.cls_weight is 0 and config.token_labels is off: there is nothing to learn."
-            )
-
-    def _check_optimizer(self) -> None:
-        optim = self.optim
-        peak = optim.learning_rate * self.batch_size / optim.base_batch_size
-        if self.batch_size % optim.accumulate:
-            raise ValueError(
-                f"A batch of {self.batch_size} images cannot be accumulated in {optim.accumulate} equal "
-                f"parts; config.batch_size can be {multiples_near(self.batch_size, optim.accumulate)}."
-            )
-        if optim.min_lr > peak and optim.learning_rate > 0:
-            raise ValueError(
-                f"config.optim.min_lr is {optim.min_lr:g}, above the peak learning rate {peak:g} "
-                f"({optim.learning_rate:g} for a batch of {optim.base_batch_size}, scaled to "
-                f"{self.batch_size}). Set a higher config.optim.learning_rate, or config.optim.min_lr=0."
             )
 
     @property

@@ -57,7 +57,6 @@ def _run(arguments: Sequence[str]) -> int:
         return 0
     command.check_writable(options.workdir, folder=True)
     start_logging(pathlib.Path(options.workdir))
-    log.info("curves of the run: tensorboard --logdir=%s", options.workdir)
     result = train(config, options.workdir, profile=parse_profile(options.profile))
     if not result.finished:
         return EXIT_STOPPED
