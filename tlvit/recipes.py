@@ -9,7 +9,8 @@ import re
 import sys
 import traceback
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from types import ModuleType
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -40,29 +41,16 @@ def load_recipe(recipe: str) -> ConfigDict:
     """
     name, _, variant = recipe.partition(":")
     path = _find(name)
-    if str(path.parent) not in sys.path:
-        sys.path.append(str(path.parent))
-    spec = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"{path} is not a Python file.")
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
+    with _faults_of(path):
+        module = _load_file(path)
         if not hasattr(module, "get_config"):
             raise ValueError(f"{path} is not a recipe: it has no function get_config().")
         if variant and not inspect.signature(module.get_config).parameters:
             raise ValueError(f"{name} has no variants: leave out :{variant}.")
         found = module.get_config(*[variant] if variant else [])
-        if not isinstance(found, ConfigDict):
-            raise ValueError(f"get_config() of {path} must return settings, made by tlvit.config.default().")
-        return found
-    except ValueError:
-        raise
-    except Exception as error:  # a recipe is Python, and may have any fault
-        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
-        line = error.lineno if isinstance(error, SyntaxError) else lines[-1]
-        text = error.msg if isinstance(error, SyntaxError) else error
-        raise ValueError(f"{path}, line {line}: {type(error).__name__}: {text}") from error
+    if not isinstance(found, ConfigDict):
+        raise ValueError(f"get_config() of {path} must return settings, made by tlvit.config.default().")
+    return found
 
 
 def load_workdir(workdir: str | pathlib.Path) -> ConfigDict | None:
@@ -143,6 +131,33 @@ def _find(name: str) -> pathlib.Path:
             f"The recipe file {name} does not exist; shipped recipes: {', '.join(recipe_names())}."
         )
     raise ValueError(f"{name!r} is not a shipped recipe or a .py file; recipes: {', '.join(recipe_names())}")
+
+
+def _load_file(path: pathlib.Path) -> ModuleType:
+    """Runs a Python file, which may import other files of its folder."""
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
+    spec = importlib.util.spec_from_file_location(f"tlvit_file_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{path} is not a Python file.")
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@contextlib.contextmanager
+def _faults_of(path: pathlib.Path) -> Iterator[None]:
+    """Any error of a user's Python file becomes a ValueError with the file and the line."""
+    try:
+        yield
+    except ValueError:
+        raise
+    except Exception as error:
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+        line, text = lines[-1] if lines else 1, str(error)
+        if isinstance(error, SyntaxError):
+            line, text = error.lineno, error.msg
+        raise ValueError(f"{path}, line {line}: {type(error).__name__}: {text}") from error
 
 
 def _value(text: str, kind: Any, name: str) -> Any:
