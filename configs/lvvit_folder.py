@@ -19,8 +19,9 @@ Without a folder val, split the training folder: --config.data.train_split='trai
 
 Start from published weights with --config.model.init_from=FILE.pth; heads for another number of classes are
 reinitialized. This matters most for the annotator (a RegNetY-1.6GF), because its accuracy limits the quality
-of the token labels. Hardware: one GPU for tens of thousands of images. Published: nothing. Measured with
-tlvit: nothing on photographs; see configs/digits.py.
+of the token labels. The settings are for 200 to 20,000 images; with more, take a larger batch, which also
+scales the learning rate. Hardware: one GPU. Published: nothing. Measured with tlvit: nothing on photographs;
+see configs/digits.py.
 """
 
 from tlvit.config import check_variant, default
@@ -32,15 +33,22 @@ def get_config(variant: str = "token_labels"):
     check_variant("lvvit_folder", variant, VARIANTS)
     config = default()
     config.token_labels = variant == "token_labels"
-    config.batch_size = 128
+    # For 200 to 20,000 images: 6 to 625 steps in an epoch.
+    config.batch_size = 32
     config.epochs = 100
     config.cooldown_epochs = 0
     config.data.eval_split = "val"
     config.model.name = "regnety_016" if variant == "annotator" else "lvvit_s"
     config.model.options.drop_path = 0.1
-    config.optim.schedule_unit = "step"
+    config.optim.learning_rate = 5e-4
+    config.optim.base_batch_size = 64
+    config.optim.min_lr = 1e-6
+    config.optim.schedule_unit = "step"  # the warm-up rises in the 30 to 3,000 steps of its 5 epochs
+    config.optim.clip_norm = 1.0
     config.ema.decay = 0.999
-    config.ema.warmup = True
+    config.ema.warmup = True  # averages about a tenth of the steps until the decay is reached
+    config.eval.every_epochs = 5
+    config.checkpoint.every_epochs = 5
     if variant != "token_labels":
         config.augment.mixup = 0.8
         config.augment.cutmix = 1.0

@@ -20,7 +20,7 @@ from scripts.demo import annotate_training_scenes, run
 from tlvit.data.sources import digit_scenes
 from tlvit.training.run_log import start_logging
 
-ARMS = {
+VARIANTS = {
     "no token labels": ("no_token_labels", {}),
     "token labels, published (transposed) crop": ("token_labels", {"data.label_crop": "published"}),
     "token labels, aligned": ("token_labels", {}),
@@ -38,10 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     annotate_training_scenes(out)
     results: dict[str, list[dict[str, float]]] = {}
     for seed in options.seeds:  # seed by seed, so that an interrupted comparison has complete seeds
-        for arm, (name, changes) in ARMS.items():
-            workdir = out / f"{arm.replace(' ', '_').replace(',', '')}_seed{seed}"
+        for variant, (name, changes) in VARIANTS.items():
+            workdir = out / f"{variant.replace(' ', '_').replace(',', '')}_seed{seed}"
             metrics = run(name, workdir, out, epochs=options.epochs, seed=seed, changes=changes)
-            results.setdefault(arm, []).append(metrics)
+            results.setdefault(variant, []).append(metrics)
         print(table(results, annotator), flush=True)
     record = {"seeds": options.seeds, "annotator": annotator, **results}
     (out / "results.json").write_text(json.dumps(record, indent=2) + "\n")
@@ -49,17 +49,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def table(results: dict[str, list[dict[str, float]]], annotator: dict[str, float]) -> str:
-    """Returns a markdown table: for each arm the top-1 of every seed, their mean and standard deviation."""
+    """Returns a markdown table: the top-1 of every seed, mean and standard deviation of each variant."""
     lines = [
         "",
         "| student trained with | top-1 of each seed, % | mean ± standard deviation |",
         "|---|---|---|",
     ]
-    for arm, runs in results.items():
+    for variant, runs in results.items():
         top = [metrics["eval/ema_top1"] for metrics in runs]
         spread = f" ± {statistics.stdev(top):.1f}" if len(top) > 1 else ""
         lines.append(
-            f"| {arm} | {' / '.join(f'{t:.1f}' for t in top)} | {statistics.mean(top):.1f}{spread} |"
+            f"| {variant} | {' / '.join(f'{t:.1f}' for t in top)} | {statistics.mean(top):.1f}{spread} |"
         )
     images, best = annotator["eval/images"], annotator["eval/ema_top1"]
     note = f"Averaged weights, {images:.0f} test scenes; the annotator has {best:.1f} %."

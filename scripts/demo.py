@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 
 from configs import digits as recipe
-from tlvit import visualize
+from tlvit import command, visualize
 from tlvit.checkpoints import torch_files
 from tlvit.checkpoints.load import load
 from tlvit.checkpoints.model_info import ModelInfo
@@ -35,6 +35,11 @@ from tlvit.training.run_log import duration, read_metrics, start_logging
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     options = _parse(arguments)
+    return command.run(lambda: demo(options))
+
+
+def demo(options: argparse.Namespace) -> int:
+    """Trains, annotates, exports and draws; prints the results. Returns 0."""
     out = pathlib.Path(options.out).absolute()
     out.mkdir(parents=True, exist_ok=True)
     start_logging()
@@ -72,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = [
         ("annotator, top-1", f"{annotator['eval/ema_top1']:.1f} %"),
         ("student, top-1 (averaged weights)", f"{student['eval/ema_top1']:.1f} %"),
-        ("student, top-1 (raw weights)", f"{student['eval/raw_top1']:.1f} %"),
+        ("student, top-1 (not averaged)", f"{student['eval/raw_top1']:.1f} %"),
         ("student, training speed", f"{speed(out / 'student'):.0f} images/s"),
         ("export and re-import, largest difference", f"{difference:.1e} in the logits"),
         ("report", str(picture)),

@@ -18,7 +18,7 @@ from tlvit.checkpoints.model_info import ModelInfo, Preprocessing
 from tlvit.checkpoints.native import save_model_folder
 from tlvit.checkpoints.torch_files import export
 from tlvit.ops.normalize import normalize
-from tlvit.training.annotation import Annotator, annotate
+from tlvit.training.annotation import Annotator, annotate, near_chance
 
 CLASSES, SIZE = 5, (32, 32)
 OPTIONS = {"widths": (8, 16), "depths": (1, 1), "strides": (2, 2), "group_width": 8, "stem_width": 8}
@@ -229,3 +229,11 @@ def test_help_shows_an_example(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     assert "tlvit annotate --checkpoint=" in capsys.readouterr().out
+
+
+def test_an_annotator_near_chance():
+    assert near_chance(18, 240, 10)
+    assert not near_chance(120, 240, 10)
+    assert near_chance(100, 200, 2)
+    assert not near_chance(120, 200, 2)
+    assert not near_chance(0, 4, 10)  # too few images to tell

@@ -16,14 +16,14 @@ NAMES = {
 
 # Files and folders of tlvit/ by layer, as the design has them; a name that is not here fails the test.
 LAYERS = {
-    "version": 0, "shapes": 0, "types": 0, "records": 0, "config": 0,
+    "version": 0, "shapes": 0, "types": 0, "records": 0, "section": 0, "config": 0,
     "ops": 1,
     "models": 2,
     "checkpoints": 3,
     "data": 4,
     "training": 5,
     "annotate": 6, "maps": 6, "convert": 6, "predict": 6, "draw_tokens": 6, "summary": 6, "visualize": 6,
-    "main": 6, "__main__": 6, "command": 6,
+    "main": 6, "__main__": 6, "command": 6, "recipes": 6,
 }  # fmt: skip
 COMMAND = 6
 # What may be imported from outside of the standard library in layers 0 to 2; a layer may use those under it.

@@ -12,6 +12,7 @@ from tlvit.config import (
     Loss,
     check_variant,
     default,
+    multiples_near,
     parse_image_size,
     resolve,
     settings,
@@ -63,6 +64,17 @@ def test_a_change_arrives_in_its_section():
         ("distill.tau", 0.0, "config.distill.tau must be above 0, not 0.0"),
         ("epochs", 0, "config.epochs must be at least 1, not 0"),
         ("mesh.data", -2, "config.mesh.data must be at least -1, not -2"),
+        ("seed", 2**32, "config.seed must be at most 4294967295, not 4294967296"),
+        ("epochs", 10**9, "config.epochs must be at most 100000, not 1000000000"),
+        ("batch_size", 10**6, "config.batch_size must be at most 131072, not 1000000"),
+        ("data.threads", 100_000, "config.data.threads must be at most 1024, not 100000"),
+        ("data.shuffle_gib", math.inf, "config.data.shuffle_gib must be a finite number, not inf"),
+        ("augment.color_jitter", math.inf, "config.augment.color_jitter must be a finite number, not inf"),
+        ("loss.dense_weight", math.nan, "config.loss.dense_weight must be a finite number, not nan"),
+        ("ema.decay", 1.0, "config.ema.decay must be below 1, not 1.0"),
+        ("image_size", (0, 5), "An image size is one number or HEIGHTxWIDTH"),
+        ("image_size", (224, 80_000), "An image size is at most 4096 pixels, not 80000"),
+        ("optim.min_lr", 1.0, r"config.optim.min_lr is 1, above the peak, config.optim.learning_rate=0.0016"),
     ],
 )
 def test_values_out_of_range_are_refused(name, value, message):
@@ -137,3 +149,33 @@ def test_variants():
         ValueError, match="digits:x is not a variant of digits; choose one of token_labels, annotator"
     ):
         check_variant("digits", "x", ("token_labels", "annotator"))
+
+
+def test_values_of_another_type_are_refused():
+    for section, message in (
+        ({"batch_size": "x"}, "config.batch_size must be an integer, not 'x'"),
+        ({"batch_size": 4.0}, "config.batch_size must be an integer, not 4.0"),
+        ({"token_labels": 1}, "config.token_labels must be true or false, not 1"),
+        ({"optim": {"learning_rate": "fast"}}, "config.optim.learning_rate must be a number, not 'fast'"),
+        ({"optim": 3}, "config.optim must be a section of settings, not 3"),
+        ({"model": {"name": None}}, "config.model.name must be text, not null"),
+        ({"model": {"options": []}}, r"config.model.options must be an object, not \(\)"),
+        ({"image_size": 96.5}, "An image size is one number"),
+        ({"eval": {"image_size": [96, 96, 96]}}, "An image size is one number"),
+        ({"augment": {"crop_scale": 0.5}}, "crop_scale must be \\(low, high\\)"),
+        ({3: 4}, "config.3 is not a setting"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            resolve(section)
+
+
+def test_losses_that_teach_nothing():
+    with pytest.raises(ValueError, match=r"dense_weight and config.loss.cls_weight are both 0"):
+        Config(loss=Loss(dense_weight=0, cls_weight=0))
+    with pytest.raises(ValueError, match=r"cls_weight is 0 and config.token_labels is off"):
+        Config(token_labels=False, loss=Loss(cls_weight=0, plain_labels=True))
+    Config(loss=Loss(dense_weight=0))
+
+
+def test_multiples_near_a_number():
+    assert [multiples_near(n, 8) for n in (30, 8, 3, 0)] == ["24 or 32", "8 or 16", "8", "8"]

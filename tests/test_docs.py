@@ -92,7 +92,7 @@ def test_commands_exist_and_know_their_flags(page, command, example_folder, monk
             arguments = [f"--mode={name}", *arguments]
         name = COMMANDS[name][0]
     if name == "tlvit.main":
-        check_run_flags(arguments)
+        check_run_flags(arguments, monkeypatch)
     elif name.startswith("tlvit.") and name.removeprefix("tlvit.") in COMMANDS:
         importlib.import_module(name)._parse(arguments)
     else:
@@ -101,10 +101,11 @@ def test_commands_exist_and_know_their_flags(page, command, example_folder, monk
             assert (ROOT / f"{name.replace('.', '/')}.py").exists()
 
 
-def check_run_flags(arguments):
+def check_run_flags(arguments, monkeypatch):
     """Parses the flags of `tlvit train` and `tlvit eval`, and checks the settings they give."""
     from tlvit import main
 
+    monkeypatch.setattr(main, "load_workdir", lambda workdir: config.default())  # the pages' workdirs
     arguments = [a.replace("=configs/", f"={ROOT}/configs/") for a in arguments]
     config.resolve(main.parse_flags(arguments).config)
 

@@ -39,7 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     if name in ("train", "eval"):
         rest = [f"--mode={name}", *rest]
-    return importlib.import_module(COMMANDS[name][0]).main(rest)
+    try:
+        return importlib.import_module(COMMANDS[name][0]).main(rest)
+    except KeyboardInterrupt:  # while the libraries are imported; see tlvit.command
+        print("interrupted", file=sys.stderr)
+        return 75 if name == "train" else 130
 
 
 def help_text() -> str:

@@ -12,13 +12,14 @@ from collections.abc import Sequence
 
 import jax
 
+from tlvit import command
 from tlvit.checkpoints.load import load
-from tlvit.config import parse_image_size
+from tlvit.checkpoints.model_info import WEIGHTS
+from tlvit.config import MAX_BATCH, parse_image_size
 from tlvit.training.annotation import Annotator, annotate
 from tlvit.training.run_log import start_logging
 
-EXAMPLE = """example:
-  tlvit annotate --checkpoint=nfnet_f6.pth --data=imagenet2012 --split=train --top-k=5 \\
+EXAMPLE = """  tlvit annotate --checkpoint=nfnet_f6.pth --data=imagenet2012 --split=train --top-k=5 \\
       --out=/data/score_maps
 """
 
@@ -35,52 +36,58 @@ def main(arguments: Sequence[str] | None = None) -> int:
       The exit status: 0, or 1 after an error.
     """
     options = _parse(arguments)
+    return command.run(lambda: _run(options), debug=options.debug)
+
+
+def _run(options: argparse.Namespace) -> int:
     if options.multihost:
         jax.distributed.initialize()
     start_logging()
-    try:
-        from tlvit.data.sources.open import open_source
+    command.check_writable(options.out, folder=True)
+    model, info = load(
+        options.checkpoint, model=options.model, weights=options.weights, image_size=options.image_size
+    )
+    from tlvit.data.sources.open import open_source  # imports TensorFlow
 
-        model, info = load(
-            options.checkpoint, model=options.model, weights=options.weights, image_size=options.image_size
-        )
-        annotate(
-            Annotator(model, info),
-            open_source(options.data, options.split, data_dir=options.data_dir),
-            options.out,
-            top_k=options.top_k,
-            batch_size=options.batch_size,
-            max_corrupt=options.max_missing,
-            threads=options.threads,
-        )
-    except (ValueError, FileNotFoundError, ImportError) as error:
-        log.error("%s", error)
-        return 1
+    annotate(
+        Annotator(model, info),
+        open_source(options.data, options.split, data_dir=options.data_dir),
+        options.out,
+        top_k=options.top_k,
+        batch_size=options.batch_size,
+        max_corrupt=options.max_missing,
+        threads=options.threads,
+    )
     log.info("score maps written: %s", options.out)
     return 0
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="tlvit annotate",
-        description="Writes the score maps of a data set. The same command continues an interrupted run.",
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    text = "Writes the score maps of a data set. The same command continues an interrupted run."
+    parser = command.parser("annotate", text, EXAMPLE)
     add = parser.add_argument
     add("--checkpoint", required=True, help="the annotator: a workdir, a model folder or a PyTorch file")
     add("--model", help="architecture of a PyTorch file, where its tensors do not identify it")
-    add("--weights", choices=("auto", "ema", "raw"), default="auto", help="weights of a workdir (auto)")
+    add(
+        "--weights",
+        choices=WEIGHTS,
+        default="auto",
+        help="of a workdir: averaged (ema), not averaged (raw), or those that scored best (auto)",
+    )
     add("--data", required=True, help='TFDS name, "digits", or a folder with ROOT/SPLIT/CLASS/IMAGE')
-    add("--split", default="train", help="split of the data set (train)")
-    add("--data-dir", help="folder of the TFDS data sets (~/tensorflow_datasets)")
+    add("--split", default="train", help="split of the data set")
+    add("--data-dir", help="folder of the TFDS data sets (default: ~/tensorflow_datasets)")
     add("--out", required=True, help="folder of the score maps")
-    add("--top-k", type=int, default=5, help="classes kept for each cell (5)")
-    add("--image-size", type=parse_image_size, help="384 or 384x256 (the annotator's image size)")
-    add("--batch-size", type=int, default=64, help="images in a batch of each process (64)")
+    add("--top-k", type=command.integer(1, 65535), default=5, help="classes kept for each cell")
+    add("--image-size", type=command.parsed(parse_image_size), metavar="SIZE",
+        help="384 or 384x256 (default: the annotator's image size)")  # fmt: skip
+    add("--batch-size", type=command.integer(1, MAX_BATCH), default=64, metavar="N",
+        help="images in a batch of each process")  # fmt: skip
     add("--multihost", action="store_true", help="run as one of several processes, which divide the shards")
-    add("--threads", type=int, default=0, help="threads that decode images (0: one for each core)")
-    add("--max-missing", type=float, default=0.0, help="largest fraction of images without a map (0)")
+    add("--threads", type=command.integer(0, 1024), default=0, metavar="N",
+        help="threads that decode images; 0: one for each core")  # fmt: skip
+    add("--max-missing", type=command.fraction, default=0.0, metavar="FRACTION",
+        help="largest fraction of images without a map")  # fmt: skip
     return parser.parse_args(arguments)
 
 

@@ -7,45 +7,14 @@ frozen dataclasses. Everything below the commands takes a `Config` or one of its
 
 import dataclasses
 import difflib
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Literal
 
+from tlvit.section import Section, annotations, range_text, setting
 
-def setting(
-    default: Any,
-    meaning: str,
-    *,
-    choices: tuple[str, ...] = (),
-    low: float | None = None,
-    above: float | None = None,
-    high: float | None = None,
-) -> Any:
-    """Declares a field of a section.
-
-    Args:
-      default: its default value.
-      meaning: one sentence for the settings page.
-      choices: the allowed values, if they are few.
-      low: the smallest allowed value.
-      above: a value that it must exceed.
-      high: the largest allowed value.
-    """
-    metadata = {"meaning": meaning, "choices": choices, "low": low, "above": above, "high": high}
-    if isinstance(default, dict):
-        return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Section:
-    """Base of all sections: checks every field against its declared range."""
-
-    prefix: ClassVar[str] = "config."
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            _check_field(self.prefix + field.name, getattr(self, field.name), field.metadata)
+MAX_BATCH = 131_072  # images in a batch
+MAX_EPOCHS = 100_000
+MAX_IMAGE_SIZE = 4096  # pixels
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,7 +30,7 @@ class Model(Section):
         choices=("float32", "bfloat16"),
     )
     options: Mapping[str, Any] = setting(
-        {}, "Any options of the model class, for example drop_path, depth or rule."
+        {}, "Options of the model class, for example drop_path or depth; tlvit summary NAME lists them."
     )
     init_from: str = setting(
         "",
@@ -88,7 +57,7 @@ class Data(Section):
     label_crop: Literal["aligned", "published"] = setting(
         "aligned",
         '"aligned" samples the score map where the pixels of the crop come from. "published" exchanges the '
-        "two axes of the crop, as the published code of 2021 does.",
+        "two axes of the crop, as the code of 2021 does.",
         choices=("aligned", "published"),
     )
     max_missing_maps: float = setting(
@@ -103,8 +72,10 @@ class Data(Section):
         low=0,
         high=1,
     )
-    shuffle_gib: float = setting(2.0, "Host memory of the shuffle buffer, GiB of encoded images.", low=0)
-    threads: int = setting(0, "Threads that decode images. 0: one for each core.", low=0)
+    shuffle_gib: float = setting(
+        2.0, "Host memory of the shuffle buffer, GiB of encoded images.", low=0, high=1024
+    )
+    threads: int = setting(0, "Threads that decode images. 0: one for each core.", low=0, high=1024)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,7 +88,7 @@ class Augment(Section):
         (0.08, 1.0), "Range of the random resized crop's area, as a fraction of the image.", above=0, high=1
     )
     crop_ratio: tuple[float, float] = setting(
-        (3 / 4, 4 / 3), "Range of the random resized crop's width / height.", above=0
+        (3 / 4, 4 / 3), "Range of the random resized crop's width / height.", above=0, high=100
     )
     hflip: float = setting(0.5, "Probability of a horizontal flip.", low=0, high=1)
     interpolation: Literal["bilinear", "bicubic", "random"] = setting(
@@ -137,24 +108,30 @@ class Augment(Section):
         choices=("host", "device"),
     )
     three_augment: bool = setting(False, "DeiT III's 3-Augment: grayscale, solarize or blur.")
-    color_jitter: float = setting(0.0, "Strength of brightness, contrast and saturation jitter.", low=0)
+    color_jitter: float = setting(
+        0.0, "Strength of brightness, contrast and saturation jitter.", low=0, high=10
+    )
     repeats: int = setting(
         1,
         "Repeated augmentation: views of an image in one step. An epoch then has 1 / repeats of the images.",
         low=1,
+        high=100,
     )
     random_erasing: float = setting(
         0.25, "Probability of random erasing with pixel noise, in the training step.", low=0, high=1
     )
-    mixup: float = setting(0.0, "Alpha of mixup, without token labels only. 0: none.", low=0)
-    cutmix: float = setting(0.0, "Alpha of cutmix, without token labels only. 0: none.", low=0)
+    mixup: float = setting(0.0, "Alpha of mixup, without token labels only. 0: none.", low=0, high=1000)
+    cutmix: float = setting(0.0, "Alpha of cutmix, without token labels only. 0: none.", low=0, high=1000)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("crop_scale", "crop_ratio"):
-            pair = getattr(self, name)
-            if len(pair) != 2 or not pair[0] <= pair[1]:
-                raise ValueError(f"{self.prefix}{name} must be (low, high) with low <= high, not {pair}.")
+        pairs = {name: getattr(self, name) for name in ("crop_scale", "crop_ratio")}
+        wrong = [name for name, pair in pairs.items() if not isinstance(pair, tuple) or len(pair) != 2]
+        if not wrong:
+            super().__post_init__()  # these are numbers
+            wrong = [name for name, (low, high) in pairs.items() if low > high]
+        if wrong:
+            name = wrong[0]
+            raise ValueError(f"{self.prefix}{name} must be (low, high) with low <= high, not {pairs[name]}.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -164,8 +141,8 @@ class Loss(Section):
     prefix: ClassVar[str] = "config.loss."
 
     label_smoothing: float = setting(0.1, "Smoothing of labels and token labels.", low=0, high=1)
-    dense_weight: float = setting(1.0, "Weight of the patch tokens' loss.", low=0)
-    cls_weight: float = setting(1.0, "Weight of the class token's loss.", low=0)
+    dense_weight: float = setting(1.0, "Weight of the patch tokens' loss.", low=0, high=1e6)
+    cls_weight: float = setting(1.0, "Weight of the class token's loss.", low=0, high=1e6)
     cls_target: str = setting(
         "annotator",
         'Target of the class token with token labels: the score map ("annotator"), a mixture of map and '
@@ -190,7 +167,7 @@ class Distill(Section):
         choices=("hard", "soft"),
     )
     alpha: float = setting(0.5, "Weight of the teacher in the loss.", low=0, high=1)
-    tau: float = setting(1.0, "Temperature of soft distillation.", above=0)
+    tau: float = setting(1.0, "Temperature of soft distillation.", above=0, high=1000)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -204,22 +181,28 @@ class Optim(Section):
         1.6e-3,
         "Peak learning rate at a batch of base_batch_size; scaled linearly to config.batch_size.",
         low=0,
+        high=1000,
     )
-    base_batch_size: int = setting(1024, "Batch size that learning_rate is given for.", low=1)
+    base_batch_size: int = setting(1024, "Batch size that learning_rate is given for.", low=1, high=MAX_BATCH)
     weight_decay: float = setting(
-        0.05, "Weight decay. Vectors, pos_embed and class tokens are not decayed.", low=0
+        0.05, "Weight decay. Vectors, pos_embed and class tokens are not decayed.", low=0, high=1000
     )
-    clip_norm: float = setting(0.0, "Largest global norm of the gradient. 0: no clipping.", low=0)
-    warmup_epochs: float = setting(5.0, "Length of the linear warm-up.", low=0)
-    warmup_lr: float = setting(1e-6, "First learning rate of the warm-up. Not scaled.", low=0)
-    min_lr: float = setting(1e-5, "Learning rate at the end of the cosine. Not scaled.", low=0)
+    clip_norm: float = setting(0.0, "Largest global norm of the gradient. 0: no clipping.", low=0, high=1e6)
+    warmup_epochs: float = setting(5.0, "Length of the linear warm-up.", low=0, high=MAX_EPOCHS)
+    warmup_lr: float = setting(1e-6, "First learning rate of the warm-up. Not scaled.", low=0, high=1000)
+    min_lr: float = setting(1e-5, "Learning rate at the end of the cosine. Not scaled.", low=0, high=1000)
     schedule_unit: str = setting(
         "epoch", "Whether the learning rate changes every epoch or every step.", choices=("epoch", "step")
     )
     lag_epochs: int = setting(
-        0, "Epochs by which the schedule runs late. DeiT's published loop runs one epoch late.", low=0
+        0,
+        "Epochs by which the schedule runs late. DeiT's published loop runs one epoch late.",
+        low=0,
+        high=MAX_EPOCHS,
     )
-    accumulate: int = setting(1, "Parts in which a batch is run, their gradients averaged.", low=1)
+    accumulate: int = setting(
+        1, "Parts in which a batch is run, their gradients averaged.", low=1, high=MAX_BATCH
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -228,7 +211,7 @@ class Ema(Section):
 
     prefix: ClassVar[str] = "config.ema."
 
-    decay: float = setting(0.99992, "Decay of the average. 0: no average.", low=0, high=1)
+    decay: float = setting(0.99992, "Decay of the average. 0: no average.", low=0, below=1)
     warmup: bool = setting(False, "Use min(decay, (1 + step) / (10 + step)), for short runs.")
 
 
@@ -239,11 +222,19 @@ class Eval(Section):
     prefix: ClassVar[str] = "config.eval."
 
     every_epochs: int = setting(
-        1, "Epochs between evaluations. The last step is always evaluated. 0: only the last step.", low=0
+        1,
+        "Epochs between evaluations. The last step is always evaluated. 0: only the last step.",
+        low=0,
+        high=MAX_EPOCHS,
     )
-    batch_size: int = setting(0, "Images in an evaluation batch. 0: config.batch_size.", low=0)
+    batch_size: int = setting(
+        0, "Images in an evaluation batch. 0: config.batch_size.", low=0, high=MAX_BATCH
+    )
     image_size: tuple[int, ...] = setting(
-        (), "Image size in --mode=eval, (height, width). Empty: the checkpoint's."
+        (),
+        "Image size in --mode=eval, (height, width). Empty: the checkpoint's.",
+        low=1,
+        high=MAX_IMAGE_SIZE,
     )
     crop_pct: float = setting(
         0.0,
@@ -266,9 +257,14 @@ class Checkpoint(Section):
     prefix: ClassVar[str] = "config.checkpoint."
 
     every_epochs: int = setting(
-        1, "Epochs between checkpoints. The last step is always saved. 0: only the last step.", low=0
+        1,
+        "Epochs between checkpoints. The last step is always saved. 0: only the last step.",
+        low=0,
+        high=MAX_EPOCHS,
     )
-    keep: int = setting(3, "Latest checkpoints that are kept, in addition to the best.", low=1)
+    keep: int = setting(
+        3, "Latest checkpoints that are kept, in addition to the best.", low=1, high=MAX_EPOCHS
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -277,7 +273,7 @@ class Mesh(Section):
 
     prefix: ClassVar[str] = "config.mesh."
 
-    data: int = setting(-1, "Devices that share a batch. -1: all devices.", low=-1)
+    data: int = setting(-1, "Devices that share a batch. -1: all devices.", low=-1, high=1_000_000)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -293,17 +289,22 @@ class Config(Section):
       1e-05
     """
 
-    seed: int = setting(0, "Seeds initialization, data order, augmentation, drop path and mixing.", low=0)
-    batch_size: int = setting(1024, "Images in a step, over all devices.", low=1)
-    epochs: int = setting(300, "Epochs of the cosine schedule, warm-up included.", low=1)
-    cooldown_epochs: int = setting(10, "Further epochs at optim.min_lr.", low=0)
+    seed: int = setting(
+        0, "Seeds initialization, data order, augmentation, drop path and mixing.", low=0, high=2**32 - 1
+    )
+    batch_size: int = setting(1024, "Images in a step, over all devices.", low=1, high=MAX_BATCH)
+    epochs: int = setting(300, "Epochs of the cosine schedule, warm-up included.", low=1, high=MAX_EPOCHS)
+    cooldown_epochs: int = setting(10, "Further epochs at optim.min_lr.", low=0, high=MAX_EPOCHS)
     image_size: tuple[int, int] = setting(
-        (224, 224), "(height, width). One number on the command line means a square."
+        (224, 224),
+        "(height, width). One number on the command line means a square.",
+        low=1,
+        high=MAX_IMAGE_SIZE,
     )
     token_labels: bool = setting(
         True, "Train all tokens on score maps. False: train the class token on labels."
     )
-    log_every: int = setting(50, "Steps between progress lines.", low=1)
+    log_every: int = setting(50, "Steps between progress lines.", low=1, high=1_000_000)
     model: Model = dataclasses.field(default_factory=Model)
     data: Data = dataclasses.field(default_factory=Data)
     augment: Augment = dataclasses.field(default_factory=Augment)
@@ -333,6 +334,23 @@ class Config(Section):
         if self.token_labels and self.distill.teacher:
             raise ValueError(
                 "config.distill.teacher and config.token_labels are two recipes: choose one of them."
+            )
+        self._check_loss_weights()
+        if self.optim.min_lr > self.optim.learning_rate > 0:
+            raise ValueError(
+                f"config.optim.min_lr is {self.optim.min_lr:g}, above the peak, config.optim.learning_rate="
+                f"{self.optim.learning_rate:g}."
+            )
+
+    def _check_loss_weights(self) -> None:
+        loss = self.loss
+        if self.token_labels and loss.dense_weight == loss.cls_weight == 0:
+            raise ValueError(
+                "config.loss.dense_weight and config.loss.cls_weight are both 0: there is nothing to learn."
+            )
+        if not (self.token_labels or self.distill.teacher or loss.cls_weight):
+            raise ValueError(
+                "config.loss.cls_weight is 0 and config.token_labels is off: there is nothing to learn."
             )
 
     @property
@@ -383,7 +401,7 @@ def settings() -> list[tuple[str, Any, str, str]]:
             if field.metadata:
                 name = section.prefix.removeprefix("config.") + field.name
                 value = getattr(section(), field.name)
-                rows.append((name, value, _range_text(field.metadata), field.metadata["meaning"]))
+                rows.append((name, value, range_text(field.metadata), field.metadata["meaning"]))
     return rows
 
 
@@ -405,14 +423,54 @@ def parse_image_size(size: int | str | tuple[int, ...] | list[int]) -> tuple[int
     Raises:
       ValueError: anything else.
     """
-    try:
-        parts = size.lower().split("x") if isinstance(size, str) else size
-        parts = [int(p) for p in (parts if isinstance(parts, list | tuple) else [parts])]
-    except ValueError:
-        parts = []
-    if len(parts) not in (1, 2) or min(parts) < 1:
+    parts = size.lower().split("x") if isinstance(size, str) else size
+    parts = list(parts) if isinstance(parts, list | tuple) else [parts]
+    parts = [int(p) if isinstance(p, str) and p.strip().isdecimal() else p for p in parts]
+    if len(parts) not in (1, 2) or not all(type(p) is int and p > 0 for p in parts):
         raise ValueError(f"An image size is one number or HEIGHTxWIDTH, not {size!r}.")
+    if max(parts) > MAX_IMAGE_SIZE:
+        raise ValueError(f"An image size is at most {MAX_IMAGE_SIZE} pixels, not {max(parts)}.")
     return parts[0], parts[-1]
+
+
+def setting_types() -> dict[str, Any]:
+    """Name, such as "optim.learning_rate", -> type of every setting."""
+    types = {}
+    for field in dataclasses.fields(Config):
+        section = _section_class(field)
+        inner = annotations(section) if section else {}
+        types |= {f"{field.name}.{name}": kind for name, kind in inner.items()}
+        types |= {} if section else {field.name: annotations(Config)[field.name]}
+    return types
+
+
+def unknown_setting(name: str) -> str:
+    """The message about a setting that does not exist, with the closest ones.
+
+    Args:
+      name: such as "optim.lr". The closest have the same last part, its initials, or nearly its spelling.
+    """
+    known, key = setting_types(), name.rpartition(".")[2]
+    inside = [setting for setting in known if setting.startswith(name + ".")]
+    if inside:
+        return f"config.{name} is a section; its settings are {', '.join(inside)}."
+    by_key = {setting.rpartition(".")[2]: setting for setting in reversed(known)}
+    same_key = [setting for setting in known if setting.rpartition(".")[2] == key]
+    close = difflib.get_close_matches(name, same_key, n=1, cutoff=0)
+    close += [setting for k, setting in by_key.items() if "".join(w[0] for w in k.split("_")) == key]
+    close += difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+    close += [by_key[k] for k in difflib.get_close_matches(key, by_key, n=1, cutoff=0.7)]
+    if close:
+        return f"config.{name} is not a setting; did you mean config.{close[0]}?"
+    section = name.rpartition(".")[0]
+    names = [setting for setting in known if setting.rpartition(".")[0] == section] or list(known)
+    return f"config.{name} is not a setting; known: {', '.join(names)}."
+
+
+def multiples_near(number: int, divisor: int) -> str:
+    """The multiples of a divisor around a number, in words: (30, 8) -> "24 or 32"."""
+    lower = number // divisor * divisor
+    return f"{lower} or {lower + divisor}" if lower > 0 else str(divisor)
 
 
 def _section_class(field: dataclasses.Field) -> type[Section] | None:
@@ -422,12 +480,12 @@ def _section_class(field: dataclasses.Field) -> type[Section] | None:
 
 
 def _build(section: type[Section], values: Mapping[str, Any]) -> Any:
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{section.prefix.rstrip('.')} must be a section of settings, not {values!r}.")
     fields = {field.name: field for field in dataclasses.fields(section)}
     for name in values:
         if name not in fields:
-            close = difflib.get_close_matches(name, fields, n=1)
-            hint = f"did you mean {section.prefix}{close[0]}?" if close else f"known: {', '.join(fields)}."
-            raise ValueError(f"{section.prefix}{name} is not a setting; {hint}")
+            raise ValueError(unknown_setting(section.prefix.removeprefix("config.") + str(name)))
     arguments: dict[str, Any] = {}
     for name, value in values.items():
         nested = _section_class(fields[name])
@@ -438,27 +496,3 @@ def _build(section: type[Section], values: Mapping[str, Any]) -> Any:
         else:
             arguments[name] = tuple(value) if isinstance(value, list) else value
     return section(**arguments)
-
-
-def _check_field(name: str, value: Any, rule: Mapping[str, Any]) -> None:
-    if not rule:
-        return
-    if rule["choices"] and value not in rule["choices"]:
-        raise ValueError(f"{name} must be {' or '.join(rule['choices'])}, not {value!r}.")
-    limits = (("low", "at least", lambda x, y: x >= y), ("above", "above", lambda x, y: x > y),
-              ("high", "at most", lambda x, y: x <= y))  # fmt: skip
-    for number in value if isinstance(value, tuple) else (value,):
-        if isinstance(number, float) and not math.isfinite(number):
-            raise ValueError(f"{name} must be a finite number, not {number}.")
-        for key, words, holds in limits:
-            if rule[key] is not None and not holds(number, rule[key]):
-                raise ValueError(f"{name} must be {words} {rule[key]:g}, not {number}.")
-
-
-def _range_text(rule: Mapping[str, Any]) -> str:
-    if rule["choices"]:
-        return " | ".join(rule["choices"])
-    low = f">= {rule['low']:g}" if rule["low"] is not None else ""
-    low = f"> {rule['above']:g}" if rule["above"] is not None else low
-    high = f"<= {rule['high']:g}" if rule["high"] is not None else ""
-    return ", ".join(part for part in (low, high) if part)

@@ -10,6 +10,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
+from tlvit import command
 from tlvit.checkpoints.load import open_checkpoint
 from tlvit.checkpoints.model_info import WEIGHTS
 from tlvit.checkpoints.native import save_model_folder
@@ -20,16 +21,11 @@ from tlvit.config import parse_image_size
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     options = _parse(arguments)
-    try:
-        convert(options)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return command.run(lambda: convert(options), debug=options.debug)
 
 
-def convert(options: argparse.Namespace) -> None:
-    """Opens the checkpoint, prints what was loaded, and writes it in the other format.
+def convert(options: argparse.Namespace) -> int:
+    """Opens the checkpoint, prints what was loaded, and writes it in the other format. Returns 0.
 
     Raises:
       ValueError: the output exists, or the checkpoint does not fit.
@@ -39,6 +35,8 @@ def convert(options: argparse.Namespace) -> None:
     out = pathlib.Path(options.out)
     if out.exists() and (out.is_file() or any(out.iterdir())):
         raise ValueError(f"{out} exists already; choose another name or remove it.")
+    to_pytorch = (options.to or ("pytorch" if out.name.endswith(ENDINGS) else "tlvit")) == "pytorch"
+    command.check_writable(out, folder=not to_pytorch)
     opened = open_checkpoint(
         options.checkpoint,
         model=options.model,
@@ -51,26 +49,23 @@ def convert(options: argparse.Namespace) -> None:
     )
     info = opened.info
     if options.classes:
-        names = pathlib.Path(options.classes).read_text().splitlines()
-        info = dataclasses.replace(info, class_names=tuple(names))
+        info = dataclasses.replace(info, class_names=command.read_class_names(options.classes))
     size = "x".join(map(str, info.image_size))
     print(
         f"{options.checkpoint}: {opened.section} -> {info.model}, {info.num_classes} classes, {size} pixels"
     )
     print(opened.report)
-    if (options.to or ("pytorch" if out.name.endswith(ENDINGS) else "tlvit")) == "pytorch":
+    if to_pytorch:
         export(opened.model, out, info=info)
     else:
         save_model_folder(out, opened.model, info)
     print(f"written to {out}")
+    return 0
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        "python -m tlvit.convert",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    description, examples = __doc__.replace("\npython", "\n  python").split("\n\n", 1)
+    parser = command.parser("convert", description, examples)
     add = parser.add_argument
     add(
         "--checkpoint",
@@ -85,20 +80,20 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--weights",
         choices=WEIGHTS,
         default="auto",
-        help="EMA or raw weights; auto (default): those that scored best, else EMA if there are any",
+        help="averaged (ema), not averaged (raw), or those that scored best in the run (auto)",
     )
     add("--classes", metavar="FILE", help="class names, one a line")
     add("--heads", choices=("keep", "drop"), default="keep", help="drop: initialize new heads")
-    add("--num-classes", type=int, metavar="N", help="number of classes of new heads")
+    add("--num-classes", type=command.integer(1, 1_000_000), metavar="N", help="classes of new heads")
     add(
         "--image-size",
-        type=parse_image_size,
+        type=command.parsed(parse_image_size),
         metavar="SIZE",
         help="224 or 384x256; position embeddings are resized",
     )
     add(
         "--pos-grid",
-        type=parse_image_size,
+        type=command.parsed(parse_image_size),
         metavar="GRID",
         help="height x width, such as 14x24, of the position embeddings of a PyTorch file; default: a square",
     )

@@ -2,38 +2,37 @@
 
     python -m tlvit.main --config=configs/lvvit_s.py --workdir=/runs/lvvit_s \\
         --config.data.score_maps=/data/score_maps --config.optim.learning_rate=8e-4
-    python -m tlvit.main --config=lvvit_s --workdir=/runs/lvvit_s --mode=eval
+    python -m tlvit.main --workdir=/runs/lvvit_s --mode=eval
     python -m tlvit.main --config=lvvit_s --checkpoint=lvvit_s.pth.tar --mode=eval
 
---config is a recipe file or the name of a shipped recipe, with :VARIANT for recipes that have variants. Every
-setting of tlvit/config.py is overridden with --config.SETTING=VALUE, and any option of the model class with
+--config is a recipe file or the name of a shipped recipe, with :VARIANT for recipes that have variants. A
+workdir keeps the settings of its run in config.json; without --config these are used. Every setting is
+overridden with --config.SETTING=VALUE, and any option of the model class with
 --config.model.options.NAME=VALUE. The same command resumes a run. The exit status is 75 if a run was asked to
 stop (Ctrl-C, SIGTERM) and saved its state.
 """
 
-import ast
+import difflib
 import json
 import logging
 import pathlib
 import re
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict
 
+from tlvit import command
 from tlvit import config as settings
+from tlvit.recipes import load_recipe, load_workdir, override, recipe_names, split_overrides
 from tlvit.training.evaluation import evaluate_checkpoint
 from tlvit.training.loop import ProfileWindow, train
 from tlvit.training.run_log import start_logging
 
 EXIT_STOPPED = 75  # EX_TEMPFAIL: a job scheduler may start the same command again
-RECIPE_FOLDERS = (  # of the installed package, and of a checkout
-    pathlib.Path(__file__).parent / "configs",
-    pathlib.Path(__file__).parent.parent / "configs",
-)
+FLAGS = ("config", "workdir", "mode", "checkpoint", "weights", "profile", "multihost", "debug")
 log = logging.getLogger("tlvit")
 
 
@@ -43,24 +42,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if any(a in ("-h", "-help", "--help", "--helpfull") for a in arguments):
         print(help_text())
         return 0
-    try:
-        options = parse_flags(arguments)
-    except ValueError as error:
-        print(f"error: {error}\n(--help shows examples and all flags)", file=sys.stderr)
-        return 1
+    status = command.EXIT_INTERRUPTED if "--mode=eval" in arguments else EXIT_STOPPED
+    return command.run(lambda: _run(arguments), debug="--debug" in arguments, interrupted=status)
+
+
+def _run(arguments: Sequence[str]) -> int:
+    options = parse_flags(arguments)
+    config = settings.resolve(options.config)
     if options.multihost:
         jax.distributed.initialize()
-    start_logging(pathlib.Path(options.workdir) if options.mode == "train" else None)
-    try:
-        config = settings.resolve(options.config)
-        if options.mode == "eval":
-            print_evaluation(options.checkpoint or options.workdir, config, options.weights)
-            return 0
-        result = train(config, options.workdir, profile=parse_profile(options.profile))
-    except (ValueError, TypeError, FloatingPointError, OSError, ImportError) as error:
-        log.error("%s: %s", type(error).__name__, error)
-        log.debug("traceback", exc_info=error)
-        return 1
+    if options.mode == "eval":
+        start_logging()
+        print_evaluation(options.checkpoint or options.workdir, config, options.weights)
+        return 0
+    command.check_writable(options.workdir, folder=True)
+    start_logging(pathlib.Path(options.workdir))
+    result = train(config, options.workdir, profile=parse_profile(options.profile))
     if not result.finished:
         return EXIT_STOPPED
     if jax.process_count() == 1:
@@ -69,34 +66,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse_flags(arguments: Sequence[str]) -> flags.FlagValues:
-    """Reads the flags, including overrides of settings and options of the model.
+    """Reads the flags. `config` of the result has the settings: of the recipe or the workdir, overridden.
 
     Raises:
       ValueError: a flag, recipe or setting is wrong or missing.
     """
-    # ml_collections only accepts settings that the recipe has; the model's options are free.
-    pattern = re.compile(r"--?config\.model\.options\.(\w+)=(.*)", re.DOTALL)
-    model_options = [match.groups() for a in arguments if (match := pattern.fullmatch(a))]
-    argv = ["tlvit", *(_resolve_recipe(a) for a in arguments if not pattern.fullmatch(a))]
-    options = _define_flags(argv)
+    others, overrides = split_overrides(arguments)
+    options = _define_flags()
     try:
-        unknown = options(argv)[1:]
-        if unknown:
-            raise ValueError(f"unknown arguments: {' '.join(unknown)}")
-        if options.config is None:
-            raise ValueError("--config is missing: a recipe file or one of " + ", ".join(recipe_names()))
-        with options.config.model.options.unlocked():
-            for name, text in model_options:
-                options.config.model.options[name] = _literal(text)
-    except (flags.Error, OSError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(_sentence(error)) from error
+        unknown = options(["tlvit", *others])[1:]
+    except flags.UnrecognizedFlagError as error:
+        raise ValueError(_unknown_flag(error.flagname)) from error
+    except flags.Error as error:
+        raise ValueError(f"{error}.") from error
+    if unknown:
+        raise ValueError(f"unknown arguments: {' '.join(unknown)} (--help shows examples and all flags)")
     _check_flags(options)
+    options.config = _settings(options)
+    for name, text in overrides:
+        override(options.config, name, text)
     return options
-
-
-def recipe_names() -> list[str]:
-    """Names of the shipped recipes."""
-    return sorted({path.stem for folder in RECIPE_FOLDERS for path in folder.glob("*.py")} - {"__init__"})
 
 
 def print_evaluation(path: str, config: settings.Config, weights: str) -> None:
@@ -105,8 +94,7 @@ def print_evaluation(path: str, config: settings.Config, weights: str) -> None:
     Args:
       path: a workdir, a model folder or a PyTorch file.
       config: data and evaluation settings.
-      weights: "ema", "raw", or "auto": of a workdir both the average and the raw weights, otherwise the
-        file's.
+      weights: "ema" (averaged), "raw" (not averaged), or "auto": of a workdir both, otherwise the file's.
     """
     run = (pathlib.Path(path) / "checkpoints").is_dir()
     both = weights == "auto" and run and config.ema.decay > 0
@@ -148,28 +136,38 @@ def draw_report(workdir: pathlib.Path) -> None:
 
 def help_text() -> str:
     """The text of --help."""
-    options = _define_flags(["tlvit"])
+    options = _define_flags()
     lines = [__doc__.strip(), "", f"Recipes: {', '.join(recipe_names())}", "", "Flags:"]
-    for name in ("config", "workdir", "mode", "checkpoint", "weights", "profile", "multihost"):
+    for name in FLAGS:
         default = options[name].default
-        lines.append(f"  --{name:<12}{options[name].help}" + (f" (default: {default})" if default else ""))
+        shown = str(default).lower() if isinstance(default, bool) else default
+        lines.append(f"  --{name:<12}{options[name].help} (default: {shown or 'none'})")
+    lines += ["", "Settings (--config.NAME=VALUE) with default and range:"]
+    for name, value, limits, _ in settings.settings():
+        shown = "empty" if value in ("", (), {}) else value
+        lines.append(f"  {name:<28}{shown}" + (f"   {limits}" if limits else ""))
+    lines.append("docs/settings.md says what each of them means.")
     return "\n".join(lines)
 
 
-def _define_flags(argv: Sequence[str]) -> flags.FlagValues:
+def _define_flags() -> flags.FlagValues:
     values = flags.FlagValues()
     own = {"flag_values": values}
-    config_flags.DEFINE_config_file(
-        "config", None, "Recipe file, or name of a shipped recipe.", sys_argv=list(argv), **own
+    text, enum, switch = flags.DEFINE_string, flags.DEFINE_enum, flags.DEFINE_bool
+    text("config", None, "Recipe file, or name of a shipped recipe; else the workdir's config.json.", **own)
+    text("workdir", None, "Folder of the run: checkpoints, metrics, report.", **own)
+    enum("mode", "train", ["train", "eval"], "Train (or resume), or evaluate.", **own)
+    text("checkpoint", None, "With --mode=eval: a workdir, model folder or file to evaluate.", **own)
+    enum(
+        "weights",
+        "auto",
+        ["auto", "ema", "raw"],
+        "With --mode=eval: ema (averaged) or raw (not averaged).",
+        **own,
     )
-    flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, report.", **own)
-    flags.DEFINE_enum("mode", "train", ["train", "eval"], "Train (or resume), or evaluate.", **own)
-    flags.DEFINE_string(
-        "checkpoint", None, "With --mode=eval: a workdir, model folder or file to evaluate.", **own
-    )
-    flags.DEFINE_enum("weights", "auto", ["auto", "ema", "raw"], "With --mode=eval: which weights.", **own)
-    flags.DEFINE_string("profile", None, "START:STEPS, write a profiler trace of these steps.", **own)
-    flags.DEFINE_bool("multihost", False, "One of several processes (SLURM, GKE, TPU pods, Open MPI).", **own)
+    text("profile", None, "START:STEPS, write a profiler trace of these steps.", **own)
+    switch("multihost", False, "One of several processes (SLURM, GKE, TPU pods, Open MPI).", **own)
+    switch("debug", False, "Print the traceback of an error.", **own)
     return values
 
 
@@ -183,35 +181,23 @@ def _check_flags(options: flags.FlagValues) -> None:
     parse_profile(options.profile)
 
 
-def _resolve_recipe(argument: str) -> str:
-    """--config=NAME[:VARIANT] of a shipped recipe -> --config=PATH[:VARIANT]; other arguments as they are."""
-    match = re.fullmatch(r"(--?config=)([^:]+)((?::.*)?)", argument)
-    if not match or match[2].endswith(".py"):
-        return argument
-    for folder in RECIPE_FOLDERS:
-        path = folder / f"{match[2]}.py"
-        if path.exists():
-            return f"{match[1]}{path}{match[3]}"
-    raise ValueError(
-        f"{match[2]!r} is not a shipped recipe or a .py file; recipes: {', '.join(recipe_names())}"
-    )
+def _settings(options: flags.FlagValues) -> ConfigDict:
+    """The settings of the recipe; without one, those of the workdir."""
+    if options.config:
+        return load_recipe(options.config)
+    found = load_workdir(options.checkpoint or options.workdir)
+    if found is None:
+        raise ValueError("--config is missing: a recipe file or one of " + ", ".join(recipe_names()))
+    return found
 
 
-def _literal(text: str) -> Any:
-    """The Python value of "12", "0.1", "(2, 1)" or "None"; other text stays text."""
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
-
-
-def _sentence(error: BaseException) -> str:
-    """The message of an error of ml_collections, without the tracebacks and errors that it wraps."""
-    while error.args and isinstance(error.args[0], Exception):
-        error = error.args[0]
-    text = str(error.args[0] if isinstance(error, KeyError) else error).strip()
-    text = re.sub(r"\n*Traceback \(most recent call last\):\n( .*\n)+", " ", text)
-    return text if type(error) is ValueError else f"{type(error).__name__}: {text}"
+def _unknown_flag(name: str) -> str:
+    """The message about a flag that does not exist, with the flag or setting that may be meant."""
+    paths = settings.setting_types()
+    close = [f"--config.{path}" for path in paths if path.rpartition(".")[2] == name.replace("-", "_")]
+    close += [f"--{flag}" for flag in difflib.get_close_matches(name, FLAGS, n=1)]
+    hint = f"; did you mean {close[0]}?" if close else ""
+    return f"unknown flag --{name}{hint} (--help shows examples and all flags)"
 
 
 if __name__ == "__main__":

@@ -5,25 +5,22 @@ python -m tlvit.maps /data/score_maps --import-published=LABEL_DIR --data=imagen
 """
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from tlvit import command
 from tlvit.training.run_log import start_logging
 
 if TYPE_CHECKING:  # importing tlvit.data imports TensorFlow
     from tlvit.data.score_maps.format import ScoreMapInfo
     from tlvit.data.sources.source import Source
 
-EXAMPLES = """examples:
-  Verify the counts, checksums and values of score maps, and compare their keys with the images:
+EXAMPLES = """  Verify the counts, checksums and values of score maps, and compare their keys with the images:
     tlvit maps /data/score_maps --data=imagenet2012 --split=train
   Import published score maps, one .pt file an image:
     tlvit maps /data/score_maps --import-published=/data/label_top5_train_nfnet --data=imagenet2012
 """
-
-log = logging.getLogger("tlvit")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,20 +33,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
       The exit status: 0, or 1 after an error.
     """
     options = _parse(arguments)
-    start_logging()
-    try:
-        from tlvit.data.score_maps.reader import verify
-        from tlvit.data.sources.open import open_source
+    return command.run(lambda: _run(options), debug=options.debug)
 
-        data = options.data
-        source = open_source(data, options.split, data_dir=options.data_dir) if data else None
-        if source is not None and options.import_published:
-            info = _import(options, source)
-        else:
-            info = verify(options.folder, source)
-    except (ValueError, OSError, ImportError) as error:
-        log.error("%s", error)
-        return 1
+
+def _run(options: argparse.Namespace) -> int:
+    from tlvit.data.score_maps.reader import verify
+    from tlvit.data.sources.open import open_source
+
+    start_logging()
+    if options.import_published:
+        command.check_writable(options.folder, folder=True)
+    source = open_source(options.data, options.split, data_dir=options.data_dir) if options.data else None
+    if source is not None and options.import_published:
+        info = _import(options, source)
+    else:
+        info = verify(options.folder, source)
     state = "imported" if options.import_published else "verified"
     print(f"{options.folder}: {state} {info.num_images - info.num_missing} score maps\n{_describe(info)}")
     return 0
@@ -83,29 +81,28 @@ def _describe(info: "ScoreMapInfo") -> str:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="tlvit maps",
-        description="Verifies score maps and prints their description, or imports the published ones.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    text = "Verifies score maps and prints their description, or imports the published ones."
+    parser = command.parser("maps", text, EXAMPLES)
     add = parser.add_argument
     add("folder", metavar="DIR", help="folder of score maps")
     add("--data", help='their images: TFDS name, "digits", or a folder with ROOT/SPLIT/CLASS/IMAGE')
-    add("--split", default="train", help="split of the data set (train)")
-    add("--data-dir", help="folder of the TFDS data sets (~/tensorflow_datasets)")
+    add("--split", default="train", help="split of the data set")
+    add("--data-dir", help="folder of the TFDS data sets (default: ~/tensorflow_datasets)")
     group = parser.add_argument_group("import of published score maps")
     add = group.add_argument
     add("--import-published", metavar="LABEL_DIR", help="write DIR from the .pt files in this folder")
-    add("--geometry", choices=("full", "center"), default="full", help="what an imported map covers (full)")
+    add("--geometry", choices=("full", "center"), default="full", help="what an imported map covers")
     add(
         "--center-fraction",
-        type=float,
+        type=command.fraction,
         default=1.0,
-        help="with center: side of the square as a fraction of the image's shorter side (1)",
+        metavar="FRACTION",
+        help="with center: side of the square as a fraction of the image's shorter side",
     )
-    add("--max-missing", type=float, default=0.0, help="largest fraction of images without a file (0)")
-    add("--threads", type=int, default=0, help="threads that read files (0: eight)")
+    add("--max-missing", type=command.fraction, default=0.0, metavar="FRACTION",
+        help="largest fraction of images without a file")  # fmt: skip
+    add("--threads", type=command.integer(0, 1024), default=0, metavar="N",
+        help="threads that read files; 0: eight")  # fmt: skip
     options = parser.parse_args(arguments)
     if options.import_published and not options.data:
         parser.error("--import-published needs --data")

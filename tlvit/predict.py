@@ -21,9 +21,10 @@ import numpy as np
 from flax import nnx
 from PIL import Image
 
+from tlvit import command
 from tlvit.checkpoints.load import load
-from tlvit.checkpoints.model_info import ModelInfo
-from tlvit.config import parse_image_size
+from tlvit.checkpoints.model_info import WEIGHTS, ModelInfo
+from tlvit.config import MAX_BATCH, parse_image_size
 from tlvit.draw_tokens import draw_tokens, token_path
 from tlvit.models.functional import functionalize
 from tlvit.ops.normalize import normalize
@@ -121,28 +122,29 @@ def predict(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command. Returns its exit status: 1 after an error or if no image could be read."""
     options = _parse(arguments)
-    try:
-        paths = list_images(options.images)
-        model, info = load(
-            options.checkpoint, model=options.model, weights=options.weights, image_size=options.image_size
-        )
-        if options.classes:
-            names = pathlib.Path(options.classes).read_text().splitlines()
-            info = dataclasses.replace(info, class_names=tuple(names))
-        results = []
-        for result in predict(
-            model, info, paths, top=options.top, batch_size=options.batch_size, tokens=bool(options.tokens)
-        ):
-            results.append(dataclasses.replace(result, tokens=None))
-            _print_result(result, as_json=options.json)
-            if result.tokens is not None:
-                image = _view(result.path, info)
-                file = token_path(options.tokens, result.path, len(results), len(paths))
-                file.parent.mkdir(parents=True, exist_ok=True)
-                draw_tokens(image, result.tokens, info.class_names).save(file)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return command.run(lambda: _run(options), debug=options.debug)
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.tokens:
+        command.check_writable(options.tokens, folder=False)
+    paths = list_images(options.images)
+    model, info = load(
+        options.checkpoint, model=options.model, weights=options.weights, image_size=options.image_size
+    )
+    if options.classes:
+        info = dataclasses.replace(info, class_names=command.read_class_names(options.classes))
+    results = []
+    for result in predict(
+        model, info, paths, top=options.top, batch_size=options.batch_size, tokens=bool(options.tokens)
+    ):
+        results.append(dataclasses.replace(result, tokens=None))
+        _print_result(result, as_json=options.json)
+        if result.tokens is not None:
+            image = _view(result.path, info)
+            file = token_path(options.tokens, result.path, len(results), len(paths))
+            file.parent.mkdir(parents=True, exist_ok=True)
+            draw_tokens(image, result.tokens, info.class_names).save(file)
     if options.json:
         print(json.dumps([_record(result) for result in results], indent=2))
     return 0 if any(result.error is None for result in results) else 1
@@ -266,28 +268,23 @@ def _record(result: Prediction) -> dict[str, Any]:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     description, examples = __doc__.replace("\npython", "\n  python").split("\n\n", 1)
-    parser = argparse.ArgumentParser(
-        prog="python -m tlvit.predict",
-        description=description,
-        epilog=f"examples:\n{examples}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command.parser("predict", description, examples)
     add = parser.add_argument
     add("--checkpoint", required=True, metavar="PATH",
         help="a workdir, a model folder, or a .pth or .safetensors file")  # fmt: skip
     add("images", nargs="+", metavar="IMAGE", help="image files, folders or glob patterns")
     add("--model", metavar="NAME", help="architecture of a PyTorch file, if several have its tensors")
-    add("--weights", choices=("auto", "ema", "raw"), default="auto",
-        help="default: auto, those that scored best in the run, else EMA if there are any")  # fmt: skip
+    add("--weights", choices=WEIGHTS, default="auto",
+        help="averaged (ema), not averaged (raw), or those that scored best in the run (auto)")  # fmt: skip
     add("--classes", metavar="FILE", help="class names, one a line (default: the checkpoint's)")
     add(
         "--image-size",
-        type=parse_image_size,
+        type=command.parsed(parse_image_size),
         metavar="SIZE",
         help="384 or 384x256 (default: the checkpoint's)",
     )
-    add("--top", type=int, default=5, metavar="N", help="number of classes for each image (default: 5)")
-    add("--batch-size", type=int, default=32, metavar="N", help="number of images in a batch (default: 32)")
+    add("--top", type=command.integer(1, 1_000_000), default=5, metavar="N", help="classes for each image")
+    add("--batch-size", type=command.integer(1, MAX_BATCH), default=32, metavar="N", help="images in a batch")
     add("--json", action="store_true", help="print all results as one JSON list")
     add("--tokens", metavar="PNG", help="draw the class of every token over the image")
     return parser.parse_args(arguments)

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from tlvit import command
 from tlvit.checkpoints.load import load
 from tlvit.checkpoints.model_info import ModelInfo
 from tlvit.config import parse_image_size
@@ -28,8 +29,7 @@ from tlvit.models.macs import model_macs
 from tlvit.models.table import create_model, list_models, published_image_size
 from tlvit.types import Array, PyTree
 
-EXAMPLES = """examples:
-  python -m tlvit.summary lvvit_s lvvit_m --image-size=384
+EXAMPLES = """  python -m tlvit.summary lvvit_s lvvit_m --image-size=384
   python -m tlvit.summary --checkpoint=runs/student
   python -m tlvit.summary --all
 """
@@ -168,20 +168,20 @@ def table(summaries: Sequence[Summary]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     options = _parse(arguments)
+    return command.run(lambda: _run(options), debug=options.debug)
+
+
+def _run(options: argparse.Namespace) -> int:
     sizes = {"image_size": options.image_size, "num_classes": options.num_classes}
-    try:
-        if options.all:
-            names = sorted(list_models(), key=_natural_key)
-            rows = [(name, size) for name in names for size in _sizes(name, options.image_size)]
-            print(table([summarize(n, image_size=s, num_classes=options.num_classes) for n, s in rows]))
-        elif options.checkpoint:
-            _, info = load(options.checkpoint, model=options.model, image_size=options.image_size)
-            print(_describe(summarize_info(info)))
-        else:
-            print("\n\n".join(_describe(summarize(name, **sizes)) for name in options.names))
-    except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    if options.all:
+        names = sorted(list_models(), key=_natural_key)
+        rows = [(name, size) for name in names for size in _sizes(name, options.image_size)]
+        print(table([summarize(n, image_size=s, num_classes=options.num_classes) for n, s in rows]))
+    elif options.checkpoint:
+        _, info = load(options.checkpoint, model=options.model, image_size=options.image_size)
+        print(_describe(summarize_info(info)))
+    else:
+        print("\n\n".join(_describe(summarize(name, **sizes)) for name in options.names))
     return 0
 
 
@@ -227,21 +227,17 @@ def _sizes(name: str, requested: tuple[int, int] | None) -> list[int | tuple[int
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m tlvit.summary",
-        description="Prints parameters, multiply-adds, activation memory and published accuracy of models.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    text = "Prints parameters, multiply-adds, activation memory and published accuracy of models."
+    parser = command.parser("summary", text, EXAMPLES)
     add = parser.add_argument
     add("names", nargs="*", metavar="NAME", help="names of models")
     add("--all", action="store_true", help="all models, as a markdown table")
     add("--checkpoint", metavar="PATH", help="a workdir, a model folder, or a .pth or .safetensors file")
     add("--model", metavar="NAME", help="with --checkpoint: architecture, if several have its tensors")
-    add("--image-size", type=parse_image_size, metavar="SIZE",
+    add("--image-size", type=command.parsed(parse_image_size), metavar="SIZE",
         help="224 or 384x256 (default: the published size, or the checkpoint's)")  # fmt: skip
-    add("--num-classes", type=int, default=1000, metavar="N",
-        help="number of classes of named models (default: 1000)")  # fmt: skip
+    add("--num-classes", type=command.integer(1, 1_000_000), default=1000, metavar="N",
+        help="number of classes of named models")  # fmt: skip
     options = parser.parse_args(arguments)
     if bool(options.names) + options.all + bool(options.checkpoint) != 1:
         parser.error("give names of models, --checkpoint or --all")

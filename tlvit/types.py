@@ -29,7 +29,7 @@ class ScoreMaps:
     """The annotator's K highest logits in every cell of an image.
 
     Attributes:
-      value: raw logits. Classes that are not among the K have logit 0.
+      value: logits, as the annotator computed them. Classes that are not among the K have logit 0.
       index: class indices of the logits.
 
     Example:

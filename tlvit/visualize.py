@@ -20,8 +20,9 @@ import jax
 import numpy as np
 from flax import nnx
 
+from tlvit import command
 from tlvit.checkpoints.load import load
-from tlvit.checkpoints.model_info import ModelInfo
+from tlvit.checkpoints.model_info import WEIGHTS, ModelInfo
 from tlvit.models.functional import functionalize
 from tlvit.ops.normalize import normalize
 from tlvit.training.run_log import read_metrics, start_logging
@@ -31,8 +32,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, FigureBase
 
-EXAMPLES = """examples:
-  python -m tlvit.visualize --checkpoint=runs/student
+EXAMPLES = """  python -m tlvit.visualize --checkpoint=runs/student
   python -m tlvit.visualize --checkpoint=runs/student --annotator=runs/annotator --baseline=runs/baseline
 """
 
@@ -107,18 +107,19 @@ def report(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     options = _parse(arguments)
+    return command.run(lambda: _run(options), debug=options.debug)
+
+
+def _run(options: argparse.Namespace) -> int:
     start_logging()
-    try:
-        path = report(
-            options.checkpoint,
-            weights=options.weights,
-            annotator=options.annotator,
-            baseline=options.baseline,
-            count=options.count,
-        )
-    except (ValueError, FileNotFoundError, ImportError) as error:
-        log.error("%s", error)
-        return 1
+    command.check_writable(pathlib.Path(options.checkpoint) / "report.png", folder=False)
+    path = report(
+        options.checkpoint,
+        weights=options.weights,
+        annotator=options.annotator,
+        baseline=options.baseline,
+        count=options.count,
+    )
     log.info("report written: %s", path)
     return 0
 
@@ -264,19 +265,14 @@ def _title(config: dict[str, Any], info: ModelInfo) -> str:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m tlvit.visualize",
-        description="Draws report.png of a run into its workdir.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command.parser("visualize", "Draws report.png of a run into its workdir.", EXAMPLES)
     add = parser.add_argument
     add("--checkpoint", required=True, metavar="WORKDIR", help="workdir of the run")
-    add("--weights", choices=("auto", "ema", "raw"), default="auto",
-        help="default: auto, those that scored best in the run, else EMA if there are any")  # fmt: skip
+    add("--weights", choices=WEIGHTS, default="auto",
+        help="averaged (ema), not averaged (raw), or those that scored best in the run (auto)")  # fmt: skip
     add("--annotator", metavar="PATH", help="checkpoint of the annotator, to show its maps too")
     add("--baseline", metavar="WORKDIR", help="run without token labels, to compare the curves with")
-    add("--count", type=int, default=5, metavar="N", help="number of test images (default: 5)")
+    add("--count", type=command.integer(1, 100), default=5, metavar="N", help="number of test images")
     return parser.parse_args(arguments)
 
 

@@ -31,10 +31,10 @@ def test_table_has_every_seed_mean_and_sample_deviation():
 def test_the_arms_differ_only_in_the_compared_settings():
     """Student, budget and data order are the same; the labels and their crop differ."""
     configs = {}
-    for arm, (name, changes) in compare_token_labels.ARMS.items():
+    for variant, (name, changes) in compare_token_labels.VARIANTS.items():
         config = recipe.get_config(name)
         config.update_from_flattened_dict(changes)
-        configs[arm] = config.to_dict()
+        configs[variant] = config.to_dict()
     aligned = configs["token labels, aligned"]
     published = configs["token labels, published (transposed) crop"]
     plain = configs["no token labels"]
@@ -141,11 +141,11 @@ def test_the_comparison_from_beginning_to_end(small, tmp_path, capsys):
     assert compare_token_labels.main([f"--out={tmp_path}", "--epochs=1", "--seeds", "4"]) == 0
     found = json.loads((tmp_path / "results.json").read_text())
     assert found["seeds"] == [4]
-    assert found.keys() == {"seeds", "annotator", *compare_token_labels.ARMS}
+    assert found.keys() == {"seeds", "annotator", *compare_token_labels.VARIANTS}
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][1:]
-    assert [row.split("|")[1].strip() for row in rows] == list(compare_token_labels.ARMS)
-    for row, arm in zip(rows, compare_token_labels.ARMS, strict=True):
-        assert f"{found[arm][0]['eval/ema_top1']:.1f}" in row
+    assert [row.split("|")[1].strip() for row in rows] == list(compare_token_labels.VARIANTS)
+    for row, variant in zip(rows, compare_token_labels.VARIANTS, strict=True):
+        assert f"{found[variant][0]['eval/ema_top1']:.1f}" in row
     configs = {p.parent.name: json.loads(p.read_text()) for p in tmp_path.glob("*_seed4/config.json")}
     assert {c["seed"] for c in configs.values()} == {4}
     assert len(configs) == 3

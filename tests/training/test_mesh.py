@@ -26,3 +26,10 @@ def test_local_batch_size():
     assert local_batch_size(24, mesh) == 24
     with pytest.raises(ValueError, match=r"20 images.*8 devices"):
         local_batch_size(20, mesh)
+    with pytest.raises(ValueError, match=r"20 images cannot .* 8 devices; 16 or 24 images can\."):
+        local_batch_size(20, mesh)
+    with pytest.raises(ValueError, match=r"4 images cannot .*; 8 images can\."):
+        local_batch_size(4, mesh)
+    assert local_batch_size(48, mesh, parts=3) == 48
+    with pytest.raises(ValueError, match=r"40 images .* 8 devices in 3 accumulated parts; 24 or 48 images"):
+        local_batch_size(40, mesh, parts=3)

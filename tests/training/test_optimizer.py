@@ -92,6 +92,14 @@ def test_linear_scaling():
     np.testing.assert_allclose(schedule_of(batch_size=512, warmup_epochs=0)(0), 8e-4, rtol=1e-6)
 
 
+def test_a_lowest_learning_rate_above_the_peak_is_refused():
+    with pytest.raises(
+        ValueError, match=r"min_lr is 1e-05, above .* 6.25e-06 \(0.0016 for a batch of 1024, "
+    ):
+        schedule_of(batch_size=4)
+    schedule_of(batch_size=4, learning_rate=0.0)
+
+
 def test_decay_mask_of_lvvit():
     """timm's rule by official name: not vectors, not pos_embed, not cls_token."""
     _, params, _ = functionalize(nnx.eval_shape(lambda: tlvit.create_model("lvvit_t")))

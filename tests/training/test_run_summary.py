@@ -72,3 +72,11 @@ def test_without_token_labels(caplog):
     assert found["augmentation"].endswith("mixup 0.8, cutmix 1")
     assert "MixToken" not in found["augmentation"]
     assert found["start"] == "weights of weights.pth"
+
+
+def test_other_augmentations_are_named_by_their_settings(caplog):
+    config = deit.get_config()
+    config.augment.antialias = True
+    config.augment.crop_ratio = (1.0, 1.0)
+    text = summary(config, None, caplog)["augmentation"]
+    assert text.endswith("cutmix 1, crop_ratio (1.0, 1.0), antialias True")

@@ -16,6 +16,7 @@ from flax import nnx
 
 from tlvit.checkpoints.model_info import ModelInfo, Preprocessing
 from tlvit.checkpoints.torch_names import to_torch
+from tlvit.config import multiples_near
 from tlvit.models.functional import Net, functionalize
 from tlvit.ops.normalize import normalize
 from tlvit.training.mesh import make_mesh, replicated
@@ -103,6 +104,8 @@ def annotate(
     """
     if not isinstance(annotator, Annotator):
         annotator = Annotator(*annotator)
+    if top_k < 1:
+        raise ValueError(f"top_k must be at least 1, not {top_k}.")
     scorer = _Scorer(annotator, top_k=min(top_k, annotator.info.num_classes), batch_size=batch_size)
     writer = _open_writer(annotator, scorer, source, out)
     _write_shards(writer, annotator, scorer, max_corrupt=max_corrupt, threads=threads)
@@ -132,9 +135,11 @@ class _Scorer:
 
     def __init__(self, annotator: Annotator, *, top_k: int, batch_size: int):
         self.mesh = make_mesh(jax.local_devices())
-        if batch_size % self.mesh.devices.size:
+        devices = self.mesh.devices.size
+        if batch_size < 1 or batch_size % devices:
             raise ValueError(
-                f"A batch of {batch_size} images cannot be split over {self.mesh.devices.size} devices."
+                f"A batch of {batch_size} images cannot be split over {devices} devices; "
+                f"{multiples_near(batch_size, devices)} images can."
             )
         net, params, stats = functionalize(annotator.model)
         self.batch_size = batch_size
@@ -229,6 +234,19 @@ def _write_shards(
             position + 1, len(todo), images / elapsed, 100 * agreed / max(images, 1), images,
             duration(elapsed / (position + 1) * (len(todo) - position - 1)),
         )  # fmt: skip
+    if near_chance(agreed, images, info.num_classes):
+        log.warning(
+            "The mean map agrees with the label on %.1f%% of %d images, and chance is %.1f%%: these score "
+            "maps teach noise. Train the annotator further, or check that its classes are those of the "
+            "images, in the same order.",
+            100 * agreed / images, images, 100 / info.num_classes,
+        )  # fmt: skip
+
+
+def near_chance(agreed: int, images: int, num_classes: int) -> bool:
+    """Whether an accuracy is less than a tenth of the way from chance to 100 %, for 20 images or more."""
+    chance = 1 / num_classes
+    return images >= 20 and agreed / images < chance + 0.1 * (1 - chance)
 
 
 def _hash_weights(model: nnx.Module) -> str:

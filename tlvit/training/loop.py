@@ -21,6 +21,7 @@ from tlvit.training.initialize import initial_state
 from tlvit.training.mesh import local_batch_size, make_mesh
 from tlvit.training.prefetch import Prefetch
 from tlvit.training.run_summary import print_summary
+from tlvit.training.run_warnings import run_warnings
 from tlvit.training.state import TrainState, abstract_model
 from tlvit.training.step import make_eval_step, make_train_step
 from tlvit.training.stop_request import StopRequest
@@ -76,8 +77,8 @@ def train(
     # Checks that need no data.
     workdir = pathlib.Path(workdir)
     mesh = make_mesh(data=config.mesh.data)
-    for size in (config.batch_size, config.eval_batch_size):
-        local_batch_size(size, mesh)
+    local_batch_size(config.batch_size, mesh, parts=config.optim.accumulate)
+    local_batch_size(config.eval_batch_size, mesh)
     checks.check_model(config, _abstract_net(config))
     checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
     if checkpoints.steps():
@@ -104,6 +105,9 @@ def train(
     first_step = int(state.step)
     _write_records(workdir, config, info)
     print_summary(config, data, mesh, net, state, total_steps)
+    for text in run_warnings(config, data.train.num_examples, steps_per_epoch):
+        log.warning("warning: %s", text)
+    log.info("curves: tensorboard --logdir=%s", workdir)
 
     # The compiled programs and the stream of batches, which starts at this run's first step.
     train_step = make_train_step(net, tx, mesh, config, info, teacher=teacher)
@@ -116,6 +120,8 @@ def train(
     progress = run_log.Progress(first_step, total_steps, steps_per_epoch, config.batch_size)
     trace = _profiler(workdir, profile)
     result: dict[str, float] = {}
+    if first_step < total_steps:
+        log.info("compiling the training step: minutes for a large model")
     with StopRequest() as stop:
         for step in range(first_step + 1, total_steps + 1):
             batch = next(batches)

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from tlvit.config import multiples_near
+
 
 def make_mesh(devices: Sequence[jax.Device] | None = None, *, data: int = -1) -> Mesh:
     """A mesh with one axis, `data`.
@@ -38,13 +40,22 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
-def local_batch_size(batch_size: int, mesh: Mesh) -> int:
+def local_batch_size(batch_size: int, mesh: Mesh, *, parts: int = 1) -> int:
     """Images of a global batch that this process provides.
+
+    Args:
+      batch_size: images of the global batch.
+      mesh: the devices.
+      parts: parts in which the batch is run, each over all devices.
 
     Raises:
       ValueError: the batch cannot be split evenly over the devices.
     """
     devices = mesh.devices.size
-    if batch_size % devices:
-        raise ValueError(f"A batch of {batch_size} images cannot be split evenly over {devices} devices.")
+    if batch_size % (devices * parts):
+        over = f"{devices} devices" + (f" in {parts} accumulated parts" if parts > 1 else "")
+        raise ValueError(
+            f"A batch of {batch_size} images cannot be split evenly over {over}; "
+            f"{multiples_near(batch_size, devices * parts)} images can."
+        )
     return batch_size // jax.process_count()

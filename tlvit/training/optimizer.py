@@ -37,12 +37,18 @@ def make_schedule(optim: Optim, *, epochs: int, steps_per_epoch: int, batch_size
       step -> learning rate, float32.
 
     Raises:
-      ValueError: an epoch has no step.
+      ValueError: an epoch has no step, or `optim.min_lr` is above the peak.
     """
     if steps_per_epoch < 1:
         raise ValueError(f"A schedule needs at least one step in an epoch, not {steps_per_epoch}.")
     peak = peak_learning_rate(optim, batch_size)
     first, lowest = optim.warmup_lr, optim.min_lr
+    if lowest > peak > 0:
+        raise ValueError(
+            f"config.optim.min_lr is {lowest:g}, above the peak learning rate {peak:g} "
+            f"({optim.learning_rate:g} for a batch of {optim.base_batch_size}, scaled to {batch_size}). Set "
+            "a lower config.optim.min_lr or a higher config.optim.learning_rate."
+        )
 
     def schedule(step: ArrayLike) -> jax.Array:
         step = jnp.asarray(step, jnp.int32)

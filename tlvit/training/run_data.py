@@ -71,10 +71,20 @@ def model_info(config: Config, source: "Source") -> ModelInfo:
 
 
 def steps_per_epoch(data: RunData, config: Config) -> int:
-    """Full training batches in an epoch."""
+    """Full training batches in an epoch.
+
+    Raises:
+      ValueError: the run has more steps than an int32 counts.
+    """
     from tlvit.data import pipeline
 
-    return pipeline.steps_per_epoch(data.train, config.batch_size)
+    steps = pipeline.steps_per_epoch(data.train, config.batch_size)
+    if config.total_epochs * steps >= 2**31:
+        raise ValueError(
+            f"{config.total_epochs} epochs of {steps} steps are {config.total_epochs * steps} steps, but a "
+            f"run has at most {2**31 - 1}: set a lower config.epochs."
+        )
+    return steps
 
 
 def train_batches(data: RunData, config: Config, first_step: int) -> Iterator[Batch]:

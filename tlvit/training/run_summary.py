@@ -1,5 +1,6 @@
 """The table that a run prints at its start: devices, model, data, token labels, augmentation, schedule."""
 
+import dataclasses
 import logging
 
 import jax
@@ -11,6 +12,10 @@ from tlvit.models.macs import model_macs
 from tlvit.training.optimizer import peak_learning_rate
 from tlvit.training.run_data import RunData
 from tlvit.training.state import TrainState
+
+# The settings that `_augmentation` describes in words.
+DESCRIBED = ("crop_scale", "hflip", "interpolation", "randaugment", "randaugment_on", "three_augment",
+             "color_jitter", "repeats", "random_erasing", "mixup", "cutmix")  # fmt: skip
 
 log = logging.getLogger("tlvit")
 
@@ -70,7 +75,7 @@ def _token_labels(config: Config, data: RunData) -> str:
 
 
 def _augmentation(config: Config) -> str:
-    """The augmentations in the order in which they run."""
+    """The augmentations in the order in which they run, then other settings that are not the default."""
     augment: Augment = config.augment
     size = "x".join(map(str, config.image_size))
     steps = [
@@ -86,7 +91,12 @@ def _augmentation(config: Config) -> str:
         f"cutmix {augment.cutmix:g}" if augment.cutmix else "",
         "MixToken" if config.token_labels and config.loss.mixtoken else "",
     ]
-    return ", ".join(step for step in steps if step)
+    others = [
+        f"{field.name} {getattr(augment, field.name)}"
+        for field in dataclasses.fields(augment)
+        if field.name not in DESCRIBED and getattr(augment, field.name) != field.default
+    ]
+    return ", ".join(step for step in steps + others if step)
 
 
 def _schedule(config: Config, total_steps: int) -> str:

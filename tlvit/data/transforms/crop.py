@@ -10,10 +10,9 @@ import tensorflow as tf
 
 from tlvit.config import Augment
 from tlvit.data.transforms import geometry
+from tlvit.data.transforms.augment import SEEDS, augment_image
 from tlvit.data.transforms.decode import decode, decode_and_crop
-from tlvit.data.transforms.randaugment import rand_augment
 from tlvit.data.transforms.resize import fast_resize, resize, resize_and_center_crop
-from tlvit.data.transforms.three_augment import color_jitter, three_augment
 from tlvit.ops.randaugment_policy import AugmentPolicy
 
 LabelCrop = Literal["aligned", "published"]
@@ -35,7 +34,7 @@ def train_image(
     label_crop: LabelCrop = "aligned",
     policy: AugmentPolicy | None = None,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Random flip and random resized crop, then 3-Augment, color jitter and RandAugment at the final size.
+    """Random flip and random resized crop, then the augmentations at the final size.
 
     Args:
       encoded: scalar string, an image file.
@@ -49,8 +48,7 @@ def train_image(
     Returns:
       The image, uint8 [H, W, 3], and its matrix, float32 [2, 3].
     """
-    # Every stage has its own stream of random numbers. A new stage takes a new one at the end.
-    seeds = tf.random.split(seed, 6)
+    seeds = tf.random.split(seed, 3 + SEEDS)  # a stream of random numbers for each stage
     flipped = tf.random.stateless_uniform([], seeds[0]) < augment.hflip
 
     def choose(size: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
@@ -69,14 +67,8 @@ def train_image(
     image = tf.cond(flipped, lambda: tf.reverse(image, [1]), lambda: image)
     unflip = tf.where(flipped, geometry.flip(), geometry.identity())
     matrix = geometry.compose(unflip, geometry.crop(box, size, transposed=label_crop == "published"))
-    if augment.three_augment:
-        image = three_augment(image, seeds[4])
-    if augment.color_jitter:
-        image = color_jitter(image, seeds[5], augment.color_jitter)
-    if policy is not None:
-        image, moved = rand_augment(image, seeds[3], policy)
-        matrix = geometry.compose(matrix, moved)
-    return image, matrix
+    image, moved = augment_image(image, seeds[3:], augment, policy)
+    return image, geometry.compose(matrix, moved)
 
 
 def eval_image(

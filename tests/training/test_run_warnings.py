@@ -1,0 +1,49 @@
+"""Warnings at the start of a run."""
+
+import pytest
+
+from tlvit.config import Config, Ema, Model, Optim
+from tlvit.training.run_warnings import run_warnings
+
+GOOD = {"epochs": 100, "cooldown_epochs": 0, "batch_size": 64, "ema": Ema(warmup=True),
+        "optim": Optim(base_batch_size=64, learning_rate=1e-3)}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "images", "message"),
+    [
+        (
+            {"epochs": 2},
+            2000,
+            "The warm-up takes 5 of 2 epochs, so for most of the run the learning rate is below its peak of "
+            "0.001. Try --config.optim.warmup_epochs=0.1.",
+        ),
+        (
+            {"optim": Optim(min_lr=0)},
+            2000,
+            "The learning rate 0.0016 is given for a batch of 1024 and scaled to 0.0001 for 64 images. For "
+            "0.0016 itself: --config.optim.base_batch_size=64.",
+        ),
+        (
+            {},
+            240,
+            "An epoch of 240 images has 3 steps, and the whole run has 300. For more steps: "
+            "--config.batch_size=24.",
+        ),
+        (
+            {"ema": Ema(decay=0.99992)},
+            2000,
+            "After 3100 steps the average of the weights still has 78 % of the initial weights (ema.decay "
+            "0.99992). Set --config.ema.warmup=True.",
+        ),
+    ],
+)
+def test_a_setting_that_learns_little(changes, images, message):
+    assert run_warnings(Config(**{**GOOD, **changes}), images, images // 64) == [message]
+
+
+def test_no_warning():
+    assert run_warnings(Config(**GOOD), 2000, 31) == []
+    assert run_warnings(Config(), 1_281_167, 1251) == []
+    fine_tuning = {**GOOD, "ema": Ema(decay=0.99992), "model": Model(init_from="x")}
+    assert run_warnings(Config(**fine_tuning), 2000, 31) == []

@@ -1,0 +1,187 @@
+"""Where the settings of a command come from: a recipe file, a workdir's config.json, and overriding flags."""
+
+import ast
+import contextlib
+import importlib.util
+import inspect
+import pathlib
+import re
+import sys
+import traceback
+import typing
+from collections.abc import Iterator, Sequence
+from types import ModuleType
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from tlvit import config as settings
+from tlvit.records import convert, read_json
+
+RECIPE_FOLDERS = (  # of the installed package, and of a checkout
+    pathlib.Path(__file__).parent / "configs",
+    pathlib.Path(__file__).parent.parent / "configs",
+)
+
+
+def recipe_names() -> list[str]:
+    """Names of the shipped recipes."""
+    return sorted({path.stem for folder in RECIPE_FOLDERS for path in folder.glob("*.py")} - {"__init__"})
+
+
+def load_recipe(recipe: str) -> ConfigDict:
+    """The settings of a recipe.
+
+    Args:
+      recipe: the name of a shipped recipe or a .py file, with :VARIANT for recipes that have variants. The
+        file may import other files of its folder.
+
+    Raises:
+      ValueError: there is no such recipe or variant, or the file raises an error.
+    """
+    name, _, variant = recipe.partition(":")
+    path = _find(name)
+    with _faults_of(path):
+        module = _load_file(path)
+        if not hasattr(module, "get_config"):
+            raise ValueError(f"{path} is not a recipe: it has no function get_config().")
+        if variant and not inspect.signature(module.get_config).parameters:
+            raise ValueError(f"{name} has no variants: leave out :{variant}.")
+        found = module.get_config(*[variant] if variant else [])
+    if not isinstance(found, ConfigDict):
+        raise ValueError(f"get_config() of {path} must return settings, made by tlvit.config.default().")
+    return found
+
+
+def load_workdir(workdir: str | pathlib.Path) -> ConfigDict | None:
+    """The settings of a workdir's run; None if it has no config.json.
+
+    Raises:
+      ValueError: config.json is damaged or has unknown settings.
+    """
+    path = pathlib.Path(workdir) / "config.json"
+    if not path.exists():
+        return None
+    try:
+        config = settings.resolve(read_json(path))
+    except ValueError as error:
+        raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+    return ConfigDict(settings.to_dict(config))
+
+
+def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """Takes the overrides of settings out of the arguments of a command.
+
+    Returns:
+      The other arguments, and (name, text) of --config.NAME=TEXT or --config.NAME TEXT. The text of
+      --config.NAME alone is "True", and of --noconfig.NAME "False".
+    """
+    others: list[str] = []
+    overrides: list[tuple[str, str]] = []
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        match = re.fullmatch(r"--?(no)?config\.([^=]+)(?:=(.*))?", argument, re.DOTALL)
+        if match is None:
+            others.append(argument)
+            continue
+        off, name, text = match.groups()
+        if text is None:
+            given = not off and rest and not rest[0].startswith("--")
+            text = rest.pop(0) if given else str(not off)
+        overrides.append((name, text))
+    return others, overrides
+
+
+def override(config: ConfigDict, name: str, text: str) -> None:
+    """Sets one setting from the text of a flag.
+
+    Args:
+      config: settings, which are changed.
+      name: such as "batch_size" or "optim.learning_rate", or any "model.options.NAME".
+      text: the value.
+
+    Raises:
+      ValueError: the setting does not exist, or the text is not a value of its type.
+    """
+    name = name.replace("-", "_")
+    if name.startswith("model.options."):
+        with config.model.options.unlocked():
+            config.model.options[name.removeprefix("model.options.")] = _literal(text)
+        return
+    types = settings.setting_types()
+    if name not in types:
+        raise ValueError(settings.unknown_setting(name))
+    if name == "model.options":
+        raise ValueError("Options of the model are set one by one: --config.model.options.NAME=VALUE.")
+    section, _, key = name.rpartition(".")
+    target = config[section] if section else config
+    target[key] = _value(text, types[name], name)
+
+
+def _find(name: str) -> pathlib.Path:
+    """The file of a recipe."""
+    files = [folder / f"{name}.py" for folder in RECIPE_FOLDERS]
+    files.append(pathlib.Path(name if name.endswith(".py") else f"{name}.py"))
+    for path in files:
+        if path.is_file():
+            return path.absolute()
+    if name.endswith(".py"):
+        raise ValueError(
+            f"The recipe file {name} does not exist; shipped recipes: {', '.join(recipe_names())}."
+        )
+    raise ValueError(f"{name!r} is not a shipped recipe or a .py file; recipes: {', '.join(recipe_names())}")
+
+
+def _load_file(path: pathlib.Path) -> ModuleType:
+    """Runs a Python file, which may import other files of its folder."""
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
+    spec = importlib.util.spec_from_file_location(f"tlvit_file_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{path} is not a Python file.")
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@contextlib.contextmanager
+def _faults_of(path: pathlib.Path) -> Iterator[None]:
+    """Any error of a user's Python file becomes a ValueError with the file and the line."""
+    try:
+        yield
+    except ValueError:
+        raise
+    except Exception as error:
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+        line, text = lines[-1] if lines else 1, str(error)
+        if isinstance(error, SyntaxError):
+            line, text = error.lineno, error.msg
+        raise ValueError(f"{path}, line {line}: {type(error).__name__}: {text}") from error
+
+
+def _value(text: str, kind: Any, name: str) -> Any:
+    """The value of a setting of a type."""
+    if name.endswith("image_size"):
+        return settings.parse_image_size(text.strip("()[] ").rstrip(",").replace(",", "x")) if text else ()
+    words = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
+    if kind is bool:
+        return convert(words.get(text.lower(), text), kind, f"config.{name}")
+    origin = typing.get_origin(kind)
+    if kind is str or origin is typing.Literal:
+        return text
+    value = _literal(text)
+    if kind is float and isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            value = float(text)  # nan and inf are no literals
+    if origin is tuple and not isinstance(value, tuple | list):
+        value = (value,)
+    return convert(value, kind, f"config.{name}")
+
+
+def _literal(text: str) -> Any:
+    """The Python value of "12", "0.1", "(2, 1)" or "None"; other text stays text."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return text

@@ -1,0 +1,72 @@
+"""Warnings at the start of a run: settings that are allowed, but with which the run learns little."""
+
+from tlvit.config import Config
+from tlvit.training.optimizer import peak_learning_rate
+
+FEW_STEPS = 5  # in an epoch
+SMALL_SCALE = 1 / 16  # of the learning rate, by the batch size
+INITIAL_SHARE = 0.1  # of the initial weights in the average at the end
+
+
+def run_warnings(config: Config, num_images: int, steps_per_epoch: int) -> list[str]:
+    """The warnings, with their numbers and a setting that changes them.
+
+    Args:
+      config: settings of the run.
+      num_images: training images.
+      steps_per_epoch: optimizer steps in an epoch.
+    """
+    return [
+        text
+        for text in (
+            _warmup(config),
+            _learning_rate(config),
+            _steps(config, num_images, steps_per_epoch),
+            _average(config, steps_per_epoch),
+        )
+        if text
+    ]
+
+
+def _warmup(config: Config) -> str:
+    optim, total = config.optim, config.total_epochs
+    if optim.warmup_epochs <= total / 2 or optim.learning_rate == 0:
+        return ""
+    peak = peak_learning_rate(optim, config.batch_size)
+    return (
+        f"The warm-up takes {optim.warmup_epochs:g} of {total} epochs, so for most of the run the learning "
+        f"rate is below its peak of {peak:.2g}. Try --config.optim.warmup_epochs={total / 20:g}."
+    )
+
+
+def _learning_rate(config: Config) -> str:
+    optim, size = config.optim, config.batch_size
+    if size > optim.base_batch_size * SMALL_SCALE:
+        return ""
+    return (
+        f"The learning rate {optim.learning_rate:g} is given for a batch of {optim.base_batch_size} and "
+        f"scaled to {peak_learning_rate(optim, size):.2g} for {size} images. For {optim.learning_rate:g} "
+        f"itself: --config.optim.base_batch_size={size}."
+    )
+
+
+def _steps(config: Config, num_images: int, steps_per_epoch: int) -> str:
+    if steps_per_epoch >= FEW_STEPS:
+        return ""
+    steps = "step" if steps_per_epoch == 1 else "steps"
+    smaller = max(1, num_images // 10)
+    return (
+        f"An epoch of {num_images} images has {steps_per_epoch} {steps}, and the whole run has "
+        f"{config.total_epochs * steps_per_epoch}. For more steps: --config.batch_size={smaller}."
+    )
+
+
+def _average(config: Config, steps_per_epoch: int) -> str:
+    steps, ema = config.total_epochs * steps_per_epoch, config.ema
+    share = ema.decay**steps
+    if ema.warmup or ema.decay == 0 or share < INITIAL_SHARE or config.model.init_from:
+        return ""
+    return (
+        f"After {steps} steps the average of the weights still has {100 * share:.0f} % of the initial "
+        f"weights (ema.decay {ema.decay:g}). Set --config.ema.warmup=True."
+    )
