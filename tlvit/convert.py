@@ -2,18 +2,22 @@
 
 python -m tlvit.convert --checkpoint=weights.pth --model=lvvit_s --out=FOLDER    # PyTorch -> model folder
 python -m tlvit.convert --checkpoint=WORKDIR --out=weights.safetensors           # run -> PyTorch (or .pth)
+python -m tlvit.convert --checkpoint=own.pth --model=lvvit_s --option=depth=8 --out=FOLDER  # of other sizes
 """
 
 import argparse
+import ast
+import contextlib
 import dataclasses
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from tlvit.checkpoints.load import open_checkpoint
-from tlvit.checkpoints.model_info import WEIGHTS
+from tlvit.checkpoints.model_info import WEIGHTS, ModelInfo
 from tlvit.checkpoints.native import save_model_folder
-from tlvit.checkpoints.torch_files import ENDINGS, export
+from tlvit.checkpoints.torch_files import ENDINGS, check_ending, export
 from tlvit.config import parse_image_size
 
 
@@ -39,6 +43,9 @@ def convert(options: argparse.Namespace) -> None:
     out = pathlib.Path(options.out)
     if out.exists() and (out.is_file() or any(out.iterdir())):
         raise ValueError(f"{out} exists already; choose another name or remove it.")
+    to_pytorch = (options.to or ("pytorch" if out.name.endswith(ENDINGS) else "tlvit")) == "pytorch"
+    if to_pytorch:
+        check_ending(out)
     opened = open_checkpoint(
         options.checkpoint,
         model=options.model,
@@ -48,21 +55,37 @@ def convert(options: argparse.Namespace) -> None:
         num_classes=options.num_classes,
         drop_heads=options.heads == "drop",
         allow=options.allow,
+        **dict(options.option),
     )
-    info = opened.info
-    if options.classes:
-        names = pathlib.Path(options.classes).read_text().splitlines()
-        info = dataclasses.replace(info, class_names=tuple(names))
+    info = _with_class_names(opened.info, options.classes) if options.classes else opened.info
     size = "x".join(map(str, info.image_size))
     print(
         f"{options.checkpoint}: {opened.section} -> {info.model}, {info.num_classes} classes, {size} pixels"
     )
     print(opened.report)
-    if (options.to or ("pytorch" if out.name.endswith(ENDINGS) else "tlvit")) == "pytorch":
+    if to_pytorch:
         export(opened.model, out, info=info)
     else:
         save_model_folder(out, opened.model, info)
     print(f"written to {out}")
+
+
+def _with_class_names(info: ModelInfo, path: str) -> ModelInfo:
+    try:
+        names = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
+        return dataclasses.replace(info, class_names=tuple(names))
+    except ValueError as error:  # not UTF-8, or another number of classes
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _parse_option(text: str) -> tuple[str, Any]:
+    """("depth", 12) of "depth=12". What is no Python value is text."""
+    name, sign, value = text.partition("=")
+    if not (name and sign):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE, such as depth=12")
+    with contextlib.suppress(ValueError, SyntaxError):
+        return name, ast.literal_eval(value.capitalize() if value in ("true", "false", "none") else value)
+    return name, value
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -81,6 +104,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--out", required=True, metavar="PATH", help="model folder, or .safetensors or .pth file, to write")
     add("--to", choices=("tlvit", "pytorch"), help="format of --out; default: by its ending")
     add("--model", metavar="NAME", help="architecture of a PyTorch file, if several have its tensors")
+    add("--option", action="append", default=[], type=_parse_option, metavar="NAME=VALUE",
+        help="option of the model, such as depth=12 (see tlvit summary NAME); may be repeated")  # fmt: skip
     add(
         "--weights",
         choices=WEIGHTS,
