@@ -1,8 +1,11 @@
-"""Helpers of the model tests: filled and small models, random inputs, official names of gradients, errors."""
+"""Helpers of the model tests: filled and small models, official names of gradients, errors, comparisons."""
+
+from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from conftest import fill
+from conftest import fill, images
 from flax import nnx
 
 from tlvit import create_model
@@ -10,7 +13,9 @@ from tlvit.checkpoints.torch_names import from_torch, official_shapes
 from tlvit.models.functional import functionalize
 from tlvit.models.layers import Buffer
 from tlvit.models.t2t_vit import sinusoid_table
-from tlvit.types import ModelOutput
+from tlvit.ops.losses import token_label_loss
+from tlvit.ops.mixing import mixtoken_mask_from_box
+from tlvit.types import ModelOutput, TokenTargets
 
 TRANSFORMER = {"dim": 32, "depth": 2, "num_heads": 2, "image_size": 32, "num_classes": 7}
 # Small models by the prefix of their names. The transformers have a 2x2 grid.
@@ -56,6 +61,39 @@ def run(model: nnx.Module, images, mix=None, key=None) -> ModelOutput:
     net, params, stats = functionalize(model)
     call = lambda p, s, x, mix, key: net.apply(p, s, x, mix=mix, train=key is not None, key=key)[0]
     return jax.jit(call)(params, stats, images, mix, key)
+
+
+def check_score_maps(model: nnx.Module, x: np.ndarray, case: Callable[[str], np.ndarray]) -> None:
+    """Compares a convolutional network with a golden: features, logits, the best classes of every cell."""
+    features = jax.jit(lambda x: model.features(x))(x)
+    dense = model.head.dense(features).transpose(0, 3, 1, 2)
+    index = case("dense_top5_index")
+    for got, expected in (
+        (features.mean((1, 2)), case("features_mean_per_channel")),
+        (jnp.abs(features).mean(), case("features_absmean")),
+        (model.head(features), case("eval_logits")),
+        (jnp.take_along_axis(dense, index, 1), case("dense_top5_value")),
+    ):
+        assert relative(got, expected) < 1e-4
+    np.testing.assert_array_equal(jax.lax.top_k(dense.swapaxes(1, 3), 5)[1].swapaxes(1, 3), index)
+
+
+def token_label_gradients(model: nnx.Module) -> dict[str, float]:
+    """Official name -> norm of the gradient of the token-label loss with MixToken, of a small model."""
+    net, params, stats = functionalize(model)
+    targets = TokenTargets(
+        cls=jax.nn.one_hot(jnp.arange(4), 7),
+        tokens=jax.nn.one_hot(jnp.arange(16).reshape(4, 4) % 7, 7),
+        label=jax.nn.one_hot(jnp.arange(4), 7),
+    )
+    mix = mixtoken_mask_from_box((0, 0, 1, 2), (2, 2))
+
+    def loss(params):
+        output, _ = net.apply(params, stats, images(4), mix=mix, train=True, key=jax.random.key(0))
+        return token_label_loss(output, targets, mix)
+
+    grads = official_names(jax.jit(jax.grad(loss))(params))
+    return {name: float(jnp.linalg.norm(gradient)) for name, gradient in grads.items()}
 
 
 def official_names(tree, path=()):

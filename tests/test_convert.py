@@ -140,3 +140,48 @@ def test_help_shows_an_example(capsys):
     assert (
         "python -m tlvit.convert --checkpoint=weights.pth --model=lvvit_s --out=" in capsys.readouterr().out
     )
+
+
+def test_a_file_of_other_sizes_needs_its_options(tensors, tmp_path, capsys):
+    safetensors.numpy.save_file(tensors, tmp_path / "own.safetensors")
+    command = [f"--checkpoint={tmp_path / 'own.safetensors'}", "--model=lvvit_s", f"--out={tmp_path / 'm'}"]
+    assert main(command) == 1
+    assert "--option=depth=12" in capsys.readouterr().err
+    options = [f"--option={name}={value}" for name, value in TINY.items()]
+    assert main([*command, *options, "--option=rule=mean", "--option=remat=true"]) == 0
+    model, info = tlvit.load(tmp_path / "m")
+    check_equal(to_torch(model), tensors)
+    assert info.options == {**TINY, "rule": "mean", "remat": True}
+    with pytest.raises(SystemExit):
+        main([*command, "--option=depth"])
+    assert "'depth' is not NAME=VALUE" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--num-classes=0"], "num_classes must be an integer from 1 to 1,000,000, not 0"),
+        (["--num-classes=-3", "--heads=drop"], "num_classes must be an integer from 1"),
+        (["--option=depht=3"], "lvvit_s has no option 'depht'; did you mean depth?"),
+        (["--option=depth=-1"], "depth must be from 0 to 1000, not -1"),
+        (["--image-size=80000"], "An image of 80000x80000 has 6,400,000,000 pixels"),
+        (["--model=t2t_vit_7"], "a.safetensors holds a lvvit_s, not a t2t_vit_7"),
+    ],
+)
+def test_impossible_values_are_reported(tensors, tmp_path, capsys, arguments, message):
+    safetensors.numpy.save_file(tensors, tmp_path / "a.safetensors", {"tlvit": json.dumps(INFO.to_json())})
+    command = [f"--checkpoint={tmp_path / 'a.safetensors'}", f"--out={tmp_path / 'm'}"]
+    assert main([*command, *arguments]) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize(("text", "message"), [(b"a\nb\n", "2 class names for 5"), (b"\xff\n", "utf-8")])
+def test_wrong_class_names_name_their_file(tensors, tmp_path, capsys, text, message):
+    safetensors.numpy.save_file(tensors, tmp_path / "a.safetensors", {"tlvit": json.dumps(INFO.to_json())})
+    (tmp_path / "names.txt").write_bytes(text)
+    names = f"--classes={tmp_path / 'names.txt'}"
+    assert main([f"--checkpoint={tmp_path / 'a.safetensors'}", f"--out={tmp_path / 'm'}", names]) == 1
+    error = capsys.readouterr().err
+    assert "names.txt: " in error
+    assert message in error

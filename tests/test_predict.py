@@ -204,7 +204,16 @@ def test_preprocessing_of_the_checkpoint_is_used(model, photos):
     np.testing.assert_allclose([s.probability for s in found.top], sorted(wanted)[::-1], atol=1e-5)
 
 
-@pytest.mark.parametrize("options", [{"top": 0}, {"batch_size": 0}])
+@pytest.mark.parametrize("options", [{"top": 0}, {"batch_size": 0}, {"top": 2.5}, {"batch_size": -3}])
 def test_counts_below_one_are_refused(model, photos, options):
+    """By the call, before the first image is read."""
     with pytest.raises(ValueError, match="must be at least 1"):
-        next(predict(model, INFO, [photos / "a.jpg"], **options))
+        predict(model, INFO, [photos / "a.jpg"], **options)
+
+
+def test_an_output_that_is_nan_is_an_error_of_the_image(photos):
+    model = INFO.build()
+    model.head.bias[...] = model.head.bias[...].at[0].set(np.nan)
+    result = next(predict(model, INFO, [photos / "a.jpg"], tokens=True))
+    assert result.error == "the output of this lvvit_s is NaN or infinite"
+    assert (result.top, result.tokens) == ((), None)

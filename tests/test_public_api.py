@@ -16,7 +16,7 @@ PROMISED = {
     "make_targets",
     "token_label_loss", "distillation_loss", "draw_mixtoken_mask", "mixtoken_mask_from_box", "mix_tokens",
     "make_optimizer", "resize_pos_embed", "annotate", "ScoreMapWriter", "open_score_maps", "open_source",
-    "predict", "Batch", "ScoreMaps", "TokenTargets", "ModelOutput", "MixTokenMask", "Config",
+    "predict", "check_batch", "Batch", "ScoreMaps", "TokenTargets", "ModelOutput", "MixTokenMask", "Config",
 }  # fmt: skip
 
 

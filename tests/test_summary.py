@@ -110,8 +110,16 @@ def test_command(capsys):
     printed = capsys.readouterr().out
     assert "tokens      4 x 4" in printed
     assert "unknown at this size" in printed
+    options = " ".join(printed.partition("options")[2].split())
+    assert options.startswith("patch_size=16, dim=240, depth=12, num_heads=4, mlp_ratio=3.0, stem_width=64")
+    assert options.endswith("rule='max', token_weight=0.5, remat=False, dtype=None")
     assert main(["lvvit_x"]) == 1
     assert "did you mean" in capsys.readouterr().err
+    for argument in ("--num-classes=0", "--num-classes=-5"):
+        assert main(["lvvit_t", argument]) == 1
+        assert "num_classes must be an integer from 1" in capsys.readouterr().err
+    assert main(["lvvit_t", "--image-size=100000"]) == 1
+    assert "the limit is 67,108,864" in capsys.readouterr().err
 
 
 def test_several_models(capsys):
@@ -130,6 +138,7 @@ def test_model_of_a_checkpoint(tmp_path, capsys):
     assert f"parameters  {found.parameters:,} " in printed
     assert "image       64 x 96" in printed
     assert "tokens      4 x 6" in printed
+    assert "dim=24, depth=2, num_heads=2" in printed
     assert main([f"--checkpoint={tmp_path / 'missing'}"]) == 1
     assert "missing" in capsys.readouterr().err
 

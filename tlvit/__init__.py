@@ -26,6 +26,7 @@ _PUBLIC = {
     "TokenTargets": "tlvit.types",
     "ModelOutput": "tlvit.types",
     "MixTokenMask": "tlvit.types",
+    "check_batch": "tlvit.ops.check_batch",
     "Config": "tlvit.config",
     # targets, mixing and losses
     "make_targets": "tlvit.ops.targets",

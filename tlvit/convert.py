@@ -2,19 +2,23 @@
 
 python -m tlvit.convert --checkpoint=weights.pth --model=lvvit_s --out=FOLDER    # PyTorch -> model folder
 python -m tlvit.convert --checkpoint=WORKDIR --out=weights.safetensors           # run -> PyTorch (or .pth)
+python -m tlvit.convert --checkpoint=own.pth --model=lvvit_s --option=depth=8 --out=FOLDER  # of other sizes
 """
 
 import argparse
+import ast
+import contextlib
 import dataclasses
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from tlvit import command
 from tlvit.checkpoints.load import open_checkpoint
 from tlvit.checkpoints.model_info import WEIGHTS
 from tlvit.checkpoints.native import save_model_folder
-from tlvit.checkpoints.torch_files import ENDINGS, export
+from tlvit.checkpoints.torch_files import ENDINGS, check_ending, export
 from tlvit.config import parse_image_size
 
 
@@ -36,6 +40,8 @@ def convert(options: argparse.Namespace) -> int:
     if out.exists() and (out.is_file() or any(out.iterdir())):
         raise ValueError(f"{out} exists already; choose another name or remove it.")
     to_pytorch = (options.to or ("pytorch" if out.name.endswith(ENDINGS) else "tlvit")) == "pytorch"
+    if to_pytorch:
+        check_ending(out)
     command.check_writable(out, folder=not to_pytorch)
     opened = open_checkpoint(
         options.checkpoint,
@@ -46,6 +52,7 @@ def convert(options: argparse.Namespace) -> int:
         num_classes=options.num_classes,
         drop_heads=options.heads == "drop",
         allow=options.allow,
+        **dict(options.option),
     )
     info = opened.info
     if options.classes:
@@ -63,6 +70,16 @@ def convert(options: argparse.Namespace) -> int:
     return 0
 
 
+def _parse_option(text: str) -> tuple[str, Any]:
+    """("depth", 12) of "depth=12". What is no Python value is text."""
+    name, sign, value = text.partition("=")
+    if not (name and sign):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE, such as depth=12")
+    with contextlib.suppress(ValueError, SyntaxError):
+        return name, ast.literal_eval(value.capitalize() if value in ("true", "false", "none") else value)
+    return name, value
+
+
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     description, examples = __doc__.replace("\npython", "\n  python").split("\n\n", 1)
     parser = command.parser("convert", description, examples)
@@ -76,6 +93,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--out", required=True, metavar="PATH", help="model folder, or .safetensors or .pth file, to write")
     add("--to", choices=("tlvit", "pytorch"), help="format of --out; default: by its ending")
     add("--model", metavar="NAME", help="architecture of a PyTorch file, if several have its tensors")
+    add("--option", action="append", default=[], type=_parse_option, metavar="NAME=VALUE",
+        help="option of the model, such as depth=12 (see tlvit summary NAME); may be repeated")  # fmt: skip
     add(
         "--weights",
         choices=WEIGHTS,

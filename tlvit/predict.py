@@ -56,7 +56,7 @@ class Prediction:
       path: the image file.
       top: the most probable classes, best first; empty if the image could not be read.
       tokens: float32 [h, w, L], class probabilities of every token, if they were requested.
-      error: why the image could not be read, or None.
+      error: why the image could not be read or classified, or None.
     """
 
     path: pathlib.Path
@@ -83,8 +83,8 @@ def predict(
       batch_size: number of images in a batch, at least 1.
       tokens: also return the class probabilities of every token.
 
-    Yields:
-      One Prediction for each path.
+    Returns:
+      An iterator with one Prediction for each path.
 
     Raises:
       ValueError: `tokens` and the model does not classify its tokens, or `top` or `batch_size` is below 1.
@@ -96,11 +96,18 @@ def predict(
     """
     if tokens and not model.has_dense_logits:
         raise ValueError(f"This {info.model} has no token head, so its tokens have no classes.")
-    if top < 1 or batch_size < 1:
-        raise ValueError(f"top and batch_size must be at least 1, not {top} and {batch_size}.")
+    for name, value in (("top", top), ("batch_size", batch_size)):
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be at least 1, and an integer, not {value!r}.")
     files = [pathlib.Path(path) for path in paths]
-    batch_size = max(1, min(batch_size, len(files)))
     run = _compile(model, info, tokens=tokens)
+    return _predictions(run, info, files, top, max(1, min(batch_size, len(files))))
+
+
+def _predictions(
+    run: Callable, info: ModelInfo, files: list[pathlib.Path], top: int, batch_size: int
+) -> Iterator[Prediction]:
+    """The predictions of `predict`, for the compiled model `run`."""
     for start in range(0, len(files), batch_size):
         chunk = files[start : start + batch_size]
         inputs = [_try_read(path, info) for path in chunk]
@@ -114,9 +121,17 @@ def predict(
             if isinstance(image, str):
                 yield Prediction(path, error=image)
             else:
-                best = _best(probabilities[row], info, top)
-                yield Prediction(path, best, None if maps is None else maps[row])
+                yield _prediction(path, probabilities[row], None if maps is None else maps[row], info, top)
                 row += 1
+
+
+def _prediction(
+    path: pathlib.Path, probabilities: np.ndarray, tokens: np.ndarray | None, info: ModelInfo, top: int
+) -> Prediction:
+    """What the model says about an image; an error if that is NaN, which JSON does not have."""
+    if not np.isfinite(probabilities).all():
+        return Prediction(path, error=f"the output of this {info.model} is NaN or infinite")
+    return Prediction(path, _best(probabilities, info, top), tokens)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,6 +1,6 @@
 """Prints the size and cost of models: parameters, multiply-adds, activation memory and published accuracy.
 
-    python -m tlvit.summary lvvit_s                    # one model, or several
+    python -m tlvit.summary lvvit_s                    # one model or several, with their options
     python -m tlvit.summary --checkpoint=runs/student  # the model of a checkpoint
     python -m tlvit.summary --all                      # all models, as a markdown table
 
@@ -12,7 +12,8 @@ import argparse
 import dataclasses
 import re
 import sys
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -26,7 +27,7 @@ from tlvit.config import parse_image_size
 from tlvit.models.functional import Net, count_parameters, functionalize
 from tlvit.models.layers import Buffer
 from tlvit.models.macs import model_macs
-from tlvit.models.table import create_model, list_models, published_image_size
+from tlvit.models.table import create_model, list_models, model_options, published_image_size
 from tlvit.types import Array, PyTree
 
 EXAMPLES = """  python -m tlvit.summary lvvit_s lvvit_m --image-size=384
@@ -179,9 +180,9 @@ def _run(options: argparse.Namespace) -> int:
         print(table([summarize(n, image_size=s, num_classes=options.num_classes) for n, s in rows]))
     elif options.checkpoint:
         _, info = load(options.checkpoint, model=options.model, image_size=options.image_size)
-        print(_describe(summarize_info(info)))
+        print(_describe(summarize_info(info), info.options))
     else:
-        print("\n\n".join(_describe(summarize(name, **sizes)) for name in options.names))
+        print("\n\n".join(_describe(summarize(name, **sizes), {}) for name in options.names))
     return 0
 
 
@@ -197,7 +198,8 @@ def _kept_bytes(net: Net, params: PyTree, stats: PyTree, images: jax.ShapeDtypeS
     return sum(x.size * x.dtype.itemsize for x in jax.eval_shape(kept, params, stats, images))
 
 
-def _describe(s: Summary) -> str:
+def _describe(s: Summary, options: Mapping[str, Any]) -> str:
+    """The text of a model; `options` are those that differ from the model's defaults."""
     height, width = s.image_size
     rows = [
         ("model", s.model),
@@ -211,7 +213,10 @@ def _describe(s: Summary) -> str:
             "unknown at this size" if s.top1 is None else f"{s.top1} % top-1 on ImageNet ({s.source})",
         ),
     ]
-    return "\n".join(f"{title:<12}{text}" for title, text in rows)
+    values = {**model_options(s.model), **options}
+    text = ", ".join(f"{name}={value!r}".replace(" ", "") for name, value in values.items())
+    lines = [f"{title:<12}{text}" for title, text in [*rows, ("options", text)]]
+    return "\n".join(textwrap.fill(line, 110, subsequent_indent=" " * 12) for line in lines)
 
 
 def _natural_key(name: str) -> list[tuple[bool, int, str]]:

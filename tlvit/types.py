@@ -15,11 +15,13 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.typing import DTypeLike
 
 from tlvit.shapes import Bool, Float, Float16, Float32, Int32, UInt8, UInt16
 
 Array = jax.Array | np.ndarray
 PyTree = Any
+Dtype = DTypeLike | None  # of a computation; None: that of the input and the parameters
 
 pytree = lambda cls: jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
 

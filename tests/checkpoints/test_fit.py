@@ -5,7 +5,7 @@ import types
 import numpy as np
 import pytest
 
-from tlvit.checkpoints.fit import LoadReport, check_same_shapes, fit_arrays
+from tlvit.checkpoints.fit import LoadReport, check_finite, check_same_shapes, fit_arrays
 
 MODEL = types.SimpleNamespace(grid=None)
 SHAPES = {"a": (2,), "b/c": (3, 4), "head": (5,)}
@@ -62,3 +62,12 @@ def test_shapes_of_a_run():
         "  b/c: saved (3, 5), this run (3, 4)",
         "  z: saved (1,), this run nothing",
     ]
+
+
+def test_finite_values():
+    good = {"a": np.arange(3.0), "b": np.zeros((), np.int32), "c": np.zeros((0, 2))}
+    check_finite(good, "x")
+    bad = {name: np.array([1, np.nan, np.inf, -np.inf]) for name in "efgh"}
+    with pytest.raises(ValueError, match=r"^x is not usable: 3 of 4 values of e, 3 of 4") as caught:
+        check_finite({**good, **bad}, "x")
+    assert "3 of 4 values of g, and values of 1 other tensors are NaN or infinite" in str(caught.value)

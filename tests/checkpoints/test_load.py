@@ -114,6 +114,14 @@ def test_a_folder_with_a_wrong_record_is_refused(tmp_path):
         tlvit.load(tmp_path / "m")
 
 
+def test_a_folder_with_nan_weights_is_refused(tmp_path):
+    model = INFO.build()
+    model.head.bias[...] = model.head.bias[...].at[1].set(jnp.nan)
+    save_model_folder(tmp_path / "m", model, INFO)
+    with pytest.raises(ValueError, match="m is not usable: 1 of 3 values of head/bias are NaN or infinite"):
+        tlvit.load(tmp_path / "m")
+
+
 def test_folders_without_a_checkpoint(tmp_path):
     with pytest.raises(ValueError, match="is not a tlvit model folder"):
         tlvit.load(tmp_path)

@@ -65,6 +65,11 @@ def test_records_of_version_0_1():
     assert info.preprocessing == Preprocessing((0.4, 0.5, 0.6), (0.1, 0.2, 0.3), 0.7, "bicubic")
 
 
+def test_what_a_run_adds_to_the_record_is_left_out():
+    record = {**INFO.to_json(), "run": {"config": {}}, "step": 400, "weights": "ema"}
+    assert ModelInfo.from_json(record) == INFO
+
+
 @pytest.mark.parametrize(
     ("name", "options", "rule"),
     [
@@ -97,6 +102,63 @@ def test_inconsistent_values():
         ModelInfo("lvvit_m", 3, (64, 64), class_names=("a", "b"))
     with pytest.raises(ValueError, match='best_weights must be "raw", "ema" or None, not \'auto\''):
         ModelInfo("lvvit_m", 3, (64, 64), best_weights="auto")
+
+
+PREPROCESSING = INFO.to_json()["preprocessing"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"modle": 1}, "modle is an unknown key; did you mean model?"),
+        ({"model": 3}, "model must be text, not 3"),
+        ({"model": "lvvit_x"}, "Unknown model 'lvvit_x'; did you mean"),
+        ({"num_classes": "3"}, "num_classes must be an integer, not '3'"),
+        ({"num_classes": 0}, "num_classes must be an integer from 1 to 1,000,000, not 0"),
+        ({"image_size": "64x32"}, "image_size must be a list, not '64x32'"),
+        ({"image_size": [64]}, "image_size must have 2 values, not 1"),
+        ({"image_size": [0, 64]}, r"image_size must be .* not \(0, 64\)"),
+        ({"image_size": [10**9, 10**9]}, "1,000,000,000,000,000,000 pixels; the limit is"),
+        ({"options": []}, r"options must be an object, not \[\]"),
+        ({"options": {"depht": 1}}, "lvvit_m has no option 'depht'; did you mean depth?"),
+        ({"options": {"depth": -1}}, "depth must be from 0 to 1000, not -1"),
+        ({"class_names": "abc"}, "class_names must be a list, not 'abc'"),
+        ({"class_names": ["a", "b", 3]}, r"class_names\[2\] must be text, not 3"),
+        ({"class_names": ["a"]}, "1 class names for 3 classes"),
+        ({"best_weights": 3}, "best_weights must be text, not 3"),
+        ({"preprocessing": []}, r"preprocessing must be an object, not \[\]"),
+        ({"preprocessing": {"stdd": 1}}, "preprocessing.stdd is an unknown key; did you mean std?"),
+        ({"preprocessing": {"crop_pct": 0}}, "crop_pct must be above 0 and at most 1, not 0"),
+        ({"preprocessing": {"crop_pct": "0.9"}}, "preprocessing.crop_pct must be a number, not '0.9'"),
+        ({"preprocessing": {"crop_pct": float("nan")}}, "crop_pct must be a finite number, not nan"),
+        ({"preprocessing": {"std": [0, 1, 1]}}, "std must be above 0, not"),
+        ({"preprocessing": {"std": [0.1, 0.1]}}, "preprocessing.std must have 3 values, not 2"),
+        ({"preprocessing": {"mean": [123.7, 116.3, 103.5]}}, r"mean must be three numbers .* \[0, 1\], not"),
+        ({"preprocessing": {"interpolation": "lanczos"}}, "must be 'bicubic' or 'bilinear', not 'lanczos'"),
+        ({"inference_rule": "maxx"}, "inference_rule must be max or mean or class, not 'maxx'"),
+        ({"inference_rule": [1]}, "inference_rule must be max or mean or class"),
+        ({"model": "regnety_002", "options": {}, "inference_rule": "mean"}, "no option 'rule'"),
+    ],
+)
+def test_damaged_records_name_the_file_the_key_and_the_value(change, message):
+    if isinstance(change.get("preprocessing"), dict):
+        change = {"preprocessing": {**PREPROCESSING, **change["preprocessing"]}}
+    with pytest.raises(ValueError, match=message) as caught:
+        ModelInfo.from_json({**INFO.to_json(), **change}, "runs/x")
+    assert str(caught.value).startswith("runs/x: ")
+
+
+def test_preprocessing_checks_itself():
+    for values, message in [
+        ({"crop_pct": float("nan")}, "crop_pct must be above 0 and at most 1, not nan"),
+        ({"std": (0.0, 0.2, 0.2)}, "std must be above 0"),
+        ({"mean": (0.5, float("inf"), 0.5)}, "mean must be three numbers"),
+        ({"mean": (0.5, 0.5)}, "mean must be three numbers"),
+        ({"interpolation": "nearest"}, "interpolation must be bicubic or bilinear, not 'nearest'"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            Preprocessing(**values)
+    assert Preprocessing(mean=(0.0,) * 3, std=(1.0,) * 3).crop_pct == 0.875  # pixels in [0, 1] as they are
 
 
 def test_published_preprocessing():

@@ -7,17 +7,19 @@ import json
 import os
 import pathlib
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
 import safetensors.numpy
 from conftest import fill
+from flax import nnx
 
 import tlvit
 from tlvit.checkpoints import torch_files
 from tlvit.checkpoints.load import open_checkpoint
 from tlvit.checkpoints.model_info import ModelInfo, Preprocessing
-from tlvit.checkpoints.torch_names import from_torch, to_torch
+from tlvit.checkpoints.torch_names import from_torch, official_shapes, to_torch
 
 TINY = {"dim": 24, "depth": 2, "num_heads": 2, "stem_width": 8}
 INFO = ModelInfo("lvvit_s", 5, (64, 64), TINY, class_names=("ant", "bee", "cat", "dog", "eel"))
@@ -198,13 +200,12 @@ def test_export_and_load_give_the_same_model(torch, tensors, tmp_path, name):
     assert [p.name for p in (tmp_path / name).parent.iterdir()] == [
         pathlib.Path(name).name
     ]  # nothing temporary left
+    again, info = tlvit.load(tmp_path / name)
+    assert info == INFO
     if name.endswith(".safetensors"):
         read = safetensors.numpy.load_file(tmp_path / name)
-        again, info = tlvit.load(tmp_path / name)
-        assert info == INFO
     else:
         read = {k: v.numpy() for k, v in torch.load(tmp_path / name, weights_only=True).items()}
-        again, _ = tlvit.load(tmp_path / name, model="lvvit_s", **TINY)
     check_equal(read, tensors)
     check_equal(to_torch(again), tensors)
 
@@ -271,3 +272,126 @@ def test_safetensors_are_recognized_whatever_the_length_of_their_header(tensors,
         seen.add(path.read_bytes()[0])
         check_equal(torch_files.read_weights(path).tensors, tensors)
     assert seen == set(range(0, 256, 8))
+
+
+# Files that are damaged, forged or too large.
+
+
+def flip(path, position, bit=0x10):
+    content = bytearray(path.read_bytes())
+    content[position] ^= bit
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["x.safetensors", "x.pth"])
+@pytest.mark.parametrize("with_info", [True, False])
+def test_a_flipped_bit_in_an_exported_file_is_noticed(torch, tensors, tmp_path, name, with_info):
+    """Anywhere in the values, and in the record of the model."""
+    model = INFO.build()
+    from_torch(model, tensors)
+    torch_files.export(model, tmp_path / name, info=INFO if with_info else None)
+    intact = (tmp_path / name).read_bytes()
+    needles = [tensors[key].tobytes() for key in ("head.weight", "norm.bias", "patch_embed.bn1.running_var")]
+    positions = [intact.index(needle) + 5 for needle in needles]
+    if with_info:
+        positions.append(intact.index(b"crop_pct") + len(b'crop_pct": 0.') + (2 if ".saf" in name else 0))
+    for position in positions:
+        (tmp_path / name).write_bytes(intact)
+        flip(tmp_path / name, position, 0x01)
+        with pytest.raises(ValueError, match=f"{name} is damaged or was changed: .* SHA-256"):
+            torch_files.read_weights(tmp_path / name)
+    (tmp_path / name).write_bytes(intact)
+    check_equal(
+        torch_files.read_weights(tmp_path / name).tensors, {k: np.float32(v) for k, v in tensors.items()}
+    )
+
+
+def test_a_pth_with_a_record_is_an_ordinary_state_dict_for_torch(torch, tensors, tmp_path):
+    """Modules take it strictly; the record and the checksum are attributes that they do not look at."""
+    model = INFO.build()
+    from_torch(model, tensors)
+    torch_files.export(model, tmp_path / "x.pth", info=INFO)
+    state_dict = torch.load(tmp_path / "x.pth", weights_only=True)
+    assert {type(value) for value in state_dict.values()} == {torch.Tensor}
+    module = torch.nn.Module()
+    for name in ("head", "aux_head"):
+        setattr(module, name, torch.nn.Linear(24, 5))
+    for name in [name for name in state_dict if "head" not in name]:
+        del state_dict[name]
+    module.load_state_dict(state_dict, strict=True)
+    np.testing.assert_array_equal(module.head.weight.detach(), tensors["head.weight"])
+
+
+def test_a_zip_bomb_is_refused_before_it_is_unpacked(torch, tmp_path):
+    torch.save({"a": torch.zeros(100_000)}, tmp_path / "plain.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pth") as plain,
+        zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as bomb,
+    ):
+        for entry in plain.infolist():
+            bomb.writestr(entry.filename, plain.read(entry))
+    with pytest.raises(ValueError, match=r"bomb.pth is refused: its [\d,]+ bytes unpack to 4\d\d,\d\d\d"):
+        torch_files.read_weights(tmp_path / "bomb.pth")
+    assert torch_files.read_weights(tmp_path / "plain.pth").tensors["a"].shape == (100_000,)
+
+
+def test_tensors_that_repeat_one_value_are_refused(torch, tmp_path):
+    """A view with stride 0 has any number of values and is saved as one."""
+    torch.save({"a": torch.zeros(1).half().expand(10**7, 10**5)}, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=r"x\.pth is refused: its tensors have 1,000,000,000,000 values in"):
+        torch_files.read_weights(tmp_path / "x.pth")
+
+
+def test_complex_tensors_are_refused(torch, tmp_path):
+    torch.save({"a": torch.ones(2, dtype=torch.complex64)}, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=r"x\.pth: a cannot become float32: is of type torch\.complex64"):
+        torch_files.read_weights(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("record", ["[]", "{", '{"model": "lvvit_s"}', "null", ""])
+def test_damaged_records_in_a_file(tensors, tmp_path, record):
+    safetensors.numpy.save_file(tensors, tmp_path / "x.safetensors", {"tlvit": record})
+    with pytest.raises(ValueError, match=r"The record of .*x\.safetensors"):
+        torch_files.read_weights(tmp_path / "x.safetensors")
+
+
+def test_the_model_of_another_family_is_named(tensors, tmp_path):
+    shapes = official_shapes(nnx.eval_shape(ModelInfo("lvvit_t", 3, (32, 32)).build))
+    zeros = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    safetensors.numpy.save_file(zeros, tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match=r"x\.safetensors holds a lvvit_t, not a regnety_002"):
+        tlvit.load(tmp_path / "x.safetensors", model="regnety_002")
+    safetensors.numpy.save_file(tensors, tmp_path / "own.safetensors")
+    with pytest.raises(ValueError, match=r"own\.safetensors holds a lvvit, not a deit_tiny_patch16_224"):
+        tlvit.load(tmp_path / "own.safetensors", model="deit_tiny_patch16_224")
+    with pytest.raises(
+        ValueError, match=r"(?s)tensors do not fit this LVViT:.*--model=lvvit_s --option=depth=12"
+    ):
+        tlvit.load(tmp_path / "own.safetensors", model="lvvit_s")
+    model = INFO.build()
+    from_torch(model, tensors)
+    torch_files.export(model, tmp_path / "recorded.safetensors", info=INFO)
+    with pytest.raises(ValueError, match=r"recorded\.safetensors holds a lvvit_s, not a t2t_vit_7"):
+        tlvit.load(tmp_path / "recorded.safetensors", model="t2t_vit_7")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused(tensors, tmp_path, value):
+    wrong = {
+        **tensors,
+        "norm.weight": tensors["norm.weight"].copy(),
+        "head.bias": np.full(5, value, np.float32),
+    }
+    wrong["norm.weight"][3:5] = value
+    safetensors.numpy.save_file(wrong, tmp_path / "x.safetensors", {"tlvit": json.dumps(INFO.to_json())})
+    with pytest.raises(
+        ValueError, match=r"x\.safetensors is not usable: .*2 of 24 values of norm.weight"
+    ) as caught:
+        tlvit.load(tmp_path / "x.safetensors")
+    assert "5 of 5 values of head.bias" in str(caught.value)
+    wrong["norm.weight"] = tensors["norm.weight"]
+    safetensors.numpy.save_file(wrong, tmp_path / "x.safetensors", {"tlvit": json.dumps(INFO.to_json())})
+    opened = open_checkpoint(
+        tmp_path / "x.safetensors", drop_heads=True
+    )  # heads that are left out do not count
+    assert "head.bias" in opened.report.reinitialized

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import golden_images
 from flax import nnx
-from model_goldens import filled, relative, run
+from model_goldens import check_score_maps, filled, relative, run
 
 import tlvit
 from tlvit.models import functional, regnety
@@ -53,16 +53,7 @@ def test_parameter_counts_are_the_published_ones(name, millions):
 def test_logits_features_and_score_maps_equal_the_published_ones(golden, name, classes):
     z = golden("teacher_visible.npz")
     case = lambda key: z[f"{name}_224_{classes}/{key}"]
-    model = filled(name, num_classes=classes)
-    features = jax.jit(lambda x: model.features(x))(golden_images(0, 1, 224))
-    assert relative(features.mean((1, 2)), case("features_mean_per_channel")) < 1e-4
-    assert relative(jnp.abs(features).mean(), case("features_absmean")) < 1e-4
-    assert relative(model.head(features), case("eval_logits")) < 1e-4
-    dense = model.head.dense(features).transpose(0, 3, 1, 2)
-    assert relative(jnp.take_along_axis(dense, case("dense_top5_index"), 1), case("dense_top5_value")) < 1e-4
-    np.testing.assert_array_equal(
-        jax.lax.top_k(dense.swapaxes(1, 3), 5)[1].swapaxes(1, 3), case("dense_top5_index")
-    )
+    check_score_maps(filled(name, num_classes=classes), golden_images(0, 1, 224), case)
 
 
 def test_dense_logits_are_the_classifier_on_every_cell():

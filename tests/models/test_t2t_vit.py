@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 from conftest import golden_images, images, randn
 from flax import nnx
-from model_goldens import filled, official_names, relative, run, worst_norm
+from model_goldens import filled, relative, run, token_label_gradients, worst_norm
 
 import tlvit
 from tlvit.models import functional, t2t_vit
 from tlvit.ops import losses, mixing
-from tlvit.types import TokenTargets
 
 
 def small(name="t2t_vit_7", **options):
@@ -150,20 +149,7 @@ def test_performer_dropout_is_an_option():
 @pytest.mark.parametrize("name", ["t2t_vit_7", "t2t_vit_t_14"])
 def test_token_labels_train_it(name):
     """Token head, MixToken and the token-label loss: the gradient reaches every trained tensor."""
-    model = small(name, token_head=True)
-    net, params, stats = functional.functionalize(model)
-    targets = TokenTargets(
-        cls=jax.nn.one_hot(jnp.arange(4), 7),
-        tokens=jax.nn.one_hot(jnp.arange(16).reshape(4, 4) % 7, 7),
-        label=jax.nn.one_hot(jnp.arange(4), 7),
-    )
-    mix = mixing.mixtoken_mask_from_box((0, 0, 1, 2), (2, 2))
-
-    def loss(params):
-        output, _ = net.apply(params, stats, images(4), mix=mix, train=True, key=jax.random.key(0))
-        return losses.token_label_loss(output, targets, mix)
-
-    norms = {k: float(jnp.linalg.norm(g)) for k, g in official_names(jax.jit(jax.grad(loss))(params)).items()}
+    norms = token_label_gradients(small(name, token_head=True))
     assert all(norm > 0 for norm in norms.values()), norms
 
 

@@ -9,7 +9,7 @@ from conftest import images, randn
 from flax import nnx
 from model_goldens import run
 
-from tlvit.models import layers, vit
+from tlvit.models import functional, layers, vit
 from tlvit.models.transformer import Block
 from tlvit.ops import mixing
 
@@ -150,3 +150,19 @@ def test_wrong_block_indices_are_refused(blocks):
     wrong = next(i for i in blocks if not 0 <= i < 2)
     with pytest.raises(ValueError, match=rf"Indices must be in 0\.\.1, not {wrong}"):
         model_goldens.small("lvvit_s").intermediates(images(), blocks)
+
+
+@pytest.mark.parametrize("name", ["lvvit_s", "t2t_vit_7", "regnety_002", "dm_nfnet_f0"])
+def test_pixels_are_not_taken_for_normalized_images(name, unchecked_shapes):
+    """At trace time, by every method and by the functional form."""
+    net, params, stats = functional.functionalize(nnx.eval_shape(lambda: model_goldens.fresh(name)))
+    pixels = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.uint8)
+    for apply in (
+        lambda p, s, x: net.apply(p, s, x),
+        lambda p, s, x: net.bind(p, s).features(x),
+        lambda p, s, x: net.bind(p, s).intermediates(x, [0]),
+    ):
+        with pytest.raises(ValueError, match=r"normalized floats \[B, H, W, 3\], not uint8 \[2, 32, 32, 3\]"):
+            jax.eval_shape(apply, params, stats, pixels)
+    with pytest.raises(ValueError, match=r"not float32 \[2, 3, 32, 32\]"):
+        jax.eval_shape(net.apply, params, stats, jax.ShapeDtypeStruct((2, 3, 32, 32), jnp.float32))

@@ -110,3 +110,30 @@ def test_distillation_errors():
             alpha=0.5,
             tau=1.0,
         )
+
+
+def test_shapes_are_not_broadcast(unchecked_shapes):
+    """A batch of 1 against one of 4, in every term."""
+    output, targets = draw()
+    one = TokenTargets(cls=targets.cls[:1], tokens=targets.tokens, label=targets.label[:1])
+    for cls_target in ("annotator", "label"):
+        with pytest.raises(ValueError, match=r"Logits are \[4, 5\] but targets \[1, 5\]"):
+            losses.token_label_loss(output, one, cls_target=cls_target)
+    weighted = TokenTargets(targets.cls, targets.tokens, targets.label, weight=np.ones((1, N), np.float32))
+    with pytest.raises(ValueError, match=r"Weights of tokens are \[1, 6\] but tokens \[4, 6\]"):
+        losses.token_label_loss(output, weighted)
+    for kind in losses.DISTILLATION:
+        distil = lambda labels, teacher, kind=kind: losses.distillation_loss(
+            output, labels, teacher, kind=kind, alpha=0.5, tau=1.0
+        )
+        with pytest.raises(ValueError, match=r"Teacher logits are \[1, 5\] but the student's \[4, 5\]"):
+            distil(targets.label, output.cls[:1])
+        with pytest.raises(ValueError, match=r"Logits are \[4, 5\] but targets \[1, 5\]"):
+            distil(targets.label[:1], output.cls)
+
+
+@pytest.mark.parametrize(("alpha", "tau"), [(-0.1, 1.0), (1.1, 1.0), (0.5, 0.0), (0.5, float("nan"))])
+def test_alpha_and_tau_out_of_range(alpha, tau):
+    output, targets = draw()
+    with pytest.raises(ValueError, match=r"alpha must be in \[0, 1\] and tau above 0"):
+        losses.distillation_loss(output, targets.label, output.cls, kind="soft", alpha=alpha, tau=tau)

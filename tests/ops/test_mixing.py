@@ -177,3 +177,13 @@ def test_mixup_and_cutmix_take_turns():
         np.testing.assert_allclose(np.mean(x, (1, 2)), t, atol=1e-6)
         cut += set(np.unique(x)) <= {0.0, 1.0}
     assert 18 <= cut <= 42
+
+
+def test_impossible_masks(unchecked_shapes):
+    for grid, options in [((0, 4), {}), ((4, 4), {"shards": 0}), ((4, 4), {"alpha": 0.0})]:
+        with pytest.raises(ValueError, match="MixToken needs alpha > 0, a grid and a shard"):
+            mixing.draw_mixtoken_mask(jax.random.key(0), grid, **options)
+    with pytest.raises(ValueError, match="A batch of 3 images cannot be mixed in 2 equal shards"):
+        mixing.mix_by_area(
+            np.ones((3, 5), np.float32), mixing.draw_mixtoken_mask(jax.random.key(0), (4, 4), 2)
+        )

@@ -198,3 +198,19 @@ def test_shapes_that_do_not_fit_raise_with_the_numbers(unchecked_shapes):
         make_targets(maps, np.zeros(3, np.int32), matrix, **options)
     with pytest.raises(ValueError, match=r"\[2, 2, 3\].*\(2, 3, 3\)"):
         make_targets(maps, label, np.zeros((2, 3, 3), np.float32), **options)
+
+
+def test_labels_and_indices_are_integers(unchecked_shapes):
+    maps, matrix = random_maps(0, 2, 3, (4, 4), 5), np.broadcast_to(IDENTITY, (2, 2, 3))
+    options = {"grid": (2, 2), "num_classes": 5}
+    with pytest.raises(ValueError, match="Labels must be class indices of an integer type, not float32"):
+        make_targets(maps, np.zeros(2, np.float32), matrix, **options)
+    floats = ScoreMaps(maps.value, maps.index.astype(np.float32))
+    with pytest.raises(ValueError, match="class indices of score maps must be integers, not float32"):
+        make_targets(floats, np.zeros(2, np.int32), matrix, **options)
+
+
+@pytest.mark.parametrize("smoothing", [-0.1, 1.5, float("nan")])
+def test_smoothing_out_of_range(smoothing):
+    with pytest.raises(ValueError, match=r"smoothing must be in \[0, 1\], not"):
+        smooth_one_hot(np.array([1]), 3, smoothing)

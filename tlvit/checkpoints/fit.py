@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from tlvit.models.layers import Buffer
@@ -79,12 +80,15 @@ def fit_arrays(
             loaded.append(name)
         elif not name.startswith(allowed):
             problems.append(f"{name}: {problem}")
-        elif name == "pos_embed" and array is not None:
-            resized.append(name)
-            if not isinstance(model.pos_embed, Buffer):
-                chosen[name] = _resize_pos_embed(model, array, shape, pos_grid)
-        else:
+        elif name != "pos_embed" or array is None:
             reinitialized.append(name)
+        elif isinstance(model.pos_embed, Buffer):
+            resized.append(name)
+        elif array.ndim == 3 and array.shape[-1] == shape[-1]:
+            resized.append(name)
+            chosen[name] = _resize_pos_embed(model, array, shape, pos_grid)
+        else:
+            problems.append(f"{name}: {list(array.shape)} cannot be resized to {list(shape)}")
     unexpected = sorted(arrays.keys() - shapes.keys())
     problems += [
         f"{name}: unexpected, {list(arrays[name].shape)}"
@@ -98,6 +102,30 @@ def fit_arrays(
         what = f"{len(problems)} tensors do not fit this {type(model).__name__}"
         raise ValueError("\n  ".join([f"{what}:", *lines]))
     return chosen, LoadReport(tuple(loaded), tuple(resized), tuple(reinitialized), tuple(unexpected))
+
+
+def check_finite(arrays: Mapping[str, Any], what: str) -> None:
+    """Checks the values of weights. Every opened checkpoint passes here.
+
+    Args:
+      arrays: name -> array.
+      what: the checkpoint, for the message.
+
+    Raises:
+      ValueError: says how many values of which arrays are NaN or infinite.
+    """
+    found = []
+    for name, array in arrays.items():
+        values = np.asarray(array)
+        finite = np.isfinite(values)
+        if not finite.all():
+            found.append(f"{values.size - finite.sum():,} of {values.size:,} values of {name}")
+    if found:
+        more = f", and values of {len(found) - 3} other tensors" if len(found) > 3 else ""
+        raise ValueError(
+            f"{what} is not usable: {', '.join(found[:3])}{more} are NaN or infinite. Its training diverged "
+            "or the file is damaged. Use an earlier checkpoint."
+        )
 
 
 def check_same_shapes(
@@ -135,7 +163,5 @@ def _resize_pos_embed(
     model: nnx.Module, table: Any, shape: tuple[int, ...], old_grid: tuple[int, int] | None
 ) -> Any:
     grid = model.grid
-    if grid is None or table.ndim != 3 or table.shape[-1] != shape[-1]:
-        raise ValueError(f"pos_embed: {list(table.shape)} cannot be resized to {list(shape)}.")
     num_prefix = shape[1] - grid[0] * grid[1]
     return resize_pos_embed(jnp.asarray(table), grid, num_prefix=num_prefix, old_grid=old_grid)

@@ -7,13 +7,14 @@ from typing import Any
 
 from flax import nnx
 
-from tlvit.checkpoints.fit import LoadReport, fit_arrays
+from tlvit.checkpoints.fit import LoadReport, check_finite, fit_arrays
 from tlvit.checkpoints.model_info import ModelInfo, check_weights
 from tlvit.checkpoints.native import load_model, restore_for_inference
 from tlvit.checkpoints.torch_files import Weights, read_weights
-from tlvit.checkpoints.torch_names import from_torch, identify
+from tlvit.checkpoints.torch_names import describe, from_torch, identify
 from tlvit.checkpoints.trees import flatten, model_arrays, set_model_arrays
 from tlvit.config import parse_image_size
+from tlvit.models.options import check_num_classes
 
 HEADS = ("head", "head_dist", "aux_head")  # the layers with one output for each class
 
@@ -48,7 +49,8 @@ def load(
 
     Args:
       path: of the folder or file.
-      model: architecture of a PyTorch file. Needed only if several models have its tensors.
+      model: architecture of a PyTorch file. Needed only if several models have its tensors, or if it has
+        sizes of its own and no record of them. Then `options` are needed, too.
       weights: "ema", "raw", or "auto" for those that scored best in the run. If that is not recorded, "auto"
         takes EMA weights if there are any.
       image_size: image size to use the model at, an int or (height, width). Position embeddings are resized.
@@ -60,7 +62,8 @@ def load(
       (model, ModelInfo).
 
     Raises:
-      ValueError: the path is not a checkpoint, or its arrays do not fit the model.
+      ValueError: the path is not a checkpoint or is damaged, its arrays do not fit the model, or weights are
+        NaN or infinite. (`from_torch` takes any values.)
       FileNotFoundError: there is no such file.
       ImportError: the file is a pickle, and torch is not installed.
 
@@ -98,21 +101,25 @@ def open_checkpoint(
     """
     path = pathlib.Path(path)
     if path.is_dir():
-        saved, fill = _read_folder(path, weights, model), _from_native
+        saved, fill = _read_folder(path, weights), _from_native
     else:
         saved, fill = read_weights(path, weights=weights), from_torch
     stored = saved.info
-    if stored is None or model not in (None, stored.model):  # only in files; folders are checked when read
+    if stored is None:
         patch_size = options.get("patch_size", 16)
         stored = identify(saved.tensors, model=model, pos_grid=pos_grid, patch_size=patch_size)
-    if num_classes not in (None, stored.num_classes) and not drop_heads:
+    elif model not in (None, stored.model):
+        raise ValueError(f"{path} holds a {stored.model}, not a {model}.")
+    num_classes = stored.num_classes if num_classes is None else num_classes
+    check_num_classes(num_classes)
+    if num_classes != stored.num_classes and not drop_heads:
         raise ValueError(
             f"{path} has heads for {stored.num_classes} classes, not {num_classes}; drop_heads=True "
             "(--heads=drop) initializes new ones."
         )
     info = dataclasses.replace(
         stored,
-        num_classes=num_classes or stored.num_classes,
+        num_classes=num_classes,
         image_size=stored.image_size if image_size is None else parse_image_size(image_size),
         options={**stored.options, **options},
         class_names=None if drop_heads else stored.class_names,
@@ -126,11 +133,25 @@ def open_checkpoint(
     try:
         report = fill(net, arrays, allow=allow, pos_grid=pos_grid)
     except ValueError as error:
-        raise ValueError(f"{path}, a {info.model}: {error}") from error
+        raise ValueError(_explain(path, saved, info, error)) from error
+    check_finite({name: arrays[name] for name in (*report.loaded, *report.resized)}, str(path))
     return Opened(net, info, report, saved.section)
 
 
-def _read_folder(path: pathlib.Path, weights: str, model: str | None) -> Weights:
+def _explain(path: pathlib.Path, saved: Weights, info: ModelInfo, error: ValueError) -> str:
+    """The message for arrays that do not fit the model. A PyTorch file without a record may be of another
+    model than the caller said."""
+    other = "" if saved.info else describe(saved.tensors)
+    if not info.model.startswith(other):
+        return f"{path} holds a {other}, not a {info.model}."
+    hint = (
+        f"If this {info.model} has sizes of its own, convert it once with its options: tlvit convert "
+        f"--checkpoint={path} --model={info.model} --option=depth=12 … --out=FOLDER."
+    )
+    return f"{path}, a {info.model}: {error}" + ("" if saved.info else f"\n{hint}")
+
+
+def _read_folder(path: pathlib.Path, weights: str) -> Weights:
     """The arrays of a workdir or model folder, by path in the model."""
     if (path / "checkpoints").is_dir():
         params, stats, record = restore_for_inference(path, weights=weights)
@@ -141,9 +162,7 @@ def _read_folder(path: pathlib.Path, weights: str, model: str | None) -> Weights
         check_weights(weights)
         if weights == "ema":
             raise ValueError(f"{path} has one set of weights, not marked as EMA; use weights='auto'.")
-    info = ModelInfo.from_json(record)
-    if model not in (None, info.model):
-        raise ValueError(f"{path} holds a {info.model}, not a {model}.")
+    info = ModelInfo.from_json(record, f"The record of {path}")
     return Weights({**flatten(params), **flatten(stats)}, section, info)
 
 

@@ -1,16 +1,21 @@
 """`ModelInfo`: everything, in addition to the arrays, that building and using a trained model depends on."""
 
 import dataclasses
-import inspect
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from flax import nnx
 
-from tlvit.config import parse_image_size
-from tlvit.models.table import MODELS, create_model, published_crop_pct
+from tlvit.models.options import check_image_size, check_num_classes, check_options
+from tlvit.models.table import MODELS, check_model_name, create_model, model_options, published_crop_pct
+from tlvit.models.vit import RULES
 from tlvit.ops.normalize import IMAGENET_MEAN, IMAGENET_STD
+from tlvit.records import build
 
+# Keys of a record that are no field: the rule, the name of `options` in version 0.1, what a run records of
+# itself, and what `native` adds.
+OTHER_KEYS = ("inference_rule", "overrides", "run", "step", "weights")
 WEIGHTS = ("auto", "ema", "raw")  # "auto": the weights that scored best in the run, else EMA, else raw
 
 
@@ -19,15 +24,29 @@ class Preprocessing:
     """How an image becomes the input of a model.
 
     Attributes:
-      mean, std: of the RGB channels, for pixel values in [0, 1].
+      mean, std: of the RGB channels, for pixel values in [0, 1]. std is above 0.
       crop_pct: in (0, 1]. The image is resized to cover image_size / crop_pct, then center-cropped.
       interpolation: of the resize, "bicubic" or "bilinear".
+
+    Raises:
+      ValueError: a value is out of its range or not finite.
     """
 
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     crop_pct: float = 0.875
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+
+    def __post_init__(self) -> None:
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != 3 or not all(math.isfinite(v) and 0 <= v <= 1 for v in values):
+                raise ValueError(f"{name} must be three numbers for pixels in [0, 1], not {values}.")
+        if min(self.std) <= 0:
+            raise ValueError(f"std must be above 0, not {self.std}: images are divided by it.")
+        if not 0 < self.crop_pct <= 1:
+            raise ValueError(f"crop_pct must be above 0 and at most 1, not {self.crop_pct}.")
+        if self.interpolation not in ("bicubic", "bilinear"):
+            raise ValueError(f"interpolation must be bicubic or bilinear, not {self.interpolation!r}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +63,8 @@ class ModelInfo:
       best_weights: "raw" or "ema", whichever scored best in the run; None if unknown.
 
     Raises:
-      ValueError: the number of class names is not num_classes, or best_weights is something else.
+      ValueError: an unknown model or option, a value out of its range, another number of class names than
+        num_classes, or best_weights is something else.
 
     Example:
       >>> info = tlvit.ModelInfo("lvvit_t", num_classes=10, image_size=(224, 224))
@@ -60,6 +80,10 @@ class ModelInfo:
     best_weights: str | None = None
 
     def __post_init__(self) -> None:
+        check_model_name(self.model)
+        check_num_classes(self.num_classes)
+        check_image_size(self.image_size)
+        check_options(self.model, MODELS[self.model], self.options)
         if self.class_names is not None and len(self.class_names) != self.num_classes:
             raise ValueError(f"{len(self.class_names)} class names for {self.num_classes} classes.")
         if self.best_weights not in (None, "raw", "ema"):
@@ -81,39 +105,41 @@ class ModelInfo:
         return {**dataclasses.asdict(self), "inference_rule": self.inference_rule}
 
     @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> "ModelInfo":
+    def from_json(cls, record: Mapping[str, Any], where: str = "The checkpoint") -> "ModelInfo":
         """Reads the dict of `to_json`, also of version 0.1. Required are model, num_classes and image_size.
 
+        Args:
+          record: the dict.
+          where: the file, for messages.
+
         Raises:
-          ValueError: a required key is missing.
+          ValueError: a required key is missing, a key is unknown, or a value has another type or range.
         """
         missing = [k for k in ("model", "num_classes", "image_size") if k not in record]
         if missing:
             raise ValueError(
-                f"The checkpoint does not record its {' or its '.join(missing)}; it has {sorted(record)}."
+                f"{where} does not record its {' or its '.join(missing)}; it has {sorted(record)}."
             )
-        names, saved = record.get("class_names"), record.get("preprocessing") or {}
-        stored: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()}
-        info = cls(
-            model=record["model"],
-            num_classes=int(record["num_classes"]),
-            image_size=parse_image_size(record["image_size"]),
-            options=dict(record.get("options") or record.get("overrides") or {}),  # overrides: version 0.1
-            class_names=None if names is None else tuple(names),
-            preprocessing=dataclasses.replace(published_preprocessing(record["model"]), **stored),
-            best_weights=record.get("best_weights"),
-        )
-        rule = record.get("inference_rule")
-        if rule and info.model in MODELS and rule != info.inference_rule:
-            info.options["rule"] = rule  # the default of the model has changed since
-        return info
+        values = {"options": record.get("overrides"), "preprocessing": None, **record}
+        values = {key: value for key, value in values.items() if key not in OTHER_KEYS}
+        for key in ("options", "preprocessing"):
+            values[key] = {} if values[key] is None else values[key]
+        if isinstance(values["preprocessing"], Mapping):
+            crop_pct = published_crop_pct(str(record["model"]))
+            values["preprocessing"] = {"crop_pct": crop_pct, **values["preprocessing"]}
+        if isinstance(record["image_size"], int):
+            values["image_size"] = [record["image_size"]] * 2
+        info, rule = build(cls, values, where), record.get("inference_rule")
+        if rule in (None, info.inference_rule):
+            return info
+        if rule not in RULES:
+            raise ValueError(f"{where}: inference_rule must be {' or '.join(RULES)}, not {rule!r}.")
+        # The default of the model has changed since.
+        return build(cls, {**values, "options": {**info.options, "rule": rule}}, where)
 
     def _option(self, name: str) -> Any:
-        """The value of an option of the model class; None if the class does not have it."""
-        build = MODELS[self.model]
-        parameter = inspect.signature(build.func.__init__).parameters.get(name)
-        default = parameter.default if parameter else None
-        return self.options.get(name, build.keywords.get(name, default))
+        """The value of an option; None if the model does not have it."""
+        return {**model_options(self.model), **self.options}.get(name)
 
 
 def published_preprocessing(name: str) -> Preprocessing:

@@ -1,11 +1,15 @@
 """Reads and writes PyTorch checkpoint files, pickles and safetensors. Only this file imports torch."""
 
 import argparse
+import collections
 import dataclasses
+import hashlib
 import json
+import math
 import os
 import pathlib
 import re
+import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +20,7 @@ from flax import nnx
 
 from tlvit.checkpoints.model_info import ModelInfo, check_weights
 from tlvit.checkpoints.torch_names import as_float32, to_torch
+from tlvit.records import parse_json
 
 # Keys of a checkpoint that hold a state dict, by the value of `weights`.
 EMA, RAW = ("state_dict_ema", "model_ema"), ("state_dict", "model")
@@ -23,6 +28,11 @@ SECTIONS = {"auto": EMA + RAW, "ema": EMA, "raw": RAW}
 WRAPPERS = ("module.", "_orig_mod.")  # name prefixes of data-parallel and compiled models
 ENDINGS = (".safetensors", ".pth", ".pt", ".pth.tar")
 MAX_HEADER_BYTES = 100_000_000  # limit of the safetensors format
+MAX_COMPRESSION = 8  # a .pth file is a zip archive, which torch does not compress
+# What `export` adds: the ModelInfo as JSON, and the SHA-256 of it and of the tensors. A safetensors file has
+# them in its metadata. A .pth file has them as attributes of its state dict, an OrderedDict: torch loads and
+# ignores them, as it does with the `_metadata` of its own state dicts.
+INFO, CHECKSUM = "tlvit", "tlvit_sha256"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +62,8 @@ def read_weights(path: str | pathlib.Path, *, weights: str = "auto") -> Weights:
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: the file is not a checkpoint, is truncated, would run code, or does not have these weights.
+      ValueError: the file is not a checkpoint, is truncated, would run code, unpacks to much more than its
+        size, does not have these weights, or has others than `export` wrote.
       ImportError: the file is a pickle, and torch is not installed.
     """
     check_weights(weights)
@@ -64,7 +75,7 @@ def read_weights(path: str | pathlib.Path, *, weights: str = "auto") -> Weights:
     if start[8:9] == b"{" and header_length <= MAX_HEADER_BYTES:
         return _read_safetensors(path, weights)
     if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
-        return _choose_section(path, _read_pickle(path), weights)
+        return _choose_section(path, _read_pickle(path, is_zip=start[:1] == b"P"), weights)
     size = path.stat().st_size
     raise ValueError(
         f"{path} ({size} bytes, the first are {start!r}) is not a PyTorch checkpoint or safetensors file."
@@ -75,12 +86,12 @@ def export(model: nnx.Module, path: str | pathlib.Path, *, info: ModelInfo | Non
     """Writes a model for PyTorch, atomically.
 
     The tensors are float32 with official names, as `load_state_dict(strict=True)` of the published code takes
-    them.
+    them: `model.load_state_dict(torch.load(path))`. `load` verifies the checksum that the file has of them.
 
     Args:
       model: the model with its weights.
       path: a .safetensors file, or a .pth, .pt or .pth.tar file (needs torch).
-      info: stored in the header of a safetensors file, from which `load` reads the architecture.
+      info: stored in the file. `load` reads architecture, class names and preprocessing from it.
 
     Raises:
       ValueError: the path has another ending.
@@ -91,25 +102,35 @@ def export(model: nnx.Module, path: str | pathlib.Path, *, info: ModelInfo | Non
       >>> tlvit.export(model, "lvvit_s.safetensors", info=info)
     """
     path = pathlib.Path(path)
-    if not path.name.endswith(ENDINGS):
-        raise ValueError(f"{path.name}: the ending must be one of {', '.join(ENDINGS)}.")
+    check_ending(path)
     torch = None if path.name.endswith(".safetensors") else _import_torch(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     tensors = to_torch(model)
+    header = {INFO: json.dumps(info.to_json())} if info else {}
+    header[CHECKSUM] = _checksum(header, {name: as_float32(name, v) for name, v in tensors.items()})
     try:
         if torch is None:
-            header = {"format": "pt", **({"tlvit": json.dumps(info.to_json())} if info else {})}
-            safetensors.numpy.save_file(tensors, temporary, metadata=header)
+            safetensors.numpy.save_file(tensors, temporary, metadata={"format": "pt", **header})
         else:
-            torch.save({k: torch.from_numpy(v) for k, v in tensors.items()}, temporary)
+            state_dict = collections.OrderedDict((k, torch.from_numpy(v)) for k, v in tensors.items())
+            vars(state_dict).update(header)
+            torch.save(state_dict, temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _read_pickle(path: pathlib.Path) -> Any:
+def check_ending(path: pathlib.Path) -> None:
+    """Raises ValueError unless the name of the file ends as `export` needs it."""
+    if not path.name.endswith(ENDINGS):
+        raise ValueError(f"{path.name}: the ending must be one of {', '.join(ENDINGS)}.")
+
+
+def _read_pickle(path: pathlib.Path, *, is_zip: bool) -> Any:
     torch = _import_torch(path)
+    if is_zip:
+        _check_unpacked_size(path)
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -124,6 +145,19 @@ def _read_pickle(path: pathlib.Path) -> Any:
             ) from None
         brief = text.splitlines()[0][:200] if text else type(error).__name__
         raise ValueError(f"{path} is truncated or not a PyTorch checkpoint: {brief}") from error
+
+
+def _check_unpacked_size(path: pathlib.Path) -> None:
+    """Raises ValueError for a zip archive that is cut or that unpacks to much more than its own size."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+    except Exception as error:  # a damaged directory of the archive can raise any exception
+        raise ValueError(f"{path} is truncated or not a PyTorch checkpoint: {error}") from error
+    if unpacked > MAX_COMPRESSION * (size := path.stat().st_size):
+        raise ValueError(
+            f"{path} is refused: its {size:,} bytes unpack to {unpacked:,}. PyTorch does not compress files."
+        )
 
 
 def _import_torch(path: pathlib.Path) -> Any:
@@ -143,10 +177,10 @@ def _read_safetensors(path: pathlib.Path, weights: str) -> Weights:
     try:
         with safetensors.safe_open(path, framework="np") as file:
             tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (not a dict)
-            record = json.loads((file.metadata() or {}).get("tlvit", "null"))
+            header = file.metadata() or {}
     except (safetensors.SafetensorError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is truncated or not a safetensors file: {error}") from error
-    return Weights(_clean(path, tensors), "top level", ModelInfo.from_json(record) if record else None)
+    return _top_level(path, tensors, header)
 
 
 def _choose_section(path: pathlib.Path, record: Any, weights: str) -> Weights:
@@ -159,9 +193,34 @@ def _choose_section(path: pathlib.Path, record: Any, weights: str) -> Weights:
             return Weights(_clean(path, tensors), section)
     tensors = _tensors_of(record)
     if tensors and weights != "ema":
-        return Weights(_clean(path, tensors), "top level")
+        header = vars(record) if isinstance(record, collections.OrderedDict) else {}
+        return _top_level(path, tensors, header)
     wanted = {"auto": "weights", "ema": "EMA weights", "raw": "raw weights"}[weights]
     raise ValueError(f"{path} has no {wanted}; its keys are {', '.join(map(str, list(record)[:12]))}.")
+
+
+def _top_level(path: pathlib.Path, tensors: Mapping[str, Any], header: Mapping[str, Any]) -> Weights:
+    """The weights of a file with one state dict. `header` is what `export` added, or empty."""
+    arrays = _clean(path, tensors)
+    if CHECKSUM in header and header[CHECKSUM] != _checksum(header, arrays):
+        raise ValueError(
+            f"{path} is damaged or was changed: its tensors and its record do not have the SHA-256 that was "
+            "stored when tlvit wrote it. Export or download it again."
+        )
+    info = None
+    if INFO in header:
+        record = parse_json(str(header[INFO]), f"The record of {path}")
+        info = ModelInfo.from_json(record, f"The record of {path}")
+    return Weights(arrays, "top level", info)
+
+
+def _checksum(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 of the ModelInfo in a header and of the names, shapes and values of all tensors, as float32."""
+    digest = hashlib.sha256(str(header.get(INFO, "")).encode())
+    for name in sorted(arrays):
+        digest.update(f"\0{name}{arrays[name].shape}".encode())
+        digest.update(np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def _tensors_of(record: Any) -> dict[str, Any]:
@@ -173,7 +232,15 @@ def _tensors_of(record: Any) -> dict[str, Any]:
 
 
 def _clean(path: pathlib.Path, tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Strips the wrappers' prefixes off the names and converts the tensors to float32."""
+    """Strips the wrappers' prefixes off the names and converts the tensors to float32.
+
+    Raises:
+      ValueError: two tensors have one name, or there are more values than the file can hold, because tensors
+        repeat one value without storing it.
+    """
+    count, size = sum(math.prod(tensor.shape) for tensor in tensors.values()), path.stat().st_size
+    if count > MAX_COMPRESSION * size:
+        raise ValueError(f"{path} is refused: its tensors have {count:,} values in {size:,} bytes.")
     result: dict[str, np.ndarray] = {}
     for name, tensor in tensors.items():
         bare = name
@@ -181,5 +248,8 @@ def _clean(path: pathlib.Path, tensors: Mapping[str, Any]) -> dict[str, np.ndarr
             bare = bare.split(".", 1)[1]
         if bare in result:
             raise ValueError(f"{path} holds {bare} twice, once as {name}.")
-        result[bare] = as_float32(name, tensor)
+        try:
+            result[bare] = as_float32(name, tensor)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
     return result

@@ -128,6 +128,17 @@ def identify(
     )
 
 
+def describe(tensors: Mapping[str, np.ndarray]) -> str:
+    """The model with these tensors; the prefix of its name if it has sizes of its own; empty if unknown."""
+    try:
+        return _guess_model(tensors)
+    except ValueError:
+        families = [
+            names[0] for prefix, names in FAMILIES.items() if any(k.startswith(prefix) for k in tensors)
+        ]
+        return families[0] if families else ""
+
+
 def as_float32(name: str, tensor: Any) -> np.ndarray:
     """Converts a NumPy array or torch tensor (float64, float16, bfloat16, integers) to float32.
 
@@ -136,6 +147,8 @@ def as_float32(name: str, tensor: Any) -> np.ndarray:
     """
     try:
         if hasattr(tensor, "detach"):  # a torch tensor; NumPy has no bfloat16
+            if tensor.is_complex():
+                raise TypeError(f"is of type {tensor.dtype}")
             tensor = tensor.detach().cpu().float().numpy()
         array = np.asarray(tensor)
         if array.dtype.kind in "cOSUM":
@@ -163,7 +176,8 @@ def _guess_model(tensors: Mapping[str, np.ndarray]) -> str:
             raise ValueError(f"These tensors fit {', '.join(fitting)}: say which with model=… (--model=…).")
     first = ", ".join(list(shapes)[:3])
     raise ValueError(
-        f"No model has exactly these {len(shapes)} tensors ({first}, …): say which with model=… (--model=…)."
+        f"No model has exactly these {len(shapes)} tensors ({first}, …): say which with model=… (--model=…). "
+        "If it has sizes of its own, convert it once with its options (tlvit convert --option=depth=12)."
     )
 
 

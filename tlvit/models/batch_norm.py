@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tlvit.shapes import Float
-from tlvit.types import Array
+from tlvit.types import Array, Dtype
 
 
 class BatchNorm(nnx.Module):
@@ -16,7 +16,7 @@ class BatchNorm(nnx.Module):
     biased one). `nnx.view(model, use_running_average=False)` gives a model in training mode.
     """
 
-    def __init__(self, width: int, *, epsilon: float = 1e-5, momentum: float = 0.1, dtype=None):
+    def __init__(self, width: int, *, epsilon: float = 1e-5, momentum: float = 0.1, dtype: Dtype = None):
         self.scale = nnx.Param(jnp.ones((width,)))
         self.bias = nnx.Param(jnp.zeros((width,)))
         self.mean = nnx.BatchStat(jnp.zeros((width,)))

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tlvit.models.layers import Conv, split_key
-from tlvit.models.model import Model, check_indices
+from tlvit.models.model import Model, check_images, check_indices
 from tlvit.ops.attention import dropout
 from tlvit.shapes import Float
-from tlvit.types import Array, ModelOutput
+from tlvit.types import Array, Dtype, ModelOutput
 
 
 class PooledModel(Model):
@@ -44,15 +44,18 @@ class PooledModel(Model):
 
         Returns:
           ModelOutput with equal `logits` and `cls`.
+
+        Raises:
+          ValueError: the images are not normalized floats.
         """
         body_key, head_key = split_key(key, 2)
-        x = self.final_map(self.stage_outputs(images, body_key)[-1])
+        x = self.final_map(self._stages(images, body_key)[-1])
         logits = self.head(x, head_key)
         return ModelOutput(logits=logits, cls=logits)
 
     def features(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w D"]:
         """The feature map that the classifier averages."""
-        return self.final_map(self.stage_outputs(images, None)[-1])
+        return self.final_map(self._stages(images, None)[-1])
 
     def dense_logits(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w L"]:
         """The classifier's logits of every cell of the last feature map, in float32."""
@@ -73,16 +76,21 @@ class PooledModel(Model):
         Raises:
           ValueError: an index is out of range.
         """
-        outputs = self.stage_outputs(images, None)
+        outputs = self._stages(images, None)
         check_indices(blocks, len(outputs))
         return [outputs[i] for i in blocks]
+
+    def _stages(self, images: Array, key: jax.Array | None) -> list[Array]:
+        """The stages, for images that are checked."""
+        check_images(images)
+        return self.stage_outputs(images, key)
 
 
 class PooledClassifier(nnx.Module):
     """A linear classifier for the average of a feature map or for each of its cells."""
 
     def __init__(
-        self, width: int, num_classes: int, *, drop_rate: float = 0.0, dtype=None, rngs: nnx.Rngs
+        self, width: int, num_classes: int, *, drop_rate: float = 0.0, dtype: Dtype = None, rngs: nnx.Rngs
     ):  # fmt: skip
         self.drop_rate = drop_rate
         init = nnx.initializers.normal(0.01)
@@ -104,7 +112,7 @@ class SqueezeExcite(nnx.Module):
     """Multiplies every channel by a gate computed from the image's mean (Hu et al. 2018,
     arXiv:1709.01507)."""
 
-    def __init__(self, width: int, squeezed: int, *, dtype=None, rngs: nnx.Rngs):
+    def __init__(self, width: int, squeezed: int, *, dtype: Dtype = None, rngs: nnx.Rngs):
         self.fc1 = Conv(width, squeezed, 1, dtype=dtype, rngs=rngs)
         self.fc2 = Conv(squeezed, width, 1, dtype=dtype, rngs=rngs)
 

@@ -8,7 +8,7 @@ from tlvit.models.layers import drop_path_rates, layer_norm, linear
 from tlvit.models.transformer import Block, PatchEmbed, token_grid
 from tlvit.models.vit import TokenModel, check_rule
 from tlvit.shapes import Float
-from tlvit.types import Array
+from tlvit.types import Array, Dtype
 
 # Widths and heads as published. All have 12 blocks, MLP ratio 4 and patches of 16 pixels.
 SIZES = {
@@ -39,7 +39,8 @@ class DeiT(TokenModel):
         self, *, num_classes: int = 1000, image_size: int | tuple[int, int] = 224, patch_size: int = 16,
         dim: int, depth: int = 12, num_heads: int, mlp_ratio: float = 4.0, distilled: bool = False,
         token_head: bool = False, drop_rate: float = 0.0, attn_drop: float = 0.0, drop_path: float = 0.0,
-        rule: str = "max", token_weight: float = 0.5, remat: bool = False, dtype=None, rngs: nnx.Rngs,
+        rule: str = "max", token_weight: float = 0.5, remat: bool = False, dtype: Dtype = None,
+        rngs: nnx.Rngs,
     ):  # fmt: skip
         self.grid = token_grid(image_size, patch_size)
         self.num_classes, self.rule, self.token_weight = num_classes, check_rule(rule), token_weight

@@ -12,21 +12,28 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tlvit.shapes import Float
-from tlvit.types import Array
+from tlvit.types import Array, Dtype
 
 
 class Buffer(nnx.BatchStat):
     """An array of the checkpoint that is not trained: position tables and random features."""
 
 
-def linear(width_in: int, width_out: int, *, bias: bool = True, dtype=None, rngs: nnx.Rngs) -> nnx.Linear:
-    """Linear layer with the initialization of the published vision transformers: normal(0.02), bias 0."""
+def linear(
+    width_in: int, width_out: int, *, bias: bool = True, dtype: Dtype = None, rngs: nnx.Rngs
+) -> nnx.Linear:
+    """Linear layer with the initialization of the published vision transformers: normal(0.02), bias 0.
+
+    Raises:
+      ValueError: a width below 1.
+    """
+    check_widths(width_in, width_out)
     return nnx.Linear(
         width_in, width_out, use_bias=bias, dtype=dtype, kernel_init=nnx.initializers.normal(0.02), rngs=rngs
     )
 
 
-def layer_norm(width: int, *, epsilon: float, dtype=None, rngs: nnx.Rngs) -> nnx.LayerNorm:
+def layer_norm(width: int, *, epsilon: float, dtype: Dtype = None, rngs: nnx.Rngs) -> nnx.LayerNorm:
     """LayerNorm with float32 statistics. Flax and PyTorch differ in their default epsilon, so it is
     required."""
     return nnx.LayerNorm(width, epsilon=epsilon, dtype=dtype, rngs=rngs)
@@ -37,8 +44,9 @@ class Conv(nnx.Conv):
 
     def __init__(
         self, width_in: int, width_out: int, size: int, *, stride: int = 1, padding: int = 0, groups: int = 1,
-        bias: bool = True, kernel_init=None, dtype=None, rngs: nnx.Rngs,
+        bias: bool = True, kernel_init: nnx.Initializer | None = None, dtype: Dtype = None, rngs: nnx.Rngs,
     ):  # fmt: skip
+        check_widths(width_in, width_out)
         bound = 1 / math.sqrt(width_in // groups * size * size)
         uniform = lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
         super().__init__(
@@ -54,6 +62,12 @@ class Conv(nnx.Conv):
             bias_init=uniform,
             rngs=rngs,
         )
+
+
+def check_widths(*widths: int) -> None:
+    """Raises ValueError if a layer would have no channels: the options of its model exclude each other."""
+    if min(widths) < 1:
+        raise ValueError(f"A layer of widths {', '.join(map(str, widths))}: every layer needs a channel.")
 
 
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -9,7 +9,7 @@ from tlvit.models.layers import Conv, drop_path_rates, layer_norm, linear
 from tlvit.models.transformer import Block, PatchEmbed, token_grid
 from tlvit.models.vit import TokenModel, check_rule
 from tlvit.shapes import Float
-from tlvit.types import Array
+from tlvit.types import Array, Dtype
 
 # As published: width / depth / heads, stem width, residual scale. All have MLP ratio 3 and 16-pixel patches.
 S = {"dim": 384, "depth": 16, "num_heads": 6}
@@ -27,7 +27,7 @@ VARIANTS = {
 class ConvStem(nnx.Module):
     """Three convolutions with BatchNorm at half resolution, then patches."""
 
-    def __init__(self, dim: int, patch_size: int, width: int, *, dtype=None, rngs: nnx.Rngs):
+    def __init__(self, dim: int, patch_size: int, width: int, *, dtype: Dtype = None, rngs: nnx.Rngs):
         if patch_size % 2:
             raise ValueError(
                 f"The convolutional stem has stride 2, so the patch size must be even, not {patch_size}."
@@ -59,7 +59,8 @@ class LVViT(TokenModel):
         self, *, num_classes: int = 1000, image_size: int | tuple[int, int] = 224, patch_size: int = 16,
         dim: int, depth: int, num_heads: int, mlp_ratio: float = 3.0, stem_width: int | None, skip_lam: float,
         token_head: bool = True, drop_rate: float = 0.0, attn_drop: float = 0.0, drop_path: float = 0.0,
-        rule: str = "max", token_weight: float = 0.5, remat: bool = False, dtype=None, rngs: nnx.Rngs,
+        rule: str = "max", token_weight: float = 0.5, remat: bool = False, dtype: Dtype = None,
+        rngs: nnx.Rngs,
     ):  # fmt: skip
         self.grid = token_grid(image_size, patch_size)
         self.num_classes, self.rule, self.token_weight = num_classes, check_rule(rule), token_weight

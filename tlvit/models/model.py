@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from tlvit.shapes import Float
@@ -54,6 +55,19 @@ class Model(nnx.Module):
     ) -> list[Float[Array, "B _ _ _"]]:
         """The feature maps after some of the blocks (transformers) or stages (convolutional networks)."""
         raise NotImplementedError
+
+
+def check_images(images: Float[Array, "B H W 3"]) -> None:
+    """Checks what type and shape can tell: pixels as they are in a file are not the input of a model.
+
+    Raises:
+      ValueError: the images are integers or not [B, H, W, 3].
+    """
+    if not jnp.issubdtype(images.dtype, jnp.floating) or images.ndim != 4 or images.shape[-1] != 3:
+        raise ValueError(
+            f"Images must be normalized floats [B, H, W, 3], not {images.dtype} {list(images.shape)}. From "
+            "uint8 pixels: (pixels / 255 - mean) / std, with mean and std of info.preprocessing."
+        )
 
 
 def check_indices(indices: Sequence[int], count: int) -> None:

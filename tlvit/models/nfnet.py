@@ -2,7 +2,6 @@
 arXiv:2102.06171): the annotators of the published score maps."""
 
 import math
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +9,9 @@ from einops import rearrange
 from flax import nnx
 
 from tlvit.models.convnet import PooledClassifier, PooledModel, SqueezeExcite
-from tlvit.models.layers import drop_path, drop_path_rates, gelu, run_block, split_key
+from tlvit.models.layers import check_widths, drop_path, drop_path_rates, gelu, run_block, split_key
 from tlvit.shapes import Float
-from tlvit.types import Array
+from tlvit.types import Array, Dtype
 
 GELU_GAIN = 1.7015043497085571  # keeps the variance of a unit normal input, as published
 SQUEEZE_GAIN = 2.0  # compensates for the gates of squeeze-and-excitation, which are about 0.5
@@ -31,10 +30,10 @@ class NFNet(PooledModel):
     """
 
     def __init__(
-        self, *, num_classes: int = 1000, image_size: int | tuple[int, int] = 224, depths: Sequence[int],
-        widths: Sequence[int] = (256, 512, 1536, 1536), stem_width: int = 128, group_width: int = 128,
-        alpha: float = 0.2, drop_rate: float = 0.0, drop_path: float = 0.0, remat: bool = False, dtype=None,
-        rngs: nnx.Rngs,
+        self, *, num_classes: int = 1000, image_size: int | tuple[int, int] = 224, depths: tuple[int, ...],
+        widths: tuple[int, ...] = (256, 512, 1536, 1536), stem_width: int = 128, group_width: int = 128,
+        alpha: float = 0.2, drop_rate: float = 0.0, drop_path: float = 0.0, remat: bool = False,
+        dtype: Dtype = None, rngs: nnx.Rngs,
     ):  # fmt: skip
         if len(depths) != len(widths):
             raise ValueError(
@@ -85,7 +84,7 @@ def scaled_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
 class Stem(nnx.Module):
     """Four 3x3 convolutions, the first and the last with stride 2."""
 
-    def __init__(self, width: int, *, dtype=None, rngs: nnx.Rngs):
+    def __init__(self, width: int, *, dtype: Dtype = None, rngs: nnx.Rngs):
         self.conv1 = ScaledConv(3, width // 8, 3, stride=2, dtype=dtype, rngs=rngs)
         self.conv2 = ScaledConv(width // 8, width // 4, 3, dtype=dtype, rngs=rngs)
         self.conv3 = ScaledConv(width // 4, width // 2, 3, dtype=dtype, rngs=rngs)
@@ -107,7 +106,7 @@ class Bottleneck(nnx.Module):
 
     def __init__(
         self, width_in: int, width: int, *, stride: int, group_width: int, alpha: float, beta: float,
-        drop_path: float, dtype=None, rngs: nnx.Rngs,
+        drop_path: float, dtype: Dtype = None, rngs: nnx.Rngs,
     ):  # fmt: skip
         self.alpha, self.beta, self.drop_path = alpha, beta, drop_path
         groups = max(1, width // 2 // group_width)
@@ -135,7 +134,7 @@ class Bottleneck(nnx.Module):
 class Downsample(nnx.Module):
     """Average pooling by the stride, of the cells inside the image, then a 1x1 convolution."""
 
-    def __init__(self, width_in: int, width: int, *, stride: int, dtype=None, rngs: nnx.Rngs):
+    def __init__(self, width_in: int, width: int, *, stride: int, dtype: Dtype = None, rngs: nnx.Rngs):
         self.stride = stride
         self.conv = ScaledConv(width_in, width, 1, dtype=dtype, rngs=rngs)
 
@@ -156,8 +155,9 @@ class ScaledConv(nnx.Module):
 
     def __init__(
         self, width_in: int, width: int, size: int, *, stride: int = 1, groups: int = 1,
-        epsilon: float = 1e-4, dtype=None, rngs: nnx.Rngs,
+        epsilon: float = 1e-4, dtype: Dtype = None, rngs: nnx.Rngs,
     ):  # fmt: skip
+        check_widths(width_in, width)
         self.stride, self.groups, self.epsilon, self.dtype = stride, groups, epsilon, dtype
         shape = (size, size, width_in // groups, width)
         self.fan_in = math.prod(shape[:3])

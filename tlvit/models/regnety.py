@@ -11,7 +11,7 @@ from tlvit.models.batch_norm import BatchNorm
 from tlvit.models.convnet import PooledClassifier, PooledModel, SqueezeExcite
 from tlvit.models.layers import Conv, drop_path, drop_path_rates, split_key
 from tlvit.shapes import Float
-from tlvit.types import Array
+from tlvit.types import Array, Dtype
 
 
 def _size(widths: tuple[int, ...], depths: tuple[int, ...], group_width: int) -> dict:
@@ -44,10 +44,10 @@ class RegNetY(PooledModel):
     """
 
     def __init__(
-        self, *, num_classes: int = 1000, image_size: int | tuple[int, int] = 224, widths: Sequence[int],
-        depths: Sequence[int], group_width: int, se_ratio: float = 0.25, stem_width: int = 32,
-        stem_stride: int = 2, strides: Sequence[int] | None = None, drop_rate: float = 0.0,
-        drop_path: float = 0.0, dtype=None, rngs: nnx.Rngs,
+        self, *, num_classes: int = 1000, image_size: int | tuple[int, int] = 224, widths: tuple[int, ...],
+        depths: tuple[int, ...], group_width: int, se_ratio: float = 0.25, stem_width: int = 32,
+        stem_stride: int = 2, strides: tuple[int, ...] | None = None, drop_rate: float = 0.0,
+        drop_path: float = 0.0, dtype: Dtype = None, rngs: nnx.Rngs,
     ):  # fmt: skip
         strides = (2,) * len(widths) if strides is None else strides
         if not len(widths) == len(depths) == len(strides) > 0:
@@ -85,7 +85,7 @@ class Stage(nnx.Module):
 
     def __init__(
         self, width_in: int, width: int, *, stride: int, group_width: int, se_ratio: float,
-        drop_path: Sequence[float], dtype=None, rngs: nnx.Rngs,
+        drop_path: Sequence[float], dtype: Dtype = None, rngs: nnx.Rngs,
     ):  # fmt: skip
         if width % group_width:
             raise ValueError(f"Stage width {width} is not a multiple of the group width {group_width}.")
@@ -110,7 +110,7 @@ class Bottleneck(nnx.Module):
 
     def __init__(
         self, width_in: int, width: int, *, stride: int, groups: int, se_ratio: float, drop_path: float,
-        dtype=None, rngs: nnx.Rngs,
+        dtype: Dtype = None, rngs: nnx.Rngs,
     ):  # fmt: skip
         self.drop_path = drop_path
         self.conv1 = ConvNorm(width_in, width, 1, dtype=dtype, rngs=rngs)
@@ -136,7 +136,7 @@ class ConvNorm(nnx.Module):
     """Convolution and BatchNorm. As published, the kernels have He initialization by fan-out."""
 
     def __init__(
-        self, width_in: int, width: int, size: int, *, stride: int = 1, groups: int = 1, dtype=None,
+        self, width_in: int, width: int, size: int, *, stride: int = 1, groups: int = 1, dtype: Dtype = None,
         rngs: nnx.Rngs,
     ):  # fmt: skip
         self.conv = Conv(

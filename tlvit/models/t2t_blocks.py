@@ -14,7 +14,7 @@ from tlvit.models.layers import drop_path_rates, gelu, linear, split_key
 from tlvit.models.transformer import Attention, Block, Mlp
 from tlvit.ops.attention import attend, attention_weights, dropout, merge_heads, split_heads
 from tlvit.shapes import Float
-from tlvit.types import Array
+from tlvit.types import Array, Dtype
 
 
 def make_blocks(
@@ -61,7 +61,7 @@ def make_blocks(
 class SqueezeExciteAttention(Attention):
     """Attention with squeeze-and-excitation of its output channels."""
 
-    def __init__(self, dim: int, num_heads: int, *, dtype=None, rngs: nnx.Rngs, **options: Any):
+    def __init__(self, dim: int, num_heads: int, *, dtype: Dtype = None, rngs: nnx.Rngs, **options: Any):
         super().__init__(dim, num_heads, dtype=dtype, rngs=rngs, **options)
         self.se_layer = TokenGate(dim, dim // 16, dtype=dtype, rngs=rngs)
 
@@ -73,7 +73,7 @@ class SqueezeExciteAttention(Attention):
 class TokenGate(nnx.Module):
     """Squeeze-and-excitation over tokens (Hu et al. 2018, arXiv:1709.01507), without biases."""
 
-    def __init__(self, dim: int, squeezed: int, *, dtype=None, rngs: nnx.Rngs):
+    def __init__(self, dim: int, squeezed: int, *, dtype: Dtype = None, rngs: nnx.Rngs):
         options = {"bias": False, "dtype": dtype, "rngs": rngs}
         self.fc = nnx.List([linear(dim, squeezed, **options), jax.nn.relu, linear(squeezed, dim, **options)])
 
@@ -88,7 +88,7 @@ class ChannelScale(nnx.Module):
     """Multiplies every channel by a learned factor: the "cheap operation" of GhostNet, a depthwise 1x1
     convolution in PyTorch."""
 
-    def __init__(self, dim: int, *, dtype=None, rngs: nnx.Rngs):
+    def __init__(self, dim: int, *, dtype: Dtype = None, rngs: nnx.Rngs):
         self.dtype = dtype
         self.scale = nnx.Param(jax.random.uniform(rngs.params(), (dim, 1, 1), minval=-1.0, maxval=1.0))
 
@@ -104,7 +104,7 @@ class GhostAttention(nnx.Module):
 
     def __init__(
         self, dim: int, num_heads: int, *, qkv_bias: bool, drop_rate: float = 0.0, attn_drop: float = 0.0,
-        dtype=None, rngs: nnx.Rngs,
+        dtype: Dtype = None, rngs: nnx.Rngs,
     ):  # fmt: skip
         if dim % num_heads or dim % 2:
             raise ValueError(f"Width {dim} cannot be halved or split over {num_heads} heads.")
@@ -138,7 +138,7 @@ class GhostAttention(nnx.Module):
 class GhostMlp(nnx.Module):
     """MLP of ratio 3. The second and third part of its hidden layer are computed from the first, scaled."""
 
-    def __init__(self, dim: int, hidden: int, *, drop_rate: float = 0.0, dtype=None, rngs: nnx.Rngs):
+    def __init__(self, dim: int, hidden: int, *, drop_rate: float = 0.0, dtype: Dtype = None, rngs: nnx.Rngs):
         if hidden != 3 * dim:
             raise ValueError(f"The ghost MLP has ratio 3: a hidden width of {3 * dim}, not {hidden}.")
         self.drop_rate = drop_rate
@@ -157,7 +157,9 @@ class GhostMlp(nnx.Module):
 class DenseBlock(Block):
     """A block that appends `growth` channels to its input."""
 
-    def __init__(self, dim: int, num_heads: int, *, growth: int, dtype=None, rngs: nnx.Rngs, **options: Any):
+    def __init__(
+        self, dim: int, num_heads: int, *, growth: int, dtype: Dtype = None, rngs: nnx.Rngs, **options: Any
+    ):
         super().__init__(dim, num_heads, dtype=dtype, rngs=rngs, **options)
         self.dense_linear = linear(dim, growth, dtype=dtype, rngs=rngs)
 
@@ -169,7 +171,7 @@ class DenseBlock(Block):
 class Transition(nnx.Module):
     """Halves the channels between two dense stages."""
 
-    def __init__(self, dim: int, *, dtype=None, rngs: nnx.Rngs):
+    def __init__(self, dim: int, *, dtype: Dtype = None, rngs: nnx.Rngs):
         self.linear = linear(dim, dim // 2, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B N D"], key: jax.Array | None = None) -> Float[Array, "B N _"]:

@@ -3,7 +3,6 @@ with attention, then a deep and narrow transformer."""
 
 import functools
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -18,7 +17,7 @@ from tlvit.models.transformer import Mlp, token_grid
 from tlvit.models.vit import TokenModel, check_rule
 from tlvit.ops.attention import attend, dropout, performer_attention
 from tlvit.shapes import Float
-from tlvit.types import Array
+from tlvit.types import Array, Dtype
 
 
 def _size(dim: int, depth: int | tuple[int, ...], num_heads: int, mlp_ratio: float, **more: Any) -> dict:
@@ -57,10 +56,10 @@ class T2TViT(TokenModel):
 
     def __init__(
         self, *, num_classes: int = 1000, image_size: int | tuple[int, int] = 224, dim: int,
-        depth: int | Sequence[int], num_heads: int, mlp_ratio: float, tokens: str = "performer",
+        depth: int | tuple[int, ...], num_heads: int, mlp_ratio: float, tokens: str = "performer",
         block: str = "plain", growth: int = 64, token_head: bool = False, token_drop: float = 0.1,
         drop_rate: float = 0.0, attn_drop: float = 0.0, drop_path: float = 0.0, rule: str = "max",
-        token_weight: float = 0.5, remat: bool = False, dtype=None, rngs: nnx.Rngs,
+        token_weight: float = 0.5, remat: bool = False, dtype: Dtype = None, rngs: nnx.Rngs,
     ):  # fmt: skip
         self.grid = token_grid(image_size, 16)
         self.num_classes, self.rule, self.token_weight = num_classes, check_rule(rule), token_weight
@@ -115,7 +114,8 @@ class TokensToToken(nnx.Module):
     """Three soft splits with attention between them. The overall stride is 16."""
 
     def __init__(
-        self, dim: int, tokens: str, *, width: int = 64, drop_rate: float = 0.1, dtype=None, rngs: nnx.Rngs
+        self, dim: int, tokens: str, *, width: int = 64, drop_rate: float = 0.1, dtype: Dtype = None,
+        rngs: nnx.Rngs,
     ):  # fmt: skip
         if tokens not in ("performer", "transformer"):
             raise ValueError(f"tokens must be performer or transformer, not {tokens!r}.")
@@ -142,7 +142,7 @@ class TokensToToken(nnx.Module):
 class TokenTransformer(nnx.Module):
     """Transformer block with one head, from D to `width` channels. Its residual starts at the values."""
 
-    def __init__(self, dim: int, width: int, *, dtype=None, rngs: nnx.Rngs):
+    def __init__(self, dim: int, width: int, *, dtype: Dtype = None, rngs: nnx.Rngs):
         self.norm1 = layer_norm(dim, epsilon=1e-5, dtype=dtype, rngs=rngs)
         self.attn = NarrowingAttention(dim, width, dtype=dtype, rngs=rngs)
         self.norm2 = layer_norm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
@@ -157,7 +157,7 @@ class TokenTransformer(nnx.Module):
 class NarrowingAttention(nnx.Module):
     """Attention of one head from D to `width` channels, plus the values."""
 
-    def __init__(self, dim: int, width: int, *, dtype=None, rngs: nnx.Rngs):
+    def __init__(self, dim: int, width: int, *, dtype: Dtype = None, rngs: nnx.Rngs):
         self.scale = dim**-0.5  # by the input width, as published
         self.qkv = linear(dim, 3 * width, bias=False, dtype=dtype, rngs=rngs)
         self.proj = linear(width, width, dtype=dtype, rngs=rngs)
@@ -171,7 +171,7 @@ class TokenPerformer(nnx.Module):
     """As TokenTransformer, with the linear attention of the Performer (Choromanski et al. 2020,
     arXiv:2009.14794)."""
 
-    def __init__(self, dim: int, width: int, *, drop_rate: float, dtype=None, rngs: nnx.Rngs):
+    def __init__(self, dim: int, width: int, *, drop_rate: float, dtype: Dtype = None, rngs: nnx.Rngs):
         self.drop_rate = drop_rate
         self.kqv = linear(dim, 3 * width, dtype=dtype, rngs=rngs)
         self.proj = linear(width, width, dtype=dtype, rngs=rngs)

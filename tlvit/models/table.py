@@ -1,6 +1,7 @@
 """The names of all models, how they are built, and their published evaluation settings."""
 
 import difflib
+import fnmatch
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 from flax import nnx
 
 from tlvit.models import deit, lvvit, nfnet, regnety, t2t_vit
+from tlvit.models.options import check_image_size, check_num_classes, check_options, option_defaults
 from tlvit.models.parameter_keys import ParameterKeys
 
 FAMILIES = (
@@ -67,19 +69,19 @@ def create_model(
 
     Args:
       name: one of `list_models()`.
-      num_classes: L, the width of the heads.
+      num_classes: L, the width of the heads, from 1 to 1,000,000.
       image_size: pixels, one number for a square or (height, width). The default is the size in the name
-        (deit_base_patch16_384) or else 224.
+        (deit_base_patch16_384) or else 224. At most 8192 x 8192 pixels and 65,536 tokens.
       seed: seeds the initialization.
       **options: options of the model class, such as drop_path=0.1, or dtype=jnp.bfloat16 for the computation.
-        Parameters are float32.
+        Parameters are float32. `tlvit summary NAME` lists the options with their defaults.
 
     Returns:
       The model. Call it with normalized float32 images [B, H, W, 3] to get a ModelOutput.
 
     Raises:
-      ValueError: the name is unknown or the options do not fit together.
-      TypeError: the model does not have an option.
+      ValueError: the name is unknown, a value is out of its range, or the options do not fit together.
+      TypeError: the model does not have an option. It is a ValueError, too.
 
     Example:
       >>> import jax.numpy as jnp
@@ -89,27 +91,49 @@ def create_model(
       >>> output.logits.shape, output.tokens.shape
       ((4, 7), (4, 4, 7))
     """
-    if name not in MODELS:
-        close = difflib.get_close_matches(name, MODELS, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(list_models())}."
-        raise ValueError(f"Unknown model {name!r}; {hint}")
+    check_model_name(name)
+    check_num_classes(num_classes)
+    if not -(2**63) <= seed < 2**63:
+        raise ValueError(f"seed must be an integer of 64 bits, not {seed}.")
+    options = check_options(name, MODELS[name], options)
     if image_size is not None:
-        options["image_size"] = tuple(image_size) if isinstance(image_size, list) else image_size
+        options["image_size"] = check_image_size(image_size)
     return MODELS[name](num_classes=num_classes, rngs=ParameterKeys(seed), **options)
 
 
-def list_models() -> list[str]:
+def list_models(pattern: str = "*") -> list[str]:
     """The names of all models, sorted.
+
+    Args:
+      pattern: which names, as in a shell: "*" stands for any text, "?" for one character.
 
     Returns:
       Names for `create_model`.
 
     Example:
       >>> import tlvit
-      >>> [name for name in tlvit.list_models() if name.startswith("lvvit")]
+      >>> tlvit.list_models("lvvit*")
       ['lvvit', 'lvvit_l', 'lvvit_m', 'lvvit_s', 'lvvit_t']
     """
-    return sorted(MODELS)
+    return sorted(fnmatch.filter(MODELS, pattern))
+
+
+def model_options(name: str) -> dict[str, Any]:
+    """Option -> default of a model, as `create_model` takes them.
+
+    Raises:
+      ValueError: the name is unknown.
+    """
+    check_model_name(name)
+    return option_defaults(MODELS[name])
+
+
+def check_model_name(name: str) -> None:
+    """Raises ValueError with the closest names if there is no such model."""
+    if name not in MODELS:
+        close = difflib.get_close_matches(str(name), MODELS, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(list_models())}."
+        raise ValueError(f"Unknown model {name!r}; {hint}")
 
 
 def published_crop_pct(name: str) -> float:

@@ -7,7 +7,7 @@ from flax import nnx
 from tlvit.models.layers import Conv, drop_path, gelu, layer_norm, linear, split_key
 from tlvit.ops.attention import attend, attention_weights, dropout, merge_heads, split_heads
 from tlvit.shapes import Float
-from tlvit.types import Array
+from tlvit.types import Array, Dtype
 
 
 class Block(nnx.Module):
@@ -20,7 +20,7 @@ class Block(nnx.Module):
     def __init__(
         self, dim: int, num_heads: int, *, mlp_ratio: float, qkv_bias: bool, epsilon: float,
         skip_lam: float = 1.0, attention: type | None = None, mlp: type | None = None, drop_rate: float = 0.0,
-        attn_drop: float = 0.0, drop_path: float = 0.0, dtype=None, rngs: nnx.Rngs,
+        attn_drop: float = 0.0, drop_path: float = 0.0, dtype: Dtype = None, rngs: nnx.Rngs,
     ):  # fmt: skip
         self.skip_lam, self.drop_path = skip_lam, drop_path
         self.norm1 = layer_norm(dim, epsilon=epsilon, dtype=dtype, rngs=rngs)
@@ -47,7 +47,7 @@ class Attention(nnx.Module):
 
     def __init__(
         self, dim: int, num_heads: int, *, qkv_bias: bool, drop_rate: float = 0.0, attn_drop: float = 0.0,
-        dtype=None, rngs: nnx.Rngs,
+        dtype: Dtype = None, rngs: nnx.Rngs,
     ):  # fmt: skip
         if dim % num_heads:
             raise ValueError(f"Width {dim} cannot be split over {num_heads} heads.")
@@ -78,7 +78,7 @@ class Attention(nnx.Module):
 class Mlp(nnx.Module):
     """Two linear layers with a GELU between them."""
 
-    def __init__(self, dim: int, hidden: int, *, drop_rate: float = 0.0, dtype=None, rngs: nnx.Rngs):
+    def __init__(self, dim: int, hidden: int, *, drop_rate: float = 0.0, dtype: Dtype = None, rngs: nnx.Rngs):
         self.drop_rate = drop_rate
         self.fc1 = linear(dim, hidden, dtype=dtype, rngs=rngs)
         self.fc2 = linear(hidden, dim, dtype=dtype, rngs=rngs)
@@ -92,11 +92,14 @@ class Mlp(nnx.Module):
 class PatchEmbed(nnx.Module):
     """Non-overlapping patches, each mapped to D channels by one linear layer."""
 
-    def __init__(self, dim: int, patch_size: int, *, dtype=None, rngs: nnx.Rngs):
+    def __init__(self, dim: int, patch_size: int, *, dtype: Dtype = None, rngs: nnx.Rngs):
         self.proj = Conv(3, dim, patch_size, stride=patch_size, dtype=dtype, rngs=rngs)
 
     def __call__(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w D"]:
         return self.proj(images)
+
+
+MAX_TOKENS = 65_536  # 4096x4096 pixels in patches of 16; their attention map has 4 billion values
 
 
 def token_grid(image_size: int | tuple[int, int], patch_size: int) -> tuple[int, int]:
@@ -110,9 +113,15 @@ def token_grid(image_size: int | tuple[int, int], patch_size: int) -> tuple[int,
       (h, w).
 
     Raises:
-      ValueError: the image size is not a multiple of the patch size.
+      ValueError: the image size is not a multiple of the patch size, or has more than MAX_TOKENS patches.
     """
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     if height % patch_size or width % patch_size or min(height, width) < patch_size:
         raise ValueError(f"Image size {height}x{width} is not a multiple of the patch size {patch_size}.")
-    return height // patch_size, width // patch_size
+    h, w = height // patch_size, width // patch_size
+    if h * w > MAX_TOKENS:
+        raise ValueError(
+            f"Image size {height}x{width} with patches of {patch_size} gives {h}x{w} = {h * w:,} tokens; the "
+            f"limit is {MAX_TOKENS:,}."
+        )
+    return h, w

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from einops import rearrange, repeat
 
 from tlvit.models.layers import run_block, run_blocks, split_key
-from tlvit.models.model import Model, check_indices
+from tlvit.models.model import Model, check_images, check_indices
 from tlvit.models.transformer import Block
 from tlvit.ops.attention import dropout
 from tlvit.ops.mixing import mix_tokens
@@ -62,11 +62,11 @@ class TokenModel(Model):
           ModelOutput with `tokens` if the model has a token head and `dist` if it has a distillation token.
 
         Raises:
-          ValueError: the images or the mask do not fit `grid`.
+          ValueError: the images are not normalized floats, or the images or the mask do not fit `grid`.
         """
         stem_key, encoder_key = split_key(key, 2)
         drop_key, blocks_key = split_key(encoder_key, 2)
-        x = self.embed_patches(images, stem_key)  # [B, h, w, D]
+        x = self._patches(images, stem_key)  # [B, h, w, D]
         if mix is not None:
             x = mix_tokens(x, mix)
         x = dropout(self._sequence(x), self.drop_rate, drop_key)  # [B, P + N, D]
@@ -85,7 +85,7 @@ class TokenModel(Model):
 
     def features(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w D"]:
         """The patch tokens after the last block, normalized."""
-        x = self._sequence(self.embed_patches(images))
+        x = self._sequence(self._patches(images))
         x = self.norm(run_blocks(self.blocks, x, None, remat=self.remat))
         return self._on_grid(x[:, self._num_prefix :])
 
@@ -106,7 +106,7 @@ class TokenModel(Model):
 
         The first P tokens are the class token and, in a distilled model, the distillation token.
         """
-        return attention_maps(self.blocks, self._sequence(self.embed_patches(images)))
+        return attention_maps(self.blocks, self._sequence(self._patches(images)))
 
     def intermediates(
         self, images: Float[Array, "B H W 3"], blocks: Sequence[int]
@@ -124,7 +124,7 @@ class TokenModel(Model):
           ValueError: an index is out of range.
         """
         check_indices(blocks, len(self.blocks))
-        x, outputs = self._sequence(self.embed_patches(images)), []
+        x, outputs = self._sequence(self._patches(images)), []
         for block in self.blocks[: max(blocks, default=-1) + 1]:
             x = run_block(block, x, None, remat=self.remat)
             outputs.append(x)
@@ -149,6 +149,11 @@ class TokenModel(Model):
     def _num_prefix(self) -> int:
         """P, the number of prefix tokens."""
         return 1 if self.dist_token is None else 2
+
+    def _patches(self, images: Array, key: jax.Array | None = None) -> Array:
+        """The stem, for images that are checked."""
+        check_images(images)
+        return self.embed_patches(images, key)
 
     def _sequence(self, x: Array) -> Array:
         """[B, h, w, D] -> [B, P + N, D], with positions."""

@@ -22,7 +22,12 @@ def soft_cross_entropy(
 
     Returns:
       float32 [...].
+
+    Raises:
+      ValueError: the shapes differ.
     """
+    if logits.shape != targets.shape:
+        raise ValueError(f"Logits are {list(logits.shape)} but targets {list(targets.shape)}.")
     return -jnp.sum(targets * jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1), axis=-1)
 
 
@@ -80,6 +85,10 @@ def token_label_loss(
         class_target = mix_by_area(class_target, mix)
     loss_cls = jnp.mean(soft_cross_entropy(output.cls, class_target))
     per_token = soft_cross_entropy(output.tokens, targets.tokens)
+    if targets.weight is not None and targets.weight.shape != per_token.shape:
+        raise ValueError(
+            f"Weights of tokens are {list(targets.weight.shape)} but tokens {list(per_token.shape)} (B, N)."
+        )
     loss_tokens = jnp.mean(per_token if targets.weight is None else targets.weight * per_token)
     return cls_weight * loss_cls + dense_weight * loss_tokens
 
@@ -111,7 +120,8 @@ def distillation_loss(
       float32 scalar, the mean over the batch.
 
     Raises:
-      ValueError: an unknown kind, or a model without a distillation token.
+      ValueError: an unknown kind, alpha or tau out of range, teacher logits of another shape, or a model
+        without a distillation token.
 
     Example:
       >>> logits, labels = jnp.zeros((1, 2)), jnp.eye(2)[:1]
@@ -122,6 +132,12 @@ def distillation_loss(
     """
     if output.dist is None:
         raise ValueError("distillation_loss needs a model with a distillation token (…_distilled_…).")
+    if teacher_logits.shape != output.dist.shape:
+        raise ValueError(
+            f"Teacher logits are {list(teacher_logits.shape)} but the student's {list(output.dist.shape)}."
+        )
+    if not (0 <= alpha <= 1 and tau > 0):
+        raise ValueError(f"alpha must be in [0, 1] and tau above 0, not {alpha} and {tau}.")
     student = output.dist.astype(jnp.float32)
     teacher = teacher_logits.astype(jnp.float32)
     if kind == "hard":

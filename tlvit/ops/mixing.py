@@ -48,12 +48,17 @@ def draw_mixtoken_mask(
     Returns:
       MixTokenMask: mask [S, h, w] and lam [S].
 
+    Raises:
+      ValueError: alpha is not above 0, or there is no token or no shard.
+
     Example:
       >>> mix = draw_mixtoken_mask(jax.random.key(0), (14, 14), shards=2)
       >>> mix.mask.shape, mix.lam.shape
       ((2, 14, 14), (2,))
     """
     h, w = grid
+    if not alpha > 0 or min(h, w, shards) < 1:
+        raise ValueError(f"MixToken needs alpha > 0, a grid and a shard, not {alpha}, {h}x{w} and {shards}.")
     key_area, key_y, key_x = jax.random.split(key, 3)
     side = jnp.sqrt(1.0 - _beta(key_area, alpha, shards))
     half_h = jnp.floor(h * side).astype(jnp.int32) // 2
@@ -136,8 +141,13 @@ def mix_by_area(values: Float[Array, " B *rest"], mix: MixTokenMask | ImageMix) 
 
     Returns:
       [B, ...].
+
+    Raises:
+      ValueError: B is not a multiple of the number of shards.
     """
     shards = mix.lam.shape[0]
+    if values.shape[0] % shards:
+        raise ValueError(f"A batch of {values.shape[0]} images cannot be mixed in {shards} equal shards.")
     own = rearrange(values, "(s b) ... -> s b ...", s=shards)
     lam = mix.lam.reshape(shards, *(1,) * values.ndim).astype(values.dtype)
     return rearrange(lam * own + (1 - lam) * own[:, ::-1], "s b ... -> (s b) ...")

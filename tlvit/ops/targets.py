@@ -31,13 +31,14 @@ def make_targets(
       geometry: [B, 2, 3], augmented image -> annotated image, see `Batch`.
       grid: (h, w) of the model's tokens, N = h * w.
       num_classes: L.
-      smoothing: s, in [0, 1); the published default is 0.1.
+      smoothing: s, in [0, 1]; the published default is 0.1.
 
     Returns:
       TokenTargets in float32: cls [B, L], tokens [B, N, L], label [B, L].
 
     Raises:
-      ValueError: shapes that do not fit together.
+      ValueError: shapes that do not fit together, labels or class indices that are no integers, or a
+        smoothing out of range. `tlvit.check_batch` checks the values.
 
     Example:
       >>> import numpy as np
@@ -52,6 +53,8 @@ def make_targets(
             f"Score maps need value and index of one shape [B, K, h, w], not {maps.value.shape} "
             f"and {maps.index.shape}."
         )
+    if not jnp.issubdtype(maps.index.dtype, jnp.integer):
+        raise ValueError(f"The class indices of score maps must be integers, not {maps.index.dtype}.")
     batch = maps.value.shape[0]
     if label.shape != (batch,) or geometry.shape != (batch, 2, 3):
         raise ValueError(
@@ -79,11 +82,18 @@ def smooth_one_hot(
     Args:
       label: [B], class indices.
       num_classes: L.
-      smoothing: s, in [0, 1), spread evenly over all classes.
+      smoothing: s, in [0, 1], spread evenly over all classes.
 
     Returns:
       float32 [B, L], one_hot * (1 - s) + s / L. Rows sum to 1.
+
+    Raises:
+      ValueError: the labels are no integers, or the smoothing is out of range.
     """
+    if not jnp.issubdtype(label.dtype, jnp.integer):
+        raise ValueError(f"Labels must be class indices of an integer type, not {label.dtype}.")
+    if isinstance(smoothing, int | float) and not 0 <= smoothing <= 1:
+        raise ValueError(f"smoothing must be in [0, 1], not {smoothing}.")
     return jax.nn.one_hot(label, num_classes) * (1 - smoothing) + smoothing / num_classes
 
 

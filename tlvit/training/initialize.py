@@ -1,5 +1,6 @@
 """The state that a run starts from: its last checkpoint, the weights of another one, or new weights."""
 
+import dataclasses
 import logging
 
 import jax
@@ -14,10 +15,37 @@ from tlvit.checkpoints.native import Checkpoints
 from tlvit.checkpoints.trees import model_arrays, set_model_arrays
 from tlvit.config import Config
 from tlvit.models.functional import functionalize
+from tlvit.models.table import model_options
 from tlvit.training.mesh import replicated
 from tlvit.training.state import TrainState, abstract_state, init_state, state_from
 
 log = logging.getLogger("tlvit")
+
+# Options that a run chooses for itself. All others say what the arrays are and how they are used.
+OF_THE_RUN = ("dtype", "remat", "drop_rate", "attn_drop", "drop_path", "token_drop")
+
+
+def take_options(config: Config) -> Config:
+    """The settings, with the options of `config.model.init_from` that the recipe leaves open.
+
+    A recipe can then name a checkpoint of a model with sizes of its own without repeating them. Dropout,
+    drop path, dtype and remat are the recipe's.
+
+    Raises:
+      ValueError, OSError: the checkpoint cannot be opened.
+    """
+    if not config.model.init_from:
+        return config
+    _, found = load(config.model.init_from)
+    if found.model != config.model.name:
+        return config
+    theirs = {k: v for k, v in found.options.items() if k not in OF_THE_RUN}
+    taken = {k: v for k, v in theirs.items() if k not in config.model.options}
+    if taken:
+        listed = ", ".join(f"{name}={value}" for name, value in taken.items())
+        log.info("options of the model, as in %s: %s", config.model.init_from, listed)
+    options = {**taken, **config.model.options}
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, options=options))
 
 
 def initial_state(
@@ -44,22 +72,45 @@ def initial_state(
         return restored[0]
     if not config.model.init_from:
         return init_state(build, tx, mesh=mesh, seed=config.seed, ema=ema)
-    model = _load_weights(config.model.init_from, build(), info.num_classes)
+    model = _load_weights(config.model.init_from, build(), info)
     _, params, stats = functionalize(model)
     return jax.device_put(state_from(params, stats, tx, seed=config.seed, ema=ema), replicated(mesh))
 
 
-def _load_weights(path: str, model: nnx.Module, num_classes: int) -> nnx.Module:
-    """Fills a model with the weights of a checkpoint.
+def _load_weights(path: str, model: nnx.Module, info: ModelInfo) -> nnx.Module:
+    """Fills a model, which `info` describes, with the weights of a checkpoint.
 
     Position embeddings are resized to the model's token grid. Heads for another number of classes are
     reinitialized. Anything else that differs is an error.
     """
     other, other_info = load(path)
-    heads = () if other_info.num_classes == num_classes else HEADS
+    heads = () if other_info.num_classes == info.num_classes else HEADS
     shapes = {name: tuple(array.shape) for name, array in model_arrays(model).items()}
     allow = (*heads, "pos_embed")
-    arrays, report = fit_arrays(model, shapes, model_arrays(other), allow=allow, pos_grid=other.grid)
+    try:
+        arrays, report = fit_arrays(model, shapes, model_arrays(other), allow=allow, pos_grid=other.grid)
+    except ValueError as error:
+        raise ValueError(_explain(path, other_info, info, error)) from error
     set_model_arrays(model, arrays)
     log.info("starting from %s:\n%s", path, report)
     return model
+
+
+def _explain(path: str, other: ModelInfo, info: ModelInfo, error: ValueError) -> str:
+    """The message for weights that do not fit: what the checkpoint holds and which settings to change."""
+    what = f"config.model.init_from={path} does not fit:"
+    if other.model != info.model:
+        return (
+            f"{what} it holds a {other.model}, and this run trains a {info.model}. Set "
+            f"config.model.name={other.model}, or choose a checkpoint of a {info.model}."
+        )
+    theirs = {**model_options(other.model), **other.options}
+    ours = {**model_options(info.model), **info.options}
+    differing = [k for k in ours if k not in OF_THE_RUN and ours[k] != theirs[k]]
+    if not differing:
+        return f"{what} {error}"
+    return (
+        f"{what} its {other.model} has {', '.join(f'{k}={theirs[k]}' for k in differing)}, and this run's "
+        f"{', '.join(f'{k}={ours[k]}' for k in differing)}. Change or leave out "
+        f"{', '.join(f'config.model.options.{k}' for k in differing)}."
+    )
