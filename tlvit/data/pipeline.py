@@ -31,7 +31,7 @@ from tlvit.data.shuffle import (
 from tlvit.data.sources.source import Source
 from tlvit.data.transforms import geometry
 from tlvit.data.transforms.crop import eval_image, squashed_image, train_image
-from tlvit.data.transforms.decode import check_complete_jpeg
+from tlvit.data.transforms.decode import check_complete_jpeg, to_ordinary
 from tlvit.ops.randaugment_policy import parse_policy
 from tlvit.types import Batch
 
