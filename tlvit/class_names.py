@@ -48,7 +48,7 @@ def write_class_names(path: str | os.PathLike, names: Sequence[str]) -> None:
 
 
 def check_class_name(name: str) -> None:
-    """Raises ValueError unless a file of class names gives the name back: one line of text, no spaces around it."""
+    """Raises ValueError unless a name is one line of text without spaces around it."""
     if name != name.strip() or not name or "\n" in name or "\r" in name:
         raise ValueError(f"{name!r} cannot be a class name: it has a line break, or spaces around it.")
     if any(0xD800 <= ord(letter) < 0xE000 for letter in name):

@@ -11,6 +11,8 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Literal
 
+MAX_THREADS = 1024  # that read images
+
 
 def setting(
     default: Any,
@@ -104,7 +106,13 @@ class Data(Section):
         high=1,
     )
     shuffle_gib: float = setting(2.0, "Host memory of the shuffle buffer, GiB of encoded images.", low=0)
-    threads: int = setting(0, "Threads that decode images. 0: one for each core.", low=0)
+    threads: int = setting(0, "Threads that decode images. 0: one for each core.", low=0, high=MAX_THREADS)
+    exif: Literal["auto", "apply", "ignore"] = setting(
+        "auto",
+        'Whether images are turned as their EXIF orientation says. "auto": in class folders, not in TFDS '
+        "data sets. The published code ignores it.",
+        choices=("auto", "apply", "ignore"),
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 import os
 import pathlib
 
-COPIES = 4  # of a batch on the host: two that are read ahead, one that is built, one on its way to the devices
+COPIES = 4  # of a batch on the host: read ahead, in the making, and on its way to the devices
 LIMIT_FILES = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container
 
 
@@ -32,6 +32,6 @@ def check_batch(batch_size: int, image_size: tuple[int, int], setting: str) -> N
     if needed > available:
         raise ValueError(
             f"{COPIES} batches of {batch_size} images of {image_size[0]} x {image_size[1]} pixels take "
-            f"{needed / 2**30:.1f} GiB, and this host has {available / 2**30:.1f} GiB. Choose a smaller {setting} or "
-            "image size."
+            f"{needed / 2**30:.1f} GiB, and this host has {available / 2**30:.1f} GiB. Choose a smaller "
+            f"{setting} or image size."
         )

@@ -1,16 +1,16 @@
 """Turns image files into pixels: the one definition of how every kind of image becomes uint8 RGB.
 
-`tlvit predict` reads images with it. The input pipeline decodes JPEG and PNG files with TensorFlow, which gives
-the same pixels, and everything else with it (`tlvit.data.transforms.decode`).
+`tlvit predict` reads images with it. The input pipeline decodes JPEG and PNG files with TensorFlow, which
+gives the same pixels, and everything else with it (`tlvit.data.transforms.decode`).
 
 - Gray and palette images get the colors that they show. Transparency is dropped: a transparent pixel has the
   color that is stored for it.
-- 16 bits become 8 by dropping the lower half. 32-bit and floating-point pixels are refused, because the file does
-  not say which value is white.
+- 16 bits become 8 by dropping the lower half. 32-bit and floating-point pixels are refused, because the file
+  does not say which value is white.
 - CMYK becomes (255 - C) (255 - K) / 255, and so on. Color profiles are not applied.
 - Of an animation the first frame is read.
-- The EXIF orientation of JPEG, PNG and WebP files is applied or ignored, as the caller asks. The orientation of a
-  TIFF file is a part of that format and always applied.
+- The EXIF orientation of JPEG, PNG and WebP files is applied or ignored, as the caller asks. The orientation
+  of a TIFF file is a part of that format and always applied.
 - Images above MAX_PIXELS or MAX_SIDE are refused before they are decoded.
 """
 
@@ -93,7 +93,7 @@ def check_size(width: int, height: int) -> None:
     """Raises ValueError if an image is too large to decode."""
     if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:
         raise ValueError(
-            f"it has {width} x {height} pixels; at most {MAX_PIXELS:,} pixels and {MAX_SIDE:,} a side are read"
+            f"it has {width} x {height} pixels, above the limit of {MAX_PIXELS:,} or of {MAX_SIDE:,} a side"
         )
 
 

@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     start_logging()
     try:
-        from tlvit.data.score_maps.reader import verify
+        from tlvit.data.score_maps.verification import verify
         from tlvit.data.sources.open import open_source
 
         data = options.data

@@ -182,7 +182,7 @@ def _import_shard(
 def _keys(source: Source, shard: int) -> list[str]:
     """The keys of a shard's images."""
     data = source.records(shard, 0).map(lambda raw: source.parse(raw)["key"])
-    return [key.decode() for key in data.as_numpy_iterator()]
+    return [os.fsdecode(key) for key in data.as_numpy_iterator()]
 
 
 def _load(path: str | None) -> tuple[str, bytes] | None:

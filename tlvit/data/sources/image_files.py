@@ -37,12 +37,12 @@ def list_images(root: str, split: str) -> ImageFiles:
     """Finds the images of ROOT/SPLIT and their classes. The log says what is left out.
 
     The classes are those of ROOT/classes.txt. Without that file they are the class folders of ROOT/train that
-    have images, or of the split where there is no ROOT/train, in natural order: a2 before a10. Links to files are
-    followed; links to folders are followed for classes only.
+    have images, or of the split where there is no ROOT/train, in natural order: a2 before a10. Links to
+    files are followed; links to folders are followed for classes only.
 
     Raises:
-      ValueError: there is no such folder, it has no images, it has a class that training does not have, or the
-        name of a class is not one line of text.
+      ValueError: there is no such folder, it has no images, it has a class that training does not have, or
+        the name of a class is not one line of text.
       OSError: a folder cannot be read.
     """
     by_class, skipped, empty = _walk(os.path.join(root, split))
@@ -50,8 +50,8 @@ def list_images(root: str, split: str) -> ImageFiles:
     listing = ", ".join(f"{skipped[kind]} {kind}" for kind in sorted(skipped)[:9])
     if not by_class:
         raise ValueError(
-            f"{folder} has no images in class folders (CLASS/NAME with a suffix of {', '.join(SUFFIXES)}), but "
-            f"{sum(skipped.values())} other files and {len(empty)} folders without an image"
+            f"{folder} has no images in class folders (CLASS/NAME with a suffix of {', '.join(SUFFIXES)}), "
+            f"but {sum(skipped.values())} other files and {len(empty)} folders without an image"
             f"{f' ({listing})' if listing else ''}."
         )
     if skipped:
@@ -88,7 +88,11 @@ def find_split(root: str, name: str) -> str:
         if not any(os.path.isfile(os.path.join(root, folder, file)) for file in MAP_FILES)
     ]
     part = " A part of a split is written as 'train[:90%]' or 'train[90%:]'." if "train" in splits else ""
-    found = f"it has {splits[:20]}." if splits else "it has no folders of images: put them into ROOT/SPLIT/CLASS/."
+    found = (
+        f"it has {splits[:20]}."
+        if splits
+        else "it has no folders of images: put them into ROOT/SPLIT/CLASS/."
+    )
     raise ValueError(f"{printable(root)} has no folder {name!r}; {found}{part}")
 
 

@@ -31,8 +31,8 @@ def open_source(
       split: a TFDS split or a part of one ("train", "train[:90%]", "train+validation"); for class folders,
         the name of a folder in ROOT or a part of it ("val", "train[:90%]").
       data_dir: folder of the prepared TFDS data sets. None: ~/tensorflow_datasets.
-      exif: whether images are turned as their EXIF orientation says: "apply", "ignore", or "auto", which applies it
-        in class folders and ignores it in TFDS data sets.
+      exif: whether images are turned as their EXIF orientation says: "apply", "ignore", or "auto", which
+        applies it in class folders and ignores it in TFDS data sets.
 
     Returns:
       The source. Opening reads the data set's description or lists its files; images are read later.

@@ -1,7 +1,7 @@
 """Decodes image files inside tf.data: completely, or only a crop of them and at a lower resolution.
 
-TensorFlow decodes JPEG and PNG files. `to_ordinary` turns all other images into BMP files first, with the pixels
-that `tlvit.images` defines.
+TensorFlow decodes JPEG and PNG files. `to_ordinary` turns all other images into BMP files first, with the
+pixels that `tlvit.images` defines.
 """
 
 import io
@@ -18,15 +18,16 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 def to_ordinary(encoded: tf.Tensor, *, exif: bool) -> tf.Tensor:
     """Returns a file that TensorFlow decodes to the pixels of `tlvit.images.decode_image`.
 
-    JPEG and PNG files are returned unchanged, unless their EXIF orientation has to be applied. Their headers decide
-    that, without Python. Everything else becomes a BMP file.
+    JPEG and PNG files are returned unchanged, unless their EXIF orientation has to be applied. Their headers
+    decide that, without Python. Everything else becomes a BMP file.
 
     Args:
       encoded: scalar string, an image file.
       exif: whether to turn images as their EXIF orientation says.
 
     Returns:
-      Scalar string, a JPEG, PNG or BMP file. An image that `tlvit.images` refuses raises an error in the graph.
+      Scalar string, a JPEG, PNG or BMP file. An image that `tlvit.images` refuses raises an error in the
+      graph.
     """
 
     def jpeg_is_unchanged() -> tf.Tensor:
@@ -40,6 +41,7 @@ def to_ordinary(encoded: tf.Tensor, *, exif: bool) -> tf.Tensor:
     is_png = tf.strings.substr(encoded, 0, 8) == PNG_SIGNATURE
     not_jpeg = lambda: tf.cond(is_png, png_is_unchanged, lambda: tf.constant(False))
     unchanged = tf.cond(tf.io.is_jpeg(encoded), jpeg_is_unchanged, not_jpeg)
+
     def convert() -> tf.Tensor:
         return tf.ensure_shape(tf.numpy_function(lambda file: _to_bmp(file, exif), [encoded], tf.string), [])
 
@@ -110,7 +112,7 @@ def _png_size(encoded: tf.Tensor) -> tf.Tensor:
 
 
 def _may_have_exif(encoded: tf.Tensor) -> tf.Tensor:
-    """Whether a JPEG file can have EXIF data: after its JFIF header, if any, comes an APP or a comment segment."""
+    """Whether an APP or a comment segment follows the start of a JPEG file and its JFIF header, if any."""
     header = tf.cast(tf.io.decode_raw(tf.strings.substr(encoded, 0, 22), tf.uint8), tf.int32)
     has_jfif = tf.reduce_all(header[3:6] == [0xE0, 0, 16])
     return tf.where(has_jfif, header[21], header[3]) >= 0xE0
