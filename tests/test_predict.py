@@ -11,8 +11,9 @@ from PIL import Image
 from tlvit import create_model
 from tlvit.checkpoints.model_info import ModelInfo, Preprocessing
 from tlvit.checkpoints.native import save_model_folder
+from tlvit.images import read_image
 from tlvit.ops.normalize import normalize
-from tlvit.predict import crop, list_images, main, predict, read_image
+from tlvit.predict import crop, list_images, main, predict
 
 TINY = {"dim": 24, "depth": 2, "num_heads": 2, "stem_width": 8}
 INFO = ModelInfo("lvvit_s", 6, (64, 64), TINY, class_names=("ant", "bee", "cat", "dog", "eel", "fox"))
@@ -55,7 +56,11 @@ def photos(tmp_path):
 
 def test_probabilities_are_those_of_the_model(model, photos):
     results = list(predict(model, INFO, [photos / "a.jpg", photos / "b.png"], top=6))
-    view = crop(read_image(photos / "a.jpg"), image_size=(64, 64), crop_pct=INFO.preprocessing.crop_pct)
+    view = crop(
+        Image.fromarray(read_image(photos / "a.jpg")),
+        image_size=(64, 64),
+        crop_pct=INFO.preprocessing.crop_pct,
+    )
     logits = np.asarray(model(normalize(np.asarray(view)[None])).logits[0], np.float64)
     wanted = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
     found = {s.index: s.probability for s in results[0].top}
@@ -198,7 +203,12 @@ def test_preprocessing_of_the_checkpoint_is_used(model, photos):
     rule = Preprocessing((0.5, 0.4, 0.3), (0.2, 0.3, 0.4), crop_pct=0.8, interpolation="bilinear")
     info = dataclasses.replace(INFO, preprocessing=rule)
     found = next(predict(model, info, [photos / "a.jpg"], top=6))
-    view = crop(read_image(photos / "a.jpg"), image_size=(64, 64), crop_pct=0.8, interpolation="bilinear")
+    view = crop(
+        Image.fromarray(read_image(photos / "a.jpg")),
+        image_size=(64, 64),
+        crop_pct=0.8,
+        interpolation="bilinear",
+    )
     logits = model(normalize(np.asarray(view)[None], rule.mean, rule.std)).logits[0]
     wanted = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
     np.testing.assert_allclose([s.probability for s in found.top], sorted(wanted)[::-1], atol=1e-5)

@@ -25,7 +25,7 @@ from PIL import Image
 SUFFIXES = (  # of image files, in any case
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm",
 )  # fmt: skip
-FORMATS = ("JPEG", "MPO", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # Pillow's other decoders are not run
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # Pillow's other decoders are not run
 MAX_PIXELS = 178_956_970  # Pillow's limit; 0.5 GiB as RGB
 MAX_SIDE = 65_535  # pixels, the limit of JPEG
 ORIENTATION = 0x0112  # EXIF tag
@@ -82,7 +82,7 @@ def read_image(path: str | os.PathLike, *, exif: bool = True) -> np.ndarray:
 def is_upright_jpeg(content: bytes) -> bool:
     """Whether a file is a JPEG that `decode_image` accepts and does not turn. Only its header is read."""
     try:
-        with Image.open(io.BytesIO(content), formats=("JPEG", "MPO")) as image:
+        with Image.open(io.BytesIO(content), formats=("JPEG",)) as image:
             check_size(image.width, image.height)
             return _orientation(image) == 1
     except Exception:  # as in `decode_image`, which raises the error

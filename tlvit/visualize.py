@@ -250,7 +250,8 @@ def _test_images(config: dict[str, Any], info: ModelInfo, count: int) -> tuple[n
     from tlvit.data.sources.open import open_source
 
     data = config["data"]
-    source = open_source(data["name"], data["eval_split"], data_dir=data["dir"] or None)
+    exif = data.get("exif", "auto")
+    source = open_source(data["name"], data["eval_split"], data_dir=data["dir"] or None, exif=exif)
     batch = next(iter(eval_batches(source, info, batch_size=min(128, source.num_examples))))
     _, first = np.unique(batch.label[batch.mask], return_index=True)
     chosen = np.sort(first)[:count]
