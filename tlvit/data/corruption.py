@@ -151,10 +151,11 @@ def read_batches(
                 fallback_until, window = done + window, 2 * window
             else:
                 raise ValueError(error_sentence(error.message)) from error
-        except any_error as error:
-            if fallback or "assertion failed" in error.message:
-                raise ValueError(error_sentence(error.message)) from error
-            sentence = error_sentence(error.message)
+        except (any_error, UnicodeDecodeError) as error:  # the second: a message that is not UTF-8, of any error
+            message = getattr(error, "message", "the error names a file whose name is not UTF-8")
+            if fallback or "assertion failed" in message:
+                raise ValueError(error_sentence(message)) from error
+            sentence = error_sentence(message)
             log.warning("%s; reading the next %d batches in fallback mode", sentence, window)
             fallback_until, window = done + window, 2 * window
 

@@ -54,7 +54,7 @@ def test_maps_of_another_size_than_described_are_an_error_at_the_start(maps, cha
     del content["checksum"]
     with open(path, "w") as file:
         json.dump(content | change, file)
-    message = "The first map of .*-00000-of-00003.tfrecord has 216 bytes of logits and 216 of classes, but score_maps"
+    message = "The first map of .*-00000-of-00003.tfrecord has 216 bytes of logits and 216 of classes, but "
     with pytest.raises(ValueError, match=message):
         score_maps.open_score_maps(maps.path)
 

@@ -38,7 +38,7 @@ def to_ordinary(encoded: tf.Tensor, *, exif: bool) -> tf.Tensor:
         fits = _fits(_png_size(encoded))
         return fits & ~tf.strings.regex_full_match(encoded, r"\C*eXIf\C*") if exif else fits
 
-    is_png = tf.strings.substr(encoded, 0, 8) == PNG_SIGNATURE
+    is_png = (tf.strings.substr(encoded, 0, 8) == PNG_SIGNATURE) & (tf.strings.length(encoded) >= 24)
     not_jpeg = lambda: tf.cond(is_png, png_is_unchanged, lambda: tf.constant(False))
     unchanged = tf.cond(tf.io.is_jpeg(encoded), jpeg_is_unchanged, not_jpeg)
 
@@ -102,7 +102,7 @@ def check_complete_jpeg(encoded: tf.Tensor) -> tf.Tensor:
 
 def _fits(size: tf.Tensor) -> tf.Tensor:
     """Whether an image of this size, integers [2], is small enough to decode."""
-    height, width = tf.unstack(tf.cast(size, tf.int64))
+    height, width = tf.unstack(tf.cast(size, tf.int64), num=2)
     return (height * width <= MAX_PIXELS) & (tf.maximum(height, width) <= MAX_SIDE)
 
 
