@@ -23,13 +23,20 @@ def pair_with_maps(source: Source, maps: ScoreMapReader, *, max_missing: float) 
       max_missing: largest fraction of images without a map.
 
     Raises:
-      ValueError: the maps were not made for these images, or too many are missing.
+      ValueError: the maps were not made for these images, or for images that were turned differently, or too many
+        are missing.
     """
     map_records, info = maps.records_of(source), maps.info
     if info.num_missing > max_missing * info.num_images:
         raise ValueError(
             f"{info.num_missing} of {info.num_images} images have no score map in {maps.path}, more than "
             f"data.max_missing_maps = {max_missing:g} allows."
+        )
+    if info.exif != source.exif:
+        turned, setting = ("turned", "apply") if info.exif else ("not turned", "ignore")
+        raise ValueError(
+            f"The images of the score maps in {maps.path} were {turned} as their EXIF orientation says. Set "
+            f"config.data.exif={setting}, or write the maps again."
         )
 
     def records(shard: int | tf.Tensor, offset: int | tf.Tensor) -> tf.data.Dataset:

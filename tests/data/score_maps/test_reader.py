@@ -36,15 +36,6 @@ def test_maps_are_checked_against_their_source(source, maps):
         maps.check_against(more)
 
 
-def test_maps_of_turned_images_are_for_turned_images(source, maps, tmp_path):
-    """Otherwise the map of a turned image lies across it."""
-    turned = dataclasses.replace(source, exif=True)
-    with pytest.raises(ValueError, match=r"were not turned as their EXIF .* Set config.data.exif=ignore"):
-        maps.check_against(turned)
-    with pytest.raises(ValueError, match=r"were turned as their EXIF .* Set config.data.exif=apply"):
-        tiny_images.write_maps(tmp_path / "m", turned).check_against(source)
-
-
 @pytest.mark.parametrize("change", [{"top_k": 2}, {"top_k": 4}, {"grid": [6, 5]}, {"num_classes": 70_000}])
 def test_maps_of_another_size_than_described_are_an_error_at_the_start(maps, change):
     """In a description without a checksum, as version 0.1 wrote it."""

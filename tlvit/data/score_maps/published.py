@@ -2,6 +2,7 @@
 
 import collections
 import concurrent.futures
+import dataclasses
 import hashlib
 import itertools
 import logging
@@ -72,7 +73,8 @@ def import_published(
         geometry=geometry,
         center_fraction=center_fraction,
     )
-    writer = ScoreMapWriter(out, source, description)
+    # The published generator ignores the EXIF orientation.
+    writer = ScoreMapWriter(out, dataclasses.replace(source, exif=False), description)
     _import_shards(writer, files, max_missing=max_missing, threads=threads or THREADS)
     info = writer.finalize()
     _check_missing(info.num_missing, info.num_images, files, source, max_missing)

@@ -95,12 +95,6 @@ class ScoreMapReader:
                 f"The score maps in {self.path} have {sum(found)} records in {len(found)} shards, "
                 f"{info.dataset} has {sum(lengths)} in {len(lengths)}{first}."
             )
-        if info.exif != source.exif:
-            turned, setting = ("turned", "apply") if info.exif else ("not turned", "ignore")
-            raise ValueError(
-                f"The images of the score maps in {self.path} were {turned} as their EXIF orientation says. "
-                f"Set config.data.exif={setting}, or write the maps again."
-            )
 
     def records_of(self, source: Source) -> Records:
         """Returns (shard, offset) of the source -> raw map records of that shard from `offset` on.
