@@ -109,7 +109,7 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
         kind = "floating-point" if image.mode == "F" else "32-bit integer"
         raise ValueError(f"it has {kind} pixels, whose range is not defined; convert it to 8 or 16 bits")
     if wide:
-        bits = image.tag_v2.get(258, (16,))[0] if image.format == "TIFF" else 16  # 258: BitsPerSample
+        bits = getattr(image, "tag_v2", {}).get(258, (16,))[0]  # BitsPerSample of TIFF
         gray = (np.asarray(image) >> (bits - 8)).astype(np.uint8)
         return np.repeat(gray[:, :, None], 3, axis=2)
     if image.mode == "P" and "transparency" in image.info:  # Pillow warns if this goes directly to RGB

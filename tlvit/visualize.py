@@ -251,7 +251,7 @@ def _draw_legend(
 
     classes, counts = np.unique(shown, return_counts=True)
     frequent = sorted(int(k) for k in classes[np.argsort(-counts, kind="stable")][:LEGEND])
-    patches = [Patch(color=colors[k], label=name(k)[:24]) for k in frequent]
+    patches = [Patch(color=tuple(colors[k]), label=name(k)[:24]) for k in frequent]
     others = len(classes) - len(frequent)
     title = f"class of a cell ({others} less frequent ones are not named)" if others else "class of a cell"
     style = {"ncols": 6, "fontsize": 8, "title_fontsize": 9}

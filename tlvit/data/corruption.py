@@ -151,10 +151,8 @@ def read_batches(
                 fallback_until, window = done + window, 2 * window
             else:
                 raise ValueError(error_sentence(error.message)) from error
-        except (
-            any_error,
-            UnicodeDecodeError,
-        ) as error:  # the second: a message that is not UTF-8, of any error
+        except (any_error, UnicodeDecodeError) as error:
+            # TensorFlow raises the latter in place of any error whose message is not UTF-8.
             message = getattr(error, "message", "the error names a file whose name is not UTF-8")
             if fallback or "assertion failed" in message:
                 raise ValueError(error_sentence(message)) from error
