@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import sys
 
 import image_kinds
 import numpy as np
@@ -222,7 +223,7 @@ def test_only_the_crop_of_an_elongated_image_is_resized(size, monkeypatch):
 def test_an_elongated_image_is_cropped_as_any_other(monkeypatch):
     image = Image.fromarray(np.random.RandomState(0).randint(0, 256, (20, 300, 3), np.uint8))
     found = np.asarray(crop(image, image_size=(64, 64), crop_pct=0.9), int)
-    monkeypatch.setattr("tlvit.predict.LONG", 1000)
+    monkeypatch.setattr(sys.modules["tlvit.predict"], "LONG", 1000)
     assert np.abs(found - np.asarray(crop(image, image_size=(64, 64), crop_pct=0.9), int)).max() <= 1
 
 
@@ -262,7 +263,7 @@ def test_pipes_loops_and_names_that_are_not_utf_8(folder, photos, capsys):
 
 def test_batches_that_the_host_cannot_hold_are_refused(model, photos):
     info = dataclasses.replace(INFO, image_size=(80_000, 80_000))
-    with pytest.raises(ValueError, match="4 batches of 1 images of 80000 x 80000 pixels take 71.5 GiB"):
+    with pytest.raises(ValueError, match=r"4 batches of 1 images of 80000 x 80000 pixels take 71.5 GiB"):
         next(predict(model, info, [photos / "a.jpg"]))
 
 

@@ -23,8 +23,8 @@ def pair_with_maps(source: Source, maps: ScoreMapReader, *, max_missing: float) 
       max_missing: largest fraction of images without a map.
 
     Raises:
-      ValueError: the maps were not made for these images, their images were turned differently, or too many maps
-        are missing.
+      ValueError: the maps were not made for these images, their images were turned differently, or too many
+        maps are missing.
     """
     map_records, info = maps.records_of(source), maps.info
     if info.num_missing > max_missing * info.num_images:
