@@ -65,7 +65,7 @@ def test_a_description_is_read_as_it_was_written(maps, tmp_path):
         (lambda c: c | {"num_images": "20"}, "num_images must be an integer, not '20'"),
         (lambda c: c | {"num_images": 21}, "num_images is 21, but the shards have 20 records"),
         (lambda c: c | {"shards": {}}, "shards must be a list"),
-        (lambda c: c | {"shards": []}, "describes no shards"),
+        (lambda c: {k: v for k, v in c.items() if k != "checksum"} | {"shards": []}, "describes no shards"),
         (lambda c: c | {"shards": [1]}, r"shards\[0\] must be an object"),
         (lambda c: c | {"shards": changed(c, file="../other.tfrecord")}, "must be a file of the same folder"),
         (lambda c: c | {"shards": changed(c, file="/etc/passwd")}, "must be a file of the same folder"),
