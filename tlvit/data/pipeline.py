@@ -222,7 +222,7 @@ def train_order(source: Source, config: Config) -> Order:
         seed=config.seed,
         batch_size=config.batch_size,
         record_bytes=source.record_bytes,
-        shuffle_bytes=int(min(budget, 1 << 62)),
+        shuffle_bytes=int(budget),
         repeats=config.augment.repeats,
     )
 
