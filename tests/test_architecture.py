@@ -16,10 +16,11 @@ NAMES = {
 
 # Files and folders of tlvit/ by layer, as the design has them; a name that is not here fails the test.
 LAYERS = {
-    "version": 0, "shapes": 0, "types": 0, "records": 0, "section": 0, "config": 0,
+    "version": 0, "shapes": 0, "types": 0, "records": 0, "section": 0, "config": 0, "class_names": 0,
+    "host_memory": 0,
     "ops": 1,
     "models": 2,
-    "checkpoints": 3,
+    "checkpoints": 3, "images": 3,
     "data": 4,
     "training": 5,
     "annotate": 6, "maps": 6, "convert": 6, "predict": 6, "draw_tokens": 6, "summary": 6, "visualize": 6,

@@ -2,7 +2,10 @@
 
 import dataclasses
 import json
+import os
+import sys
 
+import image_kinds
 import numpy as np
 import pytest
 from conftest import fill_model
@@ -11,8 +14,9 @@ from PIL import Image
 from tlvit import create_model
 from tlvit.checkpoints.model_info import ModelInfo, Preprocessing
 from tlvit.checkpoints.native import save_model_folder
+from tlvit.images import read_image
 from tlvit.ops.normalize import normalize
-from tlvit.predict import crop, list_images, main, predict, read_image
+from tlvit.predict import crop, list_images, main, predict
 
 TINY = {"dim": 24, "depth": 2, "num_heads": 2, "stem_width": 8}
 INFO = ModelInfo("lvvit_s", 6, (64, 64), TINY, class_names=("ant", "bee", "cat", "dog", "eel", "fox"))
@@ -55,7 +59,11 @@ def photos(tmp_path):
 
 def test_probabilities_are_those_of_the_model(model, photos):
     results = list(predict(model, INFO, [photos / "a.jpg", photos / "b.png"], top=6))
-    view = crop(read_image(photos / "a.jpg"), image_size=(64, 64), crop_pct=INFO.preprocessing.crop_pct)
+    view = crop(
+        Image.fromarray(read_image(photos / "a.jpg")),
+        image_size=(64, 64),
+        crop_pct=INFO.preprocessing.crop_pct,
+    )
     logits = np.asarray(model(normalize(np.asarray(view)[None])).logits[0], np.float64)
     wanted = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
     found = {s.index: s.probability for s in results[0].top}
@@ -193,12 +201,83 @@ def test_evaluation_crops_the_same_pixels(photos):
     assert np.abs(found - np.asarray(wanted, int)).mean() < 0.5
 
 
+@pytest.mark.parametrize("size", [(30_000, 1), (1, 30_000), (5000, 40)])
+def test_only_the_crop_of_an_elongated_image_is_resized(size, monkeypatch):
+    """30000 x 1 pixels resized to cover 224 x 224 are 7.4 million x 248."""
+    made, resize = [], Image.Image.resize
+
+    def spy(self, *arguments, **options):
+        made.append(resize(self, *arguments, **options))
+        return made[-1]
+
+    monkeypatch.setattr(Image.Image, "resize", spy)
+    ramp = np.broadcast_to(np.linspace(0, 255, max(size))[None, :, None], (min(size), max(size), 3))
+    image = Image.fromarray(ramp.astype(np.uint8))
+    image = image if size[0] > size[1] else image.transpose(Image.Transpose.TRANSPOSE)
+    view = np.asarray(crop(image, image_size=(224, 224), crop_pct=0.9), int)
+    assert max(result.width * result.height for result in made) <= 8 * 224 * 224
+    assert view.shape == (224, 224, 3)
+    assert np.abs(view - 127).max() <= 2  # the center of the ramp
+
+
+def test_an_elongated_image_is_cropped_as_any_other(monkeypatch):
+    image = Image.fromarray(np.random.RandomState(0).randint(0, 256, (20, 300, 3), np.uint8))
+    found = np.asarray(crop(image, image_size=(64, 64), crop_pct=0.9), int)
+    monkeypatch.setattr(sys.modules["tlvit.predict"], "LONG", 1000)
+    assert np.abs(found - np.asarray(crop(image, image_size=(64, 64), crop_pct=0.9), int)).max() <= 1
+
+
+def test_the_exif_orientation_is_applied(model, tmp_path):
+    pixels = np.random.RandomState(0).randint(0, 256, (70, 90, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "plain.png")
+    Image.fromarray(np.ascontiguousarray(np.rot90(pixels))).save(
+        tmp_path / "turned.png", exif=image_kinds.exif(6)
+    )
+    scores = lambda **options: [
+        [score.probability for score in prediction.top]
+        for prediction in predict(model, INFO, [tmp_path / "plain.png", tmp_path / "turned.png"], **options)
+    ]
+    plain, turned = scores()
+    assert plain == turned
+    plain, turned = scores(exif=False)
+    assert plain != turned
+
+
+def test_pipes_loops_and_names_that_are_not_utf_8(folder, photos, capsys):
+    """Nothing hangs, and no name ends the prediction."""
+    os.mkfifo(photos / "pipe.jpg")
+    (photos / "loop.jpg").symlink_to(photos / "loop.jpg")
+    name = os.fsdecode(os.fsencode(photos) + b"/\xff.jpg")
+    (photos / "a.jpg").rename(name)
+    assert len(list_images([photos])) == 6
+    arguments = [name, str(photos / "pipe.jpg"), str(photos / "loop.jpg"), str(photos / "b.png")]
+    assert main([f"--checkpoint={folder}", *arguments]) == 0
+    printed = capsys.readouterr()
+    assert f"{photos}/\\xff.jpg\n" in printed.out
+    assert str(photos / "b.png") in printed.out
+    assert "pipe.jpg: skipped, it is not a regular file" in printed.err
+    assert "loop.jpg: skipped, Too many levels of symbolic links" in printed.err
+    assert main([f"--checkpoint={folder}", *arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["image"] == f"{photos}/\\xff.jpg"
+
+
+def test_batches_that_the_host_cannot_hold_are_refused(model, photos):
+    info = dataclasses.replace(INFO, image_size=(80_000, 80_000))
+    with pytest.raises(ValueError, match=r"4 batches of 1 images of 80000 x 80000 pixels take 71.5 GiB"):
+        next(predict(model, info, [photos / "a.jpg"]))
+
+
 def test_preprocessing_of_the_checkpoint_is_used(model, photos):
     """Mean, std, crop_pct and interpolation of the ModelInfo change the input, each as declared."""
     rule = Preprocessing((0.5, 0.4, 0.3), (0.2, 0.3, 0.4), crop_pct=0.8, interpolation="bilinear")
     info = dataclasses.replace(INFO, preprocessing=rule)
     found = next(predict(model, info, [photos / "a.jpg"], top=6))
-    view = crop(read_image(photos / "a.jpg"), image_size=(64, 64), crop_pct=0.8, interpolation="bilinear")
+    view = crop(
+        Image.fromarray(read_image(photos / "a.jpg")),
+        image_size=(64, 64),
+        crop_pct=0.8,
+        interpolation="bilinear",
+    )
     logits = model(normalize(np.asarray(view)[None], rule.mean, rule.std)).logits[0]
     wanted = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
     np.testing.assert_allclose([s.probability for s in found.top], sorted(wanted)[::-1], atol=1e-5)

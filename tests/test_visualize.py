@@ -103,6 +103,25 @@ def test_one_class_has_one_color_in_every_row():
     np.testing.assert_array_equal(second.images[1].get_array()[0, 0, :3], color)
 
 
+def test_the_legend_names_the_classes_and_their_colors():
+    """The color does not depend on what else is shown. Of many classes the most frequent ones are named."""
+    from matplotlib import colormaps
+
+    def legend(figure):
+        (found,) = [sub.legends[0] for sub in figure.subfigs if sub.legends]
+        colors = [patch.get_facecolor()[:3] for patch in found.get_patches()]
+        return dict(zip([text.get_text() for text in found.get_texts()], colors, strict=True)), found
+
+    named, _ = legend(draw(IMAGE, np.array([2]), [known_map(2)], {}, class_names=["a", "b", "ä", "d"]))
+    assert named == {name: colormaps["tab10"](k)[:3] for k, name in enumerate(("a", "b", "ä", "d"))}
+    many = ClassMap("", np.eye(100)[np.arange(100).reshape(1, 10, 10)], np.array([2]))
+    named, found = legend(draw(IMAGE, np.array([30]), [many, known_map(2)], {}))
+    assert {"0", "1", "2", "3", "30"} <= named.keys()
+    assert named["2"] == colormaps["tab10"](2)[:3]
+    assert len(set(named.values())) == len(named) == 24
+    assert found.get_title().get_text() == "class of a cell (76 less frequent ones are not named)"
+
+
 def test_curves():
     lines = [
         {"step": 2, "train/epoch": 1.0, "train/loss": 3.0},

@@ -165,19 +165,6 @@ def check_writable(path: str | os.PathLike, *, folder: bool) -> None:
         raise OSError(f"{path} cannot be written: {(error.strerror or str(error)).lower()}.") from error
 
 
-def read_class_names(path: str) -> tuple[str, ...]:
-    """The lines of a file of class names.
-
-    Raises:
-      OSError: the file cannot be read.
-      ValueError: it is not UTF-8.
-    """
-    try:
-        return tuple(pathlib.Path(path).read_text("utf-8").splitlines())
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: byte {error.start} is invalid.") from error
-
-
 def use_compilation_cache() -> None:
     """Keeps compiled programs in the user's cache folder, so that only a first start waits for XLA.
 

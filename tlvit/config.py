@@ -15,6 +15,7 @@ from tlvit.section import Section, annotations, range_text, setting
 MAX_BATCH = 131_072  # images in a batch
 MAX_EPOCHS = 100_000
 MAX_IMAGE_SIZE = 4096  # pixels
+MAX_THREADS = 1024  # that read images
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,7 +76,13 @@ class Data(Section):
     shuffle_gib: float = setting(
         2.0, "Host memory of the shuffle buffer, GiB of encoded images.", low=0, high=1024
     )
-    threads: int = setting(0, "Threads that decode images. 0: one for each core.", low=0, high=1024)
+    threads: int = setting(0, "Threads that decode images. 0: one for each core.", low=0, high=MAX_THREADS)
+    exif: Literal["auto", "apply", "ignore"] = setting(
+        "auto",
+        'Whether images are turned as their EXIF orientation says. "auto": in class folders, not in TFDS '
+        "data sets. The published code ignores it.",
+        choices=("auto", "apply", "ignore"),
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ from tlvit.checkpoints.load import open_checkpoint
 from tlvit.checkpoints.model_info import WEIGHTS
 from tlvit.checkpoints.native import save_model_folder
 from tlvit.checkpoints.torch_files import ENDINGS, check_ending, export
+from tlvit.class_names import read_class_names
 from tlvit.config import parse_image_size
 
 
@@ -56,7 +57,7 @@ def convert(options: argparse.Namespace) -> int:
     )
     info = opened.info
     if options.classes:
-        info = dataclasses.replace(info, class_names=command.read_class_names(options.classes))
+        info = dataclasses.replace(info, class_names=read_class_names(options.classes))
     size = "x".join(map(str, info.image_size))
     print(
         f"{options.checkpoint}: {opened.section} -> {info.model}, {info.num_classes} classes, {size} pixels"

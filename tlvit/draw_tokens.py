@@ -5,13 +5,21 @@ import pathlib
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
+
+FONTS = (
+    "DejaVuSans.ttf",
+    "Arial Unicode.ttf",
+    "Arial.ttf",
+    "arial.ttf",
+)  # the first that is installed is used
+FONT_SIZE = 12
 
 
 def draw_tokens(image: Image.Image, tokens: np.ndarray, names: Sequence[str] | None = None) -> Image.Image:
     """Draws an image next to the classes of its tokens; the color is the class, its opacity the probability.
 
-    The most frequent classes are named below.
+    A class has the same color in every image. The most frequent classes are named below.
 
     Args:
       image: the image as the model saw it.
@@ -23,19 +31,19 @@ def draw_tokens(image: Image.Image, tokens: np.ndarray, names: Sequence[str] | N
     classes, probability = tokens.argmax(-1), tokens.max(-1)
     order, counts = np.unique(classes, return_counts=True)
     order = order[np.argsort(-counts, kind="stable")]
-    color = {int(c): _hue(i) for i, c in enumerate(order)}
-    colors = np.array([[color[int(c)] for c in row] for row in classes], np.uint8)
+    colors = np.array([[class_color(int(c)) for c in row] for row in classes], np.uint8)
     enlarge = lambda cells: Image.fromarray(cells).resize(image.size, Image.Resampling.NEAREST)
     flat, alpha = enlarge(colors), enlarge((70 + 130 * probability).astype(np.uint8))
     shown = [int(c) for c in order[:8]]
     canvas = Image.new("RGB", (2 * image.width + 8, image.height + 8 + 16 * len(shown)), "white")
     canvas.paste(image, (0, 0))
     canvas.paste(Image.composite(flat, image, alpha), (image.width + 8, 0))
-    drawing = ImageDraw.Draw(canvas)
+    drawing, font = ImageDraw.Draw(canvas), _font()
     for i, c in enumerate(shown):
         y, cells = image.height + 8 + 16 * i, int((classes == c).sum())
-        drawing.rectangle((4, y, 16, y + 12), fill=color[c])
-        drawing.text((22, y), f"{names[c] if names else c}: {cells} of {classes.size} tokens", fill="black")
+        drawing.rectangle((4, y, 16, y + 12), fill=class_color(c))
+        text = _writable(f"{names[c] if names else c}: {cells} of {classes.size} tokens", font)
+        drawing.text((22, y), text, fill="black", font=font)
     return canvas
 
 
@@ -54,7 +62,29 @@ def token_path(requested: str, image: pathlib.Path, number: int, count: int) -> 
     return path.with_name(f"{path.stem}_{number:04d}_{image.stem}{path.suffix or '.png'}")
 
 
-def _hue(i: int) -> tuple[int, int, int]:
-    """Color number i; the hue moves by the golden ratio, so that successive colors differ strongly."""
-    red, green, blue = colorsys.hsv_to_rgb((0.02 + 0.618034 * i) % 1, 0.85, 0.95)
+def class_color(index: int) -> tuple[int, int, int]:
+    """The color of a class, (red, green, blue) from 0 to 255.
+
+    The hue moves by the golden ratio, so that the colors of successive classes differ strongly, and every
+    seventh class is darker or paler.
+    """
+    saturation, value = ((0.85, 0.95), (0.9, 0.6), (0.5, 0.95))[index // 7 % 3]
+    red, green, blue = colorsys.hsv_to_rgb((0.02 + 0.618034 * index) % 1, saturation, value)
     return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """A font with the letters of many languages if one is installed, else Pillow's, which has Latin-1."""
+    for name in FONTS:
+        try:
+            return ImageFont.truetype(name, FONT_SIZE)
+        except OSError:  # it is not installed, or Pillow was built without FreeType
+            pass
+    return getattr(ImageFont, "load_default_imagefont", ImageFont.load_default)()  # Pillow 11.3
+
+
+def _writable(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """The text with ? in place of letters that Pillow's own font cannot write."""
+    if isinstance(font, ImageFont.ImageFont):
+        return text.encode("latin-1", "replace").decode("latin-1")
+    return text

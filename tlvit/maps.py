@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from tlvit.data.score_maps.reader import verify
+    from tlvit.data.score_maps.verification import verify
     from tlvit.data.sources.open import open_source
 
     start_logging()

@@ -24,13 +24,16 @@ from PIL import Image
 from tlvit import command
 from tlvit.checkpoints.load import load
 from tlvit.checkpoints.model_info import WEIGHTS, ModelInfo
+from tlvit.class_names import read_class_names
 from tlvit.config import MAX_BATCH, parse_image_size
 from tlvit.draw_tokens import draw_tokens, token_path
+from tlvit.host_memory import check_batch
+from tlvit.images import SUFFIXES, printable, read_image
 from tlvit.models.functional import functionalize
 from tlvit.ops.normalize import normalize
 from tlvit.types import Array, PyTree
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm")
+LONG = 8  # resized images of more than this many times the crop's pixels are not made completely
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +76,7 @@ def predict(
     top: int = 5,
     batch_size: int = 32,
     tokens: bool = False,
+    exif: bool = True,
 ) -> Iterator[Prediction]:
     """Classifies image files in their order, one batch at a time.
 
@@ -82,12 +86,14 @@ def predict(
       top: number of classes in a prediction, at least 1. More than L gives all L.
       batch_size: number of images in a batch, at least 1.
       tokens: also return the class probabilities of every token.
+      exif: turn images as their EXIF orientation says.
 
     Returns:
       An iterator with one Prediction for each path.
 
     Raises:
-      ValueError: `tokens` and the model does not classify its tokens, or `top` or `batch_size` is below 1.
+      ValueError: `tokens` and the model does not classify its tokens, `top` or `batch_size` is below 1, or
+        the batches do not fit into the memory of this host.
 
     Example:
       >>> model, info = tlvit.load("runs/lvvit_s")
@@ -100,17 +106,19 @@ def predict(
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be at least 1, and an integer, not {value!r}.")
     files = [pathlib.Path(path) for path in paths]
+    batch_size = max(1, min(batch_size, len(files)))
+    check_batch(batch_size, info.image_size, "batch size")
     run = _compile(model, info, tokens=tokens)
-    return _predictions(run, info, files, top, max(1, min(batch_size, len(files))))
+    return _predictions(run, info, files, top=top, batch_size=batch_size, exif=exif)
 
 
 def _predictions(
-    run: Callable, info: ModelInfo, files: list[pathlib.Path], top: int, batch_size: int
+    run: Callable, info: ModelInfo, files: list[pathlib.Path], *, top: int, batch_size: int, exif: bool
 ) -> Iterator[Prediction]:
     """The predictions of `predict`, for the compiled model `run`."""
     for start in range(0, len(files), batch_size):
         chunk = files[start : start + batch_size]
-        inputs = [_try_read(path, info) for path in chunk]
+        inputs = [_try_read(path, info, exif=exif) for path in chunk]
         images = [image for image in inputs if not isinstance(image, str)]
         probabilities, maps = np.empty((0, info.num_classes)), None
         if images:  # padded with zeros, so that all batches have one shape and compile once
@@ -148,7 +156,7 @@ def _run(options: argparse.Namespace) -> int:
         options.checkpoint, model=options.model, weights=options.weights, image_size=options.image_size
     )
     if options.classes:
-        info = dataclasses.replace(info, class_names=command.read_class_names(options.classes))
+        info = dataclasses.replace(info, class_names=read_class_names(options.classes))
     results = []
     for result in predict(
         model, info, paths, top=options.top, batch_size=options.batch_size, tokens=bool(options.tokens)
@@ -168,7 +176,8 @@ def _run(options: argparse.Namespace) -> int:
 def list_images(sources: Iterable[str | pathlib.Path]) -> list[pathlib.Path]:
     """Lists the image files of files, folders (recursively) and glob patterns, in order.
 
-    A file that does not exist stays in the list; the error is reported when it is read.
+    A file that does not exist stays in the list; the error is reported when it is read. Pipes and broken
+    links in a folder are left out.
 
     Raises:
       ValueError: a folder or pattern without images.
@@ -183,22 +192,9 @@ def list_images(sources: Iterable[str | pathlib.Path]) -> list[pathlib.Path]:
         else:
             files = [source]
         if not files:
-            raise ValueError(f"No images in {source}.")
+            raise ValueError(f"No images in {printable(source)}.")
         found += files
     return found
-
-
-def read_image(path: str | pathlib.Path) -> Image.Image:
-    """Opens an image file as RGB.
-
-    Raises:
-      ValueError: the file is not an image or is corrupt.
-    """
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(str(error) or type(error).__name__) from error
 
 
 def crop(
@@ -222,8 +218,13 @@ def crop(
         for t, z, s in zip(target, zoom, size, strict=True)
     ]
     top, left = (round((s - i) / 2) for s, i in zip(scaled, image_size, strict=True))
-    resized = image.resize((scaled[1], scaled[0]), Image.Resampling[interpolation.upper()])
-    return resized.crop((left, top, left + image_size[1], top + image_size[0]))
+    bottom, right, kernel = top + image_size[0], left + image_size[1], Image.Resampling[interpolation.upper()]
+    if scaled[0] * scaled[1] <= LONG * image_size[0] * image_size[1]:
+        return image.resize((scaled[1], scaled[0]), kernel).crop((left, top, right, bottom))
+    # The resized image would be many times the crop, as for 30000 x 1 pixels: only the crop is resized.
+    y, x = size[0] / scaled[0], size[1] / scaled[1]
+    box = (max(left * x, 0), max(top * y, 0), min(right * x, size[1]), min(bottom * y, size[0]))
+    return image.resize((image_size[1], image_size[0]), kernel, box=box)
 
 
 def _compile(
@@ -244,17 +245,17 @@ def _compile(
     return lambda images: jax.device_get(run(params, stats, images))
 
 
-def _try_read(path: pathlib.Path, info: ModelInfo) -> np.ndarray | str:
+def _try_read(path: pathlib.Path, info: ModelInfo, *, exif: bool) -> np.ndarray | str:
     """The cropped image, uint8 [H, W, 3], or why the file cannot be read."""
     try:
-        return np.asarray(_view(path, info))
+        return np.asarray(_view(path, info, exif=exif))
     except ValueError as error:
         return str(error)
 
 
-def _view(path: pathlib.Path, info: ModelInfo) -> Image.Image:
+def _view(path: pathlib.Path, info: ModelInfo, *, exif: bool = True) -> Image.Image:
     """The part of an image file that the model sees."""
-    rule, image = info.preprocessing, read_image(path)
+    rule, image = info.preprocessing, Image.fromarray(read_image(path, exif=exif))
     size, crop_pct = info.image_size, rule.crop_pct
     return crop(image, image_size=size, crop_pct=crop_pct, interpolation=rule.interpolation)
 
@@ -267,18 +268,18 @@ def _best(probabilities: np.ndarray, info: ModelInfo, top: int) -> tuple[ClassSc
 
 def _print_result(result: Prediction, *, as_json: bool) -> None:
     if result.error is not None:
-        print(f"{result.path}: skipped, {result.error}", file=sys.stderr)
+        print(f"{printable(result.path)}: skipped, {result.error}", file=sys.stderr)
     elif not as_json:
-        print(result.path)
+        print(printable(result.path))
         for score in result.top:
             print(f"  {100 * score.probability:5.1f} %  {score.name}")
 
 
 def _record(result: Prediction) -> dict[str, Any]:
     if result.error is not None:
-        return {"image": str(result.path), "error": result.error}
+        return {"image": printable(result.path), "error": result.error}
     top = [{"class": s.index, "name": s.name, "probability": s.probability} for s in result.top]
-    return {"image": str(result.path), "top": top}
+    return {"image": printable(result.path), "top": top}
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

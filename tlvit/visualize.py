@@ -23,6 +23,7 @@ from flax import nnx
 from tlvit import command
 from tlvit.checkpoints.load import load
 from tlvit.checkpoints.model_info import WEIGHTS, ModelInfo
+from tlvit.draw_tokens import class_color
 from tlvit.models.functional import functionalize
 from tlvit.ops.normalize import normalize
 from tlvit.training.run_log import read_metrics, start_logging
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 EXAMPLES = """  python -m tlvit.visualize --checkpoint=runs/student
   python -m tlvit.visualize --checkpoint=runs/student --annotator=runs/annotator --baseline=runs/baseline
 """
+
+LEGEND = 24  # most classes that the legend names
 
 log = logging.getLogger("tlvit")
 
@@ -149,6 +152,8 @@ def draw(
 ) -> "Figure":
     """Draws the curves and, below them, one column for each image with one row for each ClassMap.
 
+    The legend names the color of each class. A class has the same color in every report.
+
     Args:
       images: uint8 [B, H, W, 3].
       labels: int [B], class indices.
@@ -163,15 +168,15 @@ def draw(
     from matplotlib.figure import Figure
 
     name = lambda k: str(class_names[k]) if class_names else str(k)
-    seen = {int(c) for view in views for c in np.unique(view.probability.argmax(-1))}
-    colors = _colors(sorted(seen | {int(k) for k in labels}))
+    shown = np.concatenate([labels, *(view.probability.argmax(-1).ravel() for view in views)]).astype(int)
+    colors = {int(k): _color(int(k)) for k in np.unique(shown)}
     rows = 1 + len(views) if views else 0
-    figure = Figure(figsize=(12.5, 4.1 + 2.45 * rows), layout="constrained")
+    figure = Figure(figsize=(12.5, 4.1 + 2.45 * rows + (1 if views else 0)), layout="constrained")
     figure.suptitle(title, fontsize=13, fontweight="bold")
     if not rows:
         _draw_curves(figure, curves)
         return figure
-    top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=[3.4, 2.45 * rows])[:, 0]
+    top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=[3.4, 2.45 * rows + 1])[:, 0]
     _draw_curves(top, curves)
     axes = bottom.subplots(rows, len(images), squeeze=False)
     for j, image in enumerate(images):
@@ -187,6 +192,7 @@ def draw(
     for axis in axes.flat:
         axis.set_xticks([])
         axis.set_yticks([])
+    _draw_legend(bottom, shown, colors, name)
     return figure
 
 
@@ -238,11 +244,26 @@ def _draw_curves(figure: "FigureBase", curves: dict[str, list[dict[str, float]]]
         axis.grid(alpha=0.3)
 
 
-def _colors(classes: Sequence[int]) -> dict[int, np.ndarray]:
+def _draw_legend(
+    figure: "FigureBase", shown: np.ndarray, colors: Mapping[int, np.ndarray], name: Callable[[int], str]
+) -> None:
+    """Names the colors of the most frequent classes. `shown` has the class of every image and cell."""
+    from matplotlib.patches import Patch
+
+    classes, counts = np.unique(shown, return_counts=True)
+    frequent = sorted(int(k) for k in classes[np.argsort(-counts, kind="stable")][:LEGEND])
+    patches = [Patch(color=tuple(colors[k]), label=name(k)[:24]) for k in frequent]
+    others = len(classes) - len(frequent)
+    title = f"class of a cell ({others} less frequent ones are not named)" if others else "class of a cell"
+    style = {"ncols": 6, "fontsize": 8, "title_fontsize": 9}
+    figure.legend(handles=patches, title=title, loc="outside lower center", **style)
+
+
+def _color(index: int) -> np.ndarray:
+    """The color of a class, float [3] in [0, 1]: Matplotlib's for the first ten, then `class_color`."""
     from matplotlib import colormaps
 
-    table = colormaps["tab10" if len(classes) <= 10 else "tab20"]
-    return {k: np.array(table(i % table.N)[:3]) for i, k in enumerate(classes)}
+    return np.array(colormaps["tab10"](index)[:3]) if index < 10 else np.array(class_color(index)) / 255
 
 
 def _test_images(config: dict[str, Any], info: ModelInfo, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -251,7 +272,8 @@ def _test_images(config: dict[str, Any], info: ModelInfo, count: int) -> tuple[n
     from tlvit.data.sources.open import open_source
 
     data = config["data"]
-    source = open_source(data["name"], data["eval_split"], data_dir=data["dir"] or None)
+    exif = data.get("exif", "auto")
+    source = open_source(data["name"], data["eval_split"], data_dir=data["dir"] or None, exif=exif)
     batch = next(iter(eval_batches(source, info, batch_size=min(128, source.num_examples))))
     _, first = np.unique(batch.label[batch.mask], return_index=True)
     chosen = np.sort(first)[:count]

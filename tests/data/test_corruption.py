@@ -8,6 +8,7 @@ import os
 import types
 from unittest import mock
 
+import image_kinds
 import numpy as np
 import pytest
 import tiny_images
@@ -240,6 +241,35 @@ def test_a_shard_that_stays_lost_is_an_error(make_source, tmp_path):
     message = "more than data.max_corrupt = 0.001 allows" if source.is_folder else "No such file or directory"
     with pytest.raises(ValueError, match=message):
         without_hanging(lambda: list(itertools.islice(batches, 40)))
+
+
+@pytest.mark.parametrize("make_source", ["files"], indirect=True)
+def test_the_reason_and_names_that_are_not_utf_8_are_shown(make_source, caplog):
+    source = make_source({})
+    os.rename(
+        os.path.join(source.files[0], "class3/img_8.JPEG"),
+        os.fsencode(source.files[0]) + b"/class3/\xff.JPEG",
+    )
+    large = os.path.join(source.files[0], "class4/img_9.JPEG")
+    with open(large, "wb") as file:
+        file.write(image_kinds.png(8, 2, np.zeros((1, 1, 3), np.uint8), (22_000, 22_000)))
+    source = open_source(source.name, "train")
+    with caplog.at_level(logging.WARNING, "tlvit"):
+        assert 8 in numbers(train(source, steps=8))
+    message = "img_9.JPEG cannot be read and is replaced by the next one (1 so far, 6 allowed): "
+    assert message + "Image size (484000000 pixels) exceeds limit of 178956970 pixels" in caplog.text
+    with open(os.fsencode(source.files[0]) + b"/class3/\xff.JPEG", "wb") as file:
+        file.write(b"")
+    with caplog.at_level(logging.WARNING, "tlvit"):
+        found = numbers(train(source, steps=12))
+    assert not {8, 9} & set(found)
+    assert "class3/\\xff.JPEG cannot be read and is replaced" in caplog.text
+    assert ": the file is empty" in caplog.text
+    os.remove(os.fsencode(source.files[0]) + b"/class3/\xff.JPEG")
+    train(source, steps=8)
+    info = ModelInfo("lvvit_s", 5, (24, 24))
+    with pytest.raises(ValueError, match=r"cannot be read, more than eval.max_corrupt = 0 allows"):
+        list(pipeline.eval_batches(source, info, batch_size=6))
 
 
 @pytest.mark.parametrize("make_source", ["files"], indirect=True)  # a record is never lost alone

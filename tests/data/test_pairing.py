@@ -1,5 +1,7 @@
 """Images are read together with their own score maps."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -41,10 +43,25 @@ def test_too_many_missing_maps_are_an_error(source, tmp_path):
         pair_with_maps(source, maps, max_missing=0.1)
 
 
+def test_maps_of_turned_images_are_for_turned_images(source, tmp_path):
+    """Otherwise the map of a turned image lies across it."""
+    turned = dataclasses.replace(source, exif=True)
+    maps = tiny_images.write_maps(tmp_path / "upright", source)
+    with pytest.raises(ValueError, match=r"were not turned as their EXIF .* Set config.data.exif=ignore"):
+        pair_with_maps(turned, maps, max_missing=0)
+    maps = tiny_images.write_maps(tmp_path / "turned", turned)
+    with pytest.raises(ValueError, match=r"were turned as their EXIF .* Set config.data.exif=apply"):
+        pair_with_maps(source, maps, max_missing=0)
+
+
 def test_check_pair_names_both_keys_and_removes_them():
     fields = {"value": tf.constant([1.0]), "label": tf.constant(3), "map_folder": tf.constant("/maps")}
+    fields["map_problem"] = tf.constant("")
     found = check_pair(fields | {"key": tf.constant("a.png"), "map_key": tf.constant("a.png")})
     assert set(found) == {"value", "label"}
     assert set(check_pair({"key": tf.constant("a.png"), "label": tf.constant(3)})) == {"label"}
     with pytest.raises(tf.errors.InvalidArgumentError, match=r"a\.png(.|\n)*b\.png"):
         check_pair(fields | {"key": tf.constant("a.png"), "map_key": tf.constant("b.png")})
+    fields["map_problem"] = tf.constant("has 3 bytes")
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"a\.png(.|\n)*has 3 bytes"):
+        check_pair(fields | {"key": tf.constant("a.png"), "map_key": tf.constant("a.png")})

@@ -1,11 +1,13 @@
 """From files to batches: alignment, order, restarts, processes, padding and errors."""
 
+import dataclasses
 import itertools
 import logging
 import os
 import re
 import types
 
+import image_kinds
 import numpy as np
 import pytest
 import tiny_images
@@ -13,7 +15,10 @@ import tiny_images
 from tlvit.checkpoints.model_info import ModelInfo, Preprocessing
 from tlvit.data import corruption, pipeline, shuffle
 from tlvit.data.score_maps.reader import open_score_maps
+from tlvit.data.score_maps.writer import ScoreMapWriter
 from tlvit.data.sources.open import open_source
+from tlvit.images import read_image
+from tlvit.predict import _view
 
 HEIGHT, WIDTH, GRID, COUNT = 72, 96, (6, 8), 30
 ONE_WINDOW = {"shuffle_gib": 2.0}
@@ -335,6 +340,79 @@ def test_a_batch_that_cannot_be_filled_or_divided_is_an_error(source):
         train(source, batch_size=8, process_count=3)
     with pytest.raises(ValueError, match="A batch of 8 images cannot be divided among 3 processes"):
         pipeline.eval_batches(source, ModelInfo("lvvit_s", 5, (8, 8)), batch_size=8, process_count=3)
+
+
+def test_what_the_host_cannot_hold_is_refused_at_once(source, monkeypatch):
+    info = ModelInfo("lvvit_s", 5, (224, 224))
+    with pytest.raises(ValueError, match=r"4 batches of 1000000 images of 224 x 224 pixels take 560.8 GiB"):
+        pipeline.eval_batches(source, info, batch_size=1_000_000)
+    with pytest.raises(ValueError, match=r"4 batches of 64 images of 80000 x 80000 pixels take"):
+        pipeline.annotation_batches(source, 0, batch_size=64, image_size=(80_000, 80_000))
+    with pytest.raises(ValueError, match="100000 threads are too many to read images; at most 1024"):
+        pipeline.eval_batches(source, info, batch_size=8, threads=100_000)
+    with pytest.raises(ValueError, match=r"config.data.threads must be at most 1024, not 100000"):
+        train(source, data={"threads": 100_000})
+    train(source, steps=1, data={"shuffle_gib": 1000})  # the images are small
+    huge = dataclasses.replace(source, record_bytes=2.0**40)
+    message = r"data.shuffle_gib=1000 lets the shuffle buffer take 1000.0 GiB, and this host has"
+    with pytest.raises(ValueError, match=message):
+        train(huge, data={"shuffle_gib": 1000})
+
+
+def test_a_map_of_another_size_is_named_and_does_not_count_as_a_corrupt_image(source, maps, tmp_path):
+    wrong = dataclasses.replace(maps, info=dataclasses.replace(maps.info, top_k=2))
+    message = (
+        r"the score map of img_\d+.png in .* has 288 bytes of logits and 288 of classes, but score_maps.json"
+    )
+    with pytest.raises(ValueError, match=message):
+        train(source, wrong)
+    missing = tiny_images.write_maps(tmp_path, source, missing=(3,))
+    shards = tuple(dataclasses.replace(shard, missing=0) for shard in missing.info.shards)
+    wrong = dataclasses.replace(missing, info=dataclasses.replace(missing.info, shards=shards))
+    with pytest.raises(ValueError, match=r"the score map of img_3.png in .* has 0 bytes of logits and 0 of"):
+        train(source, wrong, steps=5)
+
+
+def test_maps_with_wrong_contents_end_the_run_before_its_second_epoch(source, tmp_path, monkeypatch):
+    """A class index of 60000: the checksum is that of the shard, so another program wrote it."""
+
+    def unchecked(self, shard_index, keys, values, indices, missing):
+        values, indices = values.astype("<f2"), indices.astype("<u2")
+        indices[0, 1, 0, 2] = 60_000
+        return values, indices
+
+    monkeypatch.setattr(ScoreMapWriter, "_checked", unchecked)
+    maps = tiny_images.write_maps(tmp_path, source)
+    batches = pipeline.train_batches(source, maps, tiny_images.train_config())
+    with pytest.raises(
+        ValueError, match=r"the map of 'img_\d+.png' in .* has a class that is not in \[0, 5\)"
+    ):
+        list(itertools.islice(batches, 6))  # an epoch has 5
+
+
+def test_predict_and_the_pipeline_see_the_same_pixels(tmp_path):
+    """Every kind of image in class folders, at its own size: evaluation against `tlvit predict`."""
+    for number, kind in enumerate(image_kinds.KINDS):
+        suffix = {"jpegs": "jpg"}.get(kind.split()[-1], kind.split()[-1])
+        path = tmp_path / f"train/class/{number:02}.{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(image_kinds.image_file(kind))
+    preprocessing = Preprocessing(crop_pct=1.0)
+    for exif in ("apply", "ignore"):
+        source = open_source(str(tmp_path), "train", exif=exif)
+        for size in ((20, 30), (30, 20)):
+            info = ModelInfo("lvvit_s", 1, size, preprocessing=preprocessing)
+            (batch,) = pipeline.eval_batches(source, info, batch_size=len(image_kinds.KINDS), threads=2)
+            files = [os.fsdecode(r["key"]) for s in range(1) for r in source.read(s).as_numpy_iterator()]
+            compared = 0
+            for key, pixels in zip(files, batch.image, strict=True):
+                (path,) = tmp_path.glob(f"train/{key}.*")
+                seen = np.asarray(_view(path, info, exif=exif == "apply"), int)
+                if read_image(path, exif=exif == "apply").shape[:2] == size:  # no interpolation
+                    assert np.abs(pixels - seen).max() <= 1, path
+                    compared += 1
+            turned = sum("exif" in kind for kind in image_kinds.KINDS) if exif == "apply" else 1
+            assert compared == (turned if size == (30, 20) else len(files) - turned)
 
 
 def test_evaluation_uses_the_preprocessing_of_the_model(tmp_path):

@@ -252,13 +252,13 @@ def test_a_run_of_two_processes(shared):
 
 def test_two_processes_share_the_annotation(shared):
     """Each scores its own shards; the first writes the description."""
-    from tlvit.data.score_maps import reader as score_maps
+    from tlvit.data.score_maps.verification import verify
     from tlvit.data.sources.open import open_source
 
     folder = shared / "annotation"
     finish(start(ANNOTATE, 2, folder), folder)
     source = open_source("digits", "train", data_dir=str(shared / "data"))
-    info = score_maps.verify(str(folder / "maps"), source)
+    info = verify(str(folder / "maps"), source)
     assert (info.num_images, info.num_missing, len(info.shards)) == (32, 0, 3)
 
 

@@ -1,6 +1,8 @@
 """Finds, replaces and counts corrupt images, retries lost files, and locates damaged shards."""
 
+import glob
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -8,9 +10,11 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tlvit.data.score_maps.reader import ScoreMapReader, verify_shard
+from tlvit.data.score_maps.reader import ScoreMapReader
+from tlvit.data.score_maps.verification import verify_shard
 from tlvit.data.shuffle import Order, window_segments
 from tlvit.data.sources.source import Source
+from tlvit.images import printable, read_image
 
 RETRY_SECONDS = (1.0, 5.0, 25.0)  # pauses before a file that cannot be opened or read is tried again
 REPLACEMENTS = 4  # images that are tried one after the other in place of a corrupt one
@@ -62,28 +66,38 @@ class CorruptImages:
         """
         action = "is replaced by the next one" if self.replaced else "is left out"
         total = self.source.num_examples
-        for key in sorted({key.decode() for key in np.ravel(keys) if key} - self.keys):
+        for key in sorted({os.fsdecode(key) for key in np.ravel(keys) if key} - self.keys):
             self.keys.add(key)
-            path = f"{self.source.files[0]}/{key}" if self.source.is_folder else key
+            path, reason = self._path_and_reason(key)
             if len(self.keys) > self.max_corrupt * total:
                 raise ValueError(
                     f"{len(self.keys)} of {total} images of {self.source.identity} cannot be read, more than "
-                    f"{self.setting} = {self.max_corrupt:g} allows. The last one is {path}."
+                    f"{self.setting} = {self.max_corrupt:g} allows. The last one is {path}{reason}."
                 )
             allowed = int(self.max_corrupt * total)
             log.warning(
-                "image %s cannot be read and %s (%d so far, %d allowed)",
-                path,
-                action,
-                len(self.keys),
-                allowed,
-            )
+                "image %s cannot be read and %s (%d so far, %d allowed)%s",
+                path, action, len(self.keys), allowed, reason,
+            )  # fmt: skip
         for row in keys if self.replaced else ():
             if all(row):
-                names = ", ".join(key.decode() for key in row)
+                names = ", ".join(printable(key) for key in row)
                 raise ValueError(
                     f"{len(row)} images in a row of {self.source.identity} cannot be read: {names}."
                 )
+
+    def _path_and_reason(self, key: str) -> tuple[str, str]:
+        """An image's path and ": REASON", why it cannot be read; the key for sources without files."""
+        if not self.source.is_folder:
+            return printable(key), ""
+        path = os.path.join(self.source.files[0], key)
+        for file in (path, *glob.glob(glob.escape(path) + ".*")):
+            if os.path.exists(file):
+                try:
+                    read_image(file, exif=self.source.exif)
+                except ValueError as error:
+                    return printable(file), f": {error}"
+        return printable(path), ""
 
 
 def read_batches(
@@ -137,10 +151,12 @@ def read_batches(
                 fallback_until, window = done + window, 2 * window
             else:
                 raise ValueError(error_sentence(error.message)) from error
-        except any_error as error:
-            if fallback or "assertion failed" in error.message:
-                raise ValueError(error_sentence(error.message)) from error
-            sentence = error_sentence(error.message)
+        except (any_error, UnicodeDecodeError) as error:
+            # TensorFlow raises the latter in place of any error whose message is not UTF-8.
+            message = getattr(error, "message", "the error names a file whose name is not UTF-8")
+            if fallback or "assertion failed" in message:
+                raise ValueError(error_sentence(message)) from error
+            sentence = error_sentence(message)
             log.warning("%s; reading the next %d batches in fallback mode", sentence, window)
             fallback_until, window = done + window, 2 * window
 
@@ -184,7 +200,7 @@ def skip_corrupt(group: Any, known: frozenset[str], key_of: Callable[[Any], tf.T
       known: keys of corrupt images.
       key_of: maps a record to its key.
     """
-    keys = tf.constant(sorted(known))
+    keys = tf.constant([os.fsencode(key) for key in sorted(known)])
     is_corrupt = lambda i: tf.reduce_any(tf.equal(key_of(_nth(group, i)), keys))
     step = lambda i: (i + 1,)
     (first,) = tf.while_loop(lambda i: (i < REPLACEMENTS) & is_corrupt(i), step, (tf.constant(0),))

@@ -14,8 +14,8 @@ Parse = Callable[[Any], dict[str, tf.Tensor]]
 def pair_with_maps(source: Source, maps: ScoreMapReader, *, max_missing: float) -> tuple[Records, Parse]:
     """Returns `records` and `parse` as a `Source` has them, for pairs of an image and its score map.
 
-    Parsed examples have four further fields: "value" and "index" are the score map, "map_key" and
-    "map_folder" are for `check_pair`. An image without a map gets one with the image's label in every cell.
+    Parsed examples have further fields: "value" and "index" are the score map, the others are for
+    `check_pair`. An image without a map gets one with the image's label in every cell.
 
     Args:
       source: the images.
@@ -23,13 +23,20 @@ def pair_with_maps(source: Source, maps: ScoreMapReader, *, max_missing: float) 
       max_missing: largest fraction of images without a map.
 
     Raises:
-      ValueError: the maps were not made for these images, or too many are missing.
+      ValueError: the maps were not made for these images, their images were turned differently, or too many
+        maps are missing.
     """
     map_records, info = maps.records_of(source), maps.info
     if info.num_missing > max_missing * info.num_images:
         raise ValueError(
             f"{info.num_missing} of {info.num_images} images have no score map in {maps.path}, more than "
             f"data.max_missing_maps = {max_missing:g} allows."
+        )
+    if info.exif != source.exif:
+        turned, setting = ("turned", "apply") if info.exif else ("not turned", "ignore")
+        raise ValueError(
+            f"The images of the score maps in {maps.path} were {turned} as their EXIF orientation says. Set "
+            f"config.data.exif={setting}, or write the maps again."
         )
 
     def records(shard: int | tf.Tensor, offset: int | tf.Tensor) -> tf.data.Dataset:
@@ -42,23 +49,26 @@ def pair_with_maps(source: Source, maps: ScoreMapReader, *, max_missing: float) 
         if info.num_missing:
             replacement = lambda: label_maps(example["label"], info)
             value, index = tf.cond(score_map["missing"], replacement, lambda: (value, index))
-        owner = {"map_key": score_map["key"], "map_folder": tf.constant(maps.path)}
-        return example | owner | {"value": value, "index": index}
+        owner = {"map_key": score_map["key"], "map_folder": maps.path, "map_problem": score_map["problem"]}
+        return example | tf.nest.map_structure(tf.convert_to_tensor, owner) | {"value": value, "index": index}
 
     return records, parse
 
 
 def check_pair(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    """The fields of an example that go into a batch, after a check that the score map belongs to the image.
+    """The fields of an example that go into a batch, after a check that the score map is that of the image.
 
     The check runs after the image was decoded and not before. Otherwise its error would count as a corrupt
     image.
     """
-    fields = {k: v for k, v in example.items() if k not in ("key", "map_key", "map_folder", "real_labels")}
+    left_out = ("key", "map_key", "map_folder", "map_problem", "real_labels")
+    fields = {k: v for k, v in example.items() if k not in left_out}
     if "map_key" not in example:
         return fields
     message = ["score map of another image: the image is", example["key"], "but its map in"]
     message += [example["map_folder"], "belongs to", example["map_key"]]
-    check = tf.debugging.Assert(tf.equal(example["key"], example["map_key"]), message)
-    with tf.control_dependencies([check]):
+    same = tf.debugging.Assert(tf.equal(example["key"], example["map_key"]), message)
+    message = ["the score map of", example["key"], "in", example["map_folder"], example["map_problem"]]
+    complete = tf.debugging.Assert(tf.equal(example["map_problem"], ""), message)
+    with tf.control_dependencies([same, complete]):
         return fields | {"value": tf.identity(example["value"])}

@@ -1,8 +1,8 @@
 """Batches of images from a source and its score maps: augmented and shuffled, or every image once in order.
 
-Everything from the files to a finished batch runs in the threads of tf.data, without Python. Random numbers
-depend only on (seed, step, index in the batch). So the number of threads, the number of processes and
-restarts do not change a batch.
+Everything from the files to a finished batch runs in the threads of tf.data, and without Python except for
+images that are not ordinary JPEG or PNG files. Random numbers depend only on (seed, step, index in the
+batch). So the number of threads, the number of processes and restarts do not change a batch.
 """
 
 import itertools
@@ -15,11 +15,12 @@ from typing import Any
 import tensorflow as tf
 
 from tlvit.checkpoints.model_info import ModelInfo
-from tlvit.config import Config
+from tlvit.config import MAX_THREADS, Config
 from tlvit.data import corruption
 from tlvit.data.batching import KeyedBatch, pad_batch, padding_batch, to_batch
 from tlvit.data.pairing import Parse, check_pair, pair_with_maps
 from tlvit.data.score_maps.reader import ScoreMapReader, map_matrix
+from tlvit.data.score_maps.verification import verified
 from tlvit.data.shuffle import (
     Order,
     make_order,
@@ -27,11 +28,13 @@ from tlvit.data.shuffle import (
     process_batch_size,
     read_segments,
     segments,
+    shuffle_memory,
 )
 from tlvit.data.sources.source import Source
 from tlvit.data.transforms import geometry
 from tlvit.data.transforms.crop import eval_image, squashed_image, train_image
-from tlvit.data.transforms.decode import check_complete_jpeg
+from tlvit.data.transforms.decode import check_complete_jpeg, to_ordinary
+from tlvit.host_memory import check_batch, host_memory
 from tlvit.ops.randaugment_policy import parse_policy
 from tlvit.types import Batch
 
@@ -60,16 +63,18 @@ def train_batches(
 
     Raises:
       ValueError: at once, if the maps were not made for these images, too many of them are missing, the
-        images do not fill a batch, or the processes do not divide it. During iteration, if a map belongs to
-        another image, a shard is damaged or stays lost, or too many images are corrupt.
+        images do not fill a batch, the processes do not divide it, or batches or threads are more than this
+        host can hold. During iteration, if a map belongs to another image, a shard is damaged or stays lost,
+        or too many images are corrupt. All map shards are verified before the second epoch that is read.
     """
     records, parse = source.records, source.parse
     if maps is not None:
         records, parse = pair_with_maps(source, maps, max_missing=config.data.max_missing_maps)
     local = process_batch_size(config.batch_size, process_index, process_count)
+    check_batch(local, config.image_size, "config.batch_size")
     order = train_order(source, config)
     threads = thread_count(config.data.threads)
-    prepare = _training_example(parse, maps, config)
+    prepare = _training_example(parse, source.exif, maps, config)
     key_of = lambda raw: parse(raw)["key"]
     corrupt = corruption.CorruptImages(
         source, max_corrupt=config.data.max_corrupt, setting="data.max_corrupt", replaced=True
@@ -98,6 +103,9 @@ def train_batches(
 
     locate = lambda done: corruption.locate_damage(source, maps, order, first_step + done)
     arrays = corruption.read_batches(batches, threads=threads, corrupt=corrupt, locate=locate)
+    if maps is not None:
+        shards = range(process_index, len(maps.files), process_count)
+        arrays = verified(arrays, maps, shards, first_step=first_step, steps_per_epoch=order.steps_per_epoch)
     return map(to_batch, _log_restart(arrays, order, first_step) if first_step else arrays)
 
 
@@ -127,10 +135,11 @@ def eval_batches(
       process_count: number of processes.
 
     Raises:
-      ValueError: the processes do not divide the batch, a shard is damaged or stays lost, or too many images
-        are corrupt.
+      ValueError: the processes do not divide the batch, batches or threads are more than this host can hold,
+        a shard is damaged or stays lost, or too many images are corrupt.
     """
     local = process_batch_size(batch_size, process_index, process_count)
+    check_batch(local, info.image_size, "evaluation batch")
     per_process = -(-source.num_examples // process_count)
     first = min(process_index * per_process, source.num_examples)
     last = min(first + per_process, source.num_examples)
@@ -178,8 +187,10 @@ def annotation_batches(
       threads: threads that decode; 0 means one for each core.
 
     Raises:
-      ValueError: the shard is damaged or stays lost, or too many images are corrupt.
+      ValueError: batches or threads are more than this host can hold, the shard is damaged or stays lost, or
+        too many images are corrupt.
     """
+    check_batch(batch_size, image_size, "batch size")
     raw = lambda done: source.records(shard_index, done * batch_size)
     transform = lambda encoded: squashed_image(encoded, image_size=image_size)
     corrupt = corruption.CorruptImages(source, max_corrupt=max_corrupt, setting="max_corrupt", replaced=False)
@@ -194,25 +205,42 @@ def steps_per_epoch(source: Source, batch_size: int) -> int:
 
 
 def train_order(source: Source, config: Config) -> Order:
-    """The order in which `train_batches` reads a source."""
+    """The order in which `train_batches` reads a source.
+
+    Raises:
+      ValueError: the images do not fill a batch, or the shuffle buffer does not fit into the host's memory.
+    """
+    budget = config.data.shuffle_gib * 2**30
+    needed, available = min(budget, shuffle_memory(source.num_examples, source.record_bytes)), host_memory()
+    if needed > available:
+        raise ValueError(
+            f"data.shuffle_gib={config.data.shuffle_gib:g} lets the shuffle buffer take "
+            f"{needed / 2**30:.1f} GiB, and this host has {available / 2**30:.1f} GiB. Choose less."
+        )
     return make_order(
         source.shard_lengths,
         seed=config.seed,
         batch_size=config.batch_size,
         record_bytes=source.record_bytes,
-        shuffle_bytes=int(config.data.shuffle_gib * 2**30),
+        shuffle_bytes=int(budget),
         repeats=config.augment.repeats,
     )
 
 
 def thread_count(threads: int) -> int:
-    """The number of threads; for 0, the number of cores that this process may use."""
+    """The number of threads; for 0, the number of cores that this process may use.
+
+    Raises:
+      ValueError: more than MAX_THREADS.
+    """
+    if threads > MAX_THREADS:
+        raise ValueError(f"{threads} threads are too many to read images; at most {MAX_THREADS} are used.")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return threads or cores
 
 
 def _training_example(
-    parse: Parse, maps: ScoreMapReader | None, config: Config
+    parse: Parse, exif: bool, maps: ScoreMapReader | None, config: Config
 ) -> Callable[..., dict[str, tf.Tensor]]:
     """The function (raw record, counter) -> fields of an augmented example."""
     augment = config.augment
@@ -220,7 +248,7 @@ def _training_example(
 
     def prepare(raw: Any, counter: tf.Tensor) -> dict[str, tf.Tensor]:
         example = parse(raw)
-        encoded = check_complete_jpeg(example.pop("image"))
+        encoded = check_complete_jpeg(to_ordinary(example.pop("image"), exif=exif))
         image, matrix = train_image(
             encoded,
             tf.stack([tf.constant(config.seed, tf.int64), counter]),
@@ -259,7 +287,7 @@ def _batches_in_order(
 
     def prepare(record: Any) -> dict[str, tf.Tensor]:
         example = source.parse(record)
-        image, matrix = transform(check_complete_jpeg(example["image"]))
+        image, matrix = transform(check_complete_jpeg(to_ordinary(example["image"], exif=source.exif)))
         label = tf.cast(example["label"], tf.int32)
         return example | {"image": image, "geometry": matrix, "label": label, "mask": True, "corrupt": ""}
 
@@ -282,7 +310,7 @@ def _batches_in_order(
 
     locate = lambda done: corruption.locate_damage(source, None, None, done)
     for arrays in corruption.read_batches(batches, threads=threads, corrupt=corrupt, locate=locate):
-        keys = tuple(key.decode() for key in arrays.pop("key"))
+        keys = tuple(os.fsdecode(key) for key in arrays.pop("key"))
         yield KeyedBatch(pad_batch(to_batch(arrays), batch_size), keys)
 
 

@@ -117,6 +117,16 @@ def make_order(
     return Order(shard_lengths, seed, batch_size, streams, window, repeats)
 
 
+def shuffle_memory(total: int, record_bytes: float) -> float:
+    """Bytes of host memory with which one window holds all records.
+
+    Args:
+      total: number of records.
+      record_bytes: mean size of a record, bytes.
+    """
+    return COPIES * total * (record_bytes + MAP_BYTES)
+
+
 def ordered_records(
     records: Records,
     order: Order,

@@ -73,7 +73,8 @@ def evaluate_checkpoint(
     mesh = make_mesh(data=config.mesh.data)
     local_batch_size(config.eval_batch_size, mesh)
     model, info = _open(pathlib.Path(path), config, weights)
-    source = open_source(config.data.name, config.data.eval_split, data_dir=config.data.dir or None)
+    data = config.data
+    source = open_source(data.name, data.eval_split, data_dir=data.dir or None, exif=data.exif)
     if info.num_classes != source.num_classes:
         raise ValueError(
             f"{path} has {info.num_classes} classes, but {source.identity} has {source.num_classes}."

@@ -13,6 +13,7 @@ from flax import nnx
 
 from tlvit.checkpoints.model_info import ModelInfo
 from tlvit.checkpoints.native import Checkpoints
+from tlvit.class_names import write_class_names
 from tlvit.config import Config, to_dict
 from tlvit.models.functional import functionalize
 from tlvit.training import checks, optimizer, run_data, run_log
@@ -179,8 +180,6 @@ def _abstract_net(config: Config) -> Any:
 
 def _write_records(workdir: pathlib.Path, config: Config, info: ModelInfo) -> None:
     """Writes config.json and classes.txt."""
-    from tlvit.data.sources.folders import write_class_names
-
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
         run_log.atomic_write_text(workdir / "config.json", json.dumps(to_dict(config), indent=2) + "\n")

@@ -8,6 +8,7 @@ import jax
 
 from tlvit.checkpoints.model_info import ModelInfo, Preprocessing
 from tlvit.config import Config
+from tlvit.host_memory import check_batch
 from tlvit.models.table import published_crop_pct
 from tlvit.types import Batch
 
@@ -35,15 +36,16 @@ def open_data(config: Config) -> RunData:
     """Opens the images and score maps of a run and checks that they belong together.
 
     Raises:
-      ValueError: they do not exist or do not fit, or the training images do not fill a batch.
+      ValueError: they do not exist or do not fit, the training images do not fill a batch, or batches do not
+        fit into the memory of this host.
     """
     # TensorFlow is imported here, not above, so that the lower layers run without it.
     from tlvit.data.score_maps.reader import open_score_maps
     from tlvit.data.sources.open import open_source
 
-    data_dir = config.data.dir or None
-    source = open_source(config.data.name, config.data.train_split, data_dir=data_dir)
-    eval_source = open_source(config.data.name, config.data.eval_split, data_dir=data_dir)
+    name, where = config.data.name, {"data_dir": config.data.dir or None, "exif": config.data.exif}
+    source = open_source(name, config.data.train_split, **where)
+    eval_source = open_source(name, config.data.eval_split, **where)
     maps = None
     if config.token_labels:
         maps = open_score_maps(config.data.score_maps)
@@ -52,6 +54,9 @@ def open_data(config: Config) -> RunData:
         raise ValueError(
             f"The {source.num_examples} training images are fewer than a batch of {config.batch_size}."
         )
+    processes = jax.process_count()
+    check_batch(config.batch_size // processes, config.image_size, "config.batch_size")
+    check_batch(config.eval_batch_size // processes, config.image_size, "config.eval.batch_size")
     return RunData(train=source, eval=eval_source, maps=maps)
 
 

@@ -9,6 +9,7 @@ import tiny_images
 
 from tlvit.data.score_maps import reader as score_maps
 from tlvit.data.score_maps.published import import_published
+from tlvit.data.score_maps.verification import verify
 from tlvit.data.sources.open import open_source
 
 torch = pytest.importorskip("torch")
@@ -40,7 +41,7 @@ def save(folder, numbers=range(COUNT), change=None):
 def test_every_image_gets_its_map(source, tmp_path):
     out = str(tmp_path / "maps")
     info = import_published(save(tmp_path / "pt"), source, out, threads=2)
-    assert info == score_maps.verify(out)
+    assert info == verify(out)
     assert (info.top_k, info.grid, info.num_classes, info.num_missing) == (5, (18, 18), 5, 0)
     assert (info.annotator, info.geometry, info.dataset) == ("imported", "full", source.identity)
     reader = score_maps.open_score_maps(out)
@@ -71,7 +72,7 @@ def test_an_interrupted_import_continues(source, tmp_path, caplog):
         import_published(folder, source, out, threads=2)
     assert "2 of 3 shards are already written" in caplog.text
     assert os.stat(os.path.join(out, "maps-00000-of-00003.tfrecord")).st_mtime_ns == first
-    score_maps.verify(out)
+    verify(out)
 
 
 def test_missing_maps_are_counted_and_allowed_up_to_a_fraction(source, tmp_path):

@@ -1,6 +1,7 @@
 """Tests of the score-map reader: checks against a source, verification, maps of labels, and geometry."""
 
 import dataclasses
+import json
 import os
 
 import numpy as np
@@ -9,6 +10,7 @@ import tensorflow as tf
 import tiny_images
 
 from tlvit.data.score_maps import reader as score_maps
+from tlvit.data.score_maps.verification import verify
 from tlvit.data.score_maps.writer import ScoreMapWriter
 from tlvit.data.sources.tfds import open_tfds
 
@@ -32,6 +34,20 @@ def test_maps_are_checked_against_their_source(source, maps):
         ValueError, match=r"20 records in 3 shards, .* has 21 in 3; the first shard that differs is 2"
     ):
         maps.check_against(more)
+
+
+@pytest.mark.parametrize("change", [{"top_k": 2}, {"top_k": 4}, {"grid": [6, 5]}, {"num_classes": 70_000}])
+def test_maps_of_another_size_than_described_are_an_error_at_the_start(maps, change):
+    """In a description without a checksum, as version 0.1 wrote it."""
+    path = os.path.join(maps.path, "score_maps.json")
+    with open(path) as file:
+        content = json.load(file)
+    del content["checksum"]
+    with open(path, "w") as file:
+        json.dump(content | change, file)
+    message = "The first map of .*-00000-of-00003.tfrecord has 216 bytes of logits and 216 of classes, but "
+    with pytest.raises(ValueError, match=message):
+        score_maps.open_score_maps(maps.path)
 
 
 def test_maps_of_a_complete_split_serve_a_part_of_it(source, maps):
@@ -60,7 +76,7 @@ def test_damage_is_found(maps):
         f.write(data[:200] + bytes([data[200] ^ 1]) + data[201:])
     score_maps.open_score_maps(maps.path)  # the sizes are right, so only reading finds the damage
     with pytest.raises(ValueError, match=f"{file} is damaged"):
-        score_maps.verify(maps.path)
+        verify(maps.path)
     os.remove(file)
     with pytest.raises(ValueError, match=f"{file} is missing"):
         score_maps.open_score_maps(maps.path)
@@ -74,24 +90,30 @@ def test_verify_finds_a_shard_that_was_written_again(source, maps):
     writer = ScoreMapWriter(maps.path, source, maps.info)
     writer.write_shard(2, keys, -values, indices)
     with pytest.raises(ValueError, match=f"{maps.files[2]} is damaged: SHA-256"):
-        score_maps.verify(maps.path)
+        verify(maps.path)
 
 
 @pytest.mark.parametrize(
-    ("field", "bad", "match"), [("value", np.inf, "not finite"), ("index", 7, "class 7 of 5")]
+    ("field", "bad", "match"),
+    [
+        ("value", np.inf, "has logits that are not finite"),
+        ("index", 7, r"has a class that is not in \[0, 5\)"),
+        ("index", [0, 3, 0], "has a class twice in a cell"),
+    ],
 )
 def test_verify_finds_wrong_contents(source, tmp_path, monkeypatch, field, bad, match):
     """Maps of another program, whose checksum is right."""
 
     def unchecked(self, shard_index, keys, values, indices, missing):
         values, indices = values.astype("<f2"), indices.astype("<u2")
-        (values if field == "value" else indices)[3, 1, 0, 2] = bad
+        array = values if field == "value" else indices
+        array[3, 1 if np.ndim(bad) == 0 else slice(None), 0, 2] = bad
         return values, indices
 
     monkeypatch.setattr(ScoreMapWriter, "_checked", unchecked)
     tiny_images.write_maps(tmp_path / "m", source)
     with pytest.raises(ValueError, match=match):
-        score_maps.verify(str(tmp_path / "m"))
+        verify(str(tmp_path / "m"))
 
 
 def test_a_folder_without_maps_raises_an_error(tmp_path):
@@ -124,10 +146,10 @@ def test_the_matrix_of_center_maps(maps):
 def test_verify_compares_the_keys_with_the_images(source, tmp_path):
     swap = lambda shard, keys: [keys[1], keys[0], *keys[2:]] if shard == 1 else keys
     tiny_images.write_maps(tmp_path / "m", source, change=swap)
-    score_maps.verify(str(tmp_path / "m"))  # without the images, nothing is wrong
+    verify(str(tmp_path / "m"))  # without the images, nothing is wrong
     with pytest.raises(
         ValueError, match=r"the image is img_\d+.png but its map in .* belongs to img_\d+.png"
     ):
-        score_maps.verify(str(tmp_path / "m"), source)
+        verify(str(tmp_path / "m"), source)
     tiny_images.write_maps(tmp_path / "right", source)
-    assert score_maps.verify(str(tmp_path / "right"), source).num_images == source.num_examples
+    assert verify(str(tmp_path / "right"), source).num_images == source.num_examples

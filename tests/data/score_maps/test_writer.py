@@ -8,6 +8,7 @@ import pytest
 
 from tlvit.data.score_maps import reader as score_maps
 from tlvit.data.score_maps.format import MapDescription
+from tlvit.data.score_maps.verification import verify
 from tlvit.data.score_maps.writer import ScoreMapWriter
 
 
@@ -32,7 +33,7 @@ def test_maps_are_read_back(source, tmp_path):
         written |= {k: (v, i) for k, v, i in zip(keys, values, indices, strict=True)}
     info = writer.finalize()
     reader = score_maps.open_score_maps(str(tmp_path / "m"))
-    assert reader.info == info == score_maps.verify(str(tmp_path / "m"))
+    assert reader.info == info == verify(str(tmp_path / "m"))
     assert (info.num_images, info.top_k, info.grid, info.num_classes) == (20, 2, (2, 3), 5)
     assert (info.annotator, info.annotator_hash, info.dataset) == ("net", "ab", "tiny_images/1.0.0:train")
     assert (info.geometry, info.num_missing) == ("full", 0)
@@ -74,7 +75,7 @@ def test_a_second_writer_continues_an_interrupted_one(source, tmp_path):
         second.write_shard(shard, *arrays(source, shard))
     second.finalize()
     assert os.stat(first.shard_path(1)).st_mtime_ns == before
-    score_maps.verify(str(tmp_path / "m"))
+    verify(str(tmp_path / "m"))
 
 
 def test_a_folder_with_other_maps_is_not_continued(source, tmp_path):

@@ -10,12 +10,14 @@ import tensorflow as tf
 from PIL import Image
 
 from tlvit.checkpoints.model_info import ModelInfo
+from tlvit.class_names import write_class_names
 from tlvit.config import Augment, Config, Data
 from tlvit.data import pipeline
 from tlvit.data.score_maps import reader as score_maps
 from tlvit.data.score_maps.format import MapDescription
 from tlvit.data.score_maps.writer import ScoreMapWriter
-from tlvit.data.sources.folders import list_images, natural_key, open_folder, write_class_names
+from tlvit.data.sources.folders import open_folder
+from tlvit.data.sources.image_files import list_images, natural_key
 
 FILES = (
     "train/n2/img_1.JPEG",

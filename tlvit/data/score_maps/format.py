@@ -9,10 +9,14 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
+
+from tlvit.records import build, parse_json
 
 FORMAT = 1
 INFO_FILE = "score_maps.json"
@@ -51,6 +55,8 @@ class MapDescription:
     center_fraction: float = 1.0
 
     def __post_init__(self) -> None:
+        if len(self.grid) != 2 or min(self.grid) < 1:
+            raise ValueError(f"grid must be two numbers of at least 1, (h, w), not {tuple(self.grid)}.")
         if not 1 <= self.top_k <= self.num_classes:
             raise ValueError(
                 f"top_k must be between 1 and the number of classes, {self.num_classes}, not {self.top_k}."
@@ -76,6 +82,9 @@ class MapShard:
       missing: number of records without a map.
       bytes: size of the file.
       sha256: its checksum.
+
+    Raises:
+      ValueError: a value is outside of its range.
     """
 
     file: str
@@ -83,6 +92,17 @@ class MapShard:
     missing: int
     bytes: int
     sha256: str
+
+    def __post_init__(self) -> None:
+        if not self.file or self.file != os.path.basename(self.file) or self.file in (".", ".."):
+            raise ValueError(f"a shard must be a file of the same folder, not {self.file!r}.")
+        if not 0 <= self.missing <= self.records or self.bytes < 0:
+            raise ValueError(
+                f"{self.file} cannot have {self.records} records, {self.missing} of them without a map, in "
+                f"{self.bytes} bytes."
+            )
+        if not re.fullmatch("[0-9a-f]{64}", self.sha256):
+            raise ValueError(f"the checksum of {self.file} is not a SHA-256: {self.sha256[:80]!r}.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,12 +112,20 @@ class ScoreMapInfo(MapDescription):
     Attributes:
       dataset: identity of the source that was scored (see `Source.identity`).
       num_images: number of images, including those without a map.
+      exif: whether the images were turned as their EXIF orientation says.
       shards: the files; empty in the description of an unfinished folder.
     """
 
     dataset: str
     num_images: int
+    exif: bool = False
     shards: tuple[MapShard, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        records = sum(shard.records for shard in self.shards)
+        if self.num_images < 1 or (self.shards and records != self.num_images):
+            raise ValueError(f"num_images is {self.num_images}, but the shards have {records} records.")
 
     @property
     def num_missing(self) -> int:
@@ -107,29 +135,43 @@ class ScoreMapInfo(MapDescription):
     def write(self, path: str) -> None:
         """Writes the description as JSON, under a temporary name that is then renamed."""
         temporary = f"{path}.tmp-{os.getpid()}"
+        record = {"format": FORMAT} | dataclasses.asdict(self)
         with tf.io.gfile.GFile(temporary, "w") as file:
-            file.write(json.dumps({"format": FORMAT} | dataclasses.asdict(self), indent=1) + "\n")
+            file.write(json.dumps(record | {"checksum": _checksum(record)}, indent=1) + "\n")
         tf.io.gfile.rename(temporary, path, overwrite=True)
 
     @classmethod
     def read(cls, path: str) -> "ScoreMapInfo":
-        """Reads a description. Version 0.1 called center_fraction "center_share", or left it out.
+        """Reads a description.
+
+        Version 0.1 called center_fraction "center_share", or left it out, and had no checksum.
 
         Raises:
-          ValueError: the file is damaged or of another format.
+          OSError: the file cannot be read.
+          ValueError: it is damaged, was changed after it was written, or has another format.
         """
-        with tf.io.gfile.GFile(path) as file:
-            text = file.read()
         try:
-            fields: dict[str, Any] = json.loads(text)
-            if fields.pop("format", None) != FORMAT:
-                raise ValueError(f"its format is not {FORMAT}, the one that this version reads")
-            if "center_share" in fields:
-                fields["center_fraction"] = fields.pop("center_share")
-            shards = tuple(MapShard(**shard) for shard in fields["shards"])
-            return cls(**fields | {"grid": tuple(fields["grid"]), "shards": shards})
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(f"{path} cannot be read: {error}") from error
+            with tf.io.gfile.GFile(path, "rb") as file:
+                record = parse_json(file.read(), path)
+        except tf.errors.OpError as error:
+            raise OSError(f"{path} cannot be read: {error.message}") from error
+        if record.get("format") != FORMAT:
+            raise ValueError(f"{path}: its format is not {FORMAT}, the one that this version reads.")
+        fields = {key: value for key, value in record.items() if key not in ("format", "checksum")}
+        if "center_share" in fields:
+            fields["center_fraction"] = fields.pop("center_share")
+        info = build(cls, fields, path)
+        if "checksum" in record and record.pop("checksum") != _checksum(record):
+            raise ValueError(
+                f"{path} was changed after it was written: its checksum is wrong. Restore the file, or write "
+                "the score maps again."
+            )
+        return info
+
+
+def _checksum(record: Mapping[str, Any]) -> str:
+    """SHA-256 of a description."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def describe_shard(path: str) -> MapShard:
@@ -148,6 +190,6 @@ def describe_shard(path: str) -> MapShard:
     empty = lambda record: tf.strings.length(tf.io.parse_single_example(record, fields)["value"]) == 0
     try:
         missing = list(tf.data.TFRecordDataset(path).map(empty).as_numpy_iterator())
-    except tf.errors.DataLossError as error:
+    except tf.errors.OpError as error:
         raise ValueError(f"score-map shard {path} is damaged: {error.message.splitlines()[0]}") from error
     return MapShard(os.path.basename(path), len(missing), int(np.sum(missing)), size, digest.hexdigest())

@@ -2,6 +2,7 @@
 
 import collections
 import concurrent.futures
+import dataclasses
 import hashlib
 import itertools
 import logging
@@ -72,7 +73,8 @@ def import_published(
         geometry=geometry,
         center_fraction=center_fraction,
     )
-    writer = ScoreMapWriter(out, source, description)
+    # The published generator ignores the EXIF orientation.
+    writer = ScoreMapWriter(out, dataclasses.replace(source, exif=False), description)
     _import_shards(writer, files, max_missing=max_missing, threads=threads or THREADS)
     info = writer.finalize()
     _check_missing(info.num_missing, info.num_images, files, source, max_missing)
@@ -182,7 +184,7 @@ def _import_shard(
 def _keys(source: Source, shard: int) -> list[str]:
     """The keys of a shard's images."""
     data = source.records(shard, 0).map(lambda raw: source.parse(raw)["key"])
-    return [key.decode() for key in data.as_numpy_iterator()]
+    return [os.fsdecode(key) for key in data.as_numpy_iterator()]
 
 
 def _load(path: str | None) -> tuple[str, bytes] | None:

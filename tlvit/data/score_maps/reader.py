@@ -1,12 +1,11 @@
-"""Opens, reads and verifies folders of score maps (see `tlvit.data.score_maps.format`)."""
+"""Opens and reads folders of score maps (see `tlvit.data.score_maps.format`)."""
 
 import dataclasses
 import os
 
-import numpy as np
 import tensorflow as tf
 
-from tlvit.data.score_maps.format import INFO_FILE, STARTED_FILE, ScoreMapInfo, describe_shard
+from tlvit.data.score_maps.format import INFO_FILE, STARTED_FILE, ScoreMapInfo
 from tlvit.data.sources.source import Records, Source
 
 
@@ -22,6 +21,7 @@ def open_score_maps(path: str | os.PathLike) -> "ScoreMapReader":
       path: the folder.
 
     Raises:
+      OSError: its score_maps.json cannot be read.
       ValueError: the folder is not finished or has another format, or a shard is missing or has another size
         than described. `verify` also reads the contents.
     """
@@ -36,6 +36,8 @@ def open_score_maps(path: str | os.PathLike) -> "ScoreMapReader":
         )
         raise ValueError(f"{path} {state} (no {INFO_FILE}).")
     reader = ScoreMapReader(path, ScoreMapInfo.read(info_path))
+    if not reader.files:
+        raise ValueError(f"{info_path} describes no shards.")
     for shard, file in zip(reader.info.shards, reader.files, strict=True):
         if not tf.io.gfile.exists(file):
             raise ValueError(f"score-map shard {file} is missing")
@@ -44,6 +46,7 @@ def open_score_maps(path: str | os.PathLike) -> "ScoreMapReader":
             raise ValueError(
                 f"score-map shard {file} is damaged: it has {size} bytes instead of {shard.bytes}"
             )
+    _check_first_map(reader)
     return reader
 
 
@@ -63,6 +66,12 @@ class ScoreMapReader:
     def files(self) -> tuple[str, ...]:
         """Paths of the shards."""
         return tuple(os.path.join(self.path, shard.file) for shard in self.info.shards)
+
+    @property
+    def map_bytes(self) -> tuple[int, int]:
+        """Bytes of the logits and of the class indices of one map."""
+        count = self.info.top_k * self.info.grid[0] * self.info.grid[1]
+        return 2 * count, self.info.index_dtype.itemsize * count
 
     def check_against(self, source: Source) -> None:
         """Raises ValueError unless the maps were made for this source or for its complete split."""
@@ -108,24 +117,37 @@ class ScoreMapReader:
         return records
 
     def parse(self, record: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Parses a raw record: key string, missing bool, value float16 [K, h, w], index [K, h, w].
+        """Parses a raw record: strings key and problem, bool missing, float16 value and index [K, h, w].
 
-        A missing map is all zeros.
+        A missing map is all zeros. So is a map with another number of values than described; its problem
+        says so. Otherwise the problem is empty.
         """
-        fields = {name: tf.io.FixedLenFeature([], tf.string) for name in ("key", "value", "index")}
-        fields = tf.io.parse_single_example(record, fields)
+        feature = tf.io.FixedLenFeature([], tf.string, default_value="")
+        fields = tf.io.parse_single_example(record, {name: feature for name in ("key", "value", "index")})
         shape = (self.info.top_k, *self.info.grid)
-        missing = tf.equal(tf.strings.length(fields["value"]), 0)
+        sizes = tf.stack([tf.strings.length(fields[name]) for name in ("value", "index")])
+        complete = tf.reduce_all(sizes == self.map_bytes)
+        missing = tf.reduce_all(sizes == 0)
 
         def array(name: str, dtype: tf.DType) -> tf.Tensor:
             full = lambda: tf.reshape(tf.io.decode_raw(fields[name], dtype), shape)
-            return tf.cond(missing, lambda: tf.zeros(shape, dtype), full)
+            return tf.cond(complete, full, lambda: tf.zeros(shape, dtype))
+
+        is_right = complete | (missing & (self.info.num_missing > 0))
+        described = (
+            f" of classes, but {INFO_FILE} describes maps of {self.map_bytes[0]} and {self.map_bytes[1]}"
+        )
+
+        def problem() -> tf.Tensor:
+            value, index = tf.strings.as_string(sizes[0]), tf.strings.as_string(sizes[1])
+            return tf.strings.join(["has ", value, " bytes of logits and ", index, described])
 
         return {
             "key": fields["key"],
             "missing": missing,
             "value": array("value", tf.float16),
             "index": array("index", tf.as_dtype(self.info.index_dtype)),
+            "problem": tf.cond(is_right, lambda: tf.constant(""), problem),
         }
 
     def read(self, shard: int) -> tf.data.Dataset:
@@ -133,68 +155,15 @@ class ScoreMapReader:
         return tf.data.TFRecordDataset(self.files[shard]).map(self.parse)
 
 
-def verify(path: str | os.PathLike, source: Source | None = None) -> ScoreMapInfo:
-    """Reads and checks everything in a folder of score maps.
-
-    Args:
-      path: the folder.
-      source: the images that the maps were made for, or a part of them. Their keys are compared with those of
-        the maps. None: the images are not read.
-
-    Returns:
-      The description of the maps.
-
-    Raises:
-      ValueError: as `open_score_maps`, or a checksum, count, key, logit or index is wrong.
-    """
-    reader = open_score_maps(path)
-    if source is not None:
-        verify_keys(reader, source)
-    seen = set()
-    for number, file in enumerate(reader.files):
-        verify_shard(reader, number)
-        for record in reader.read(number).as_numpy_iterator():
-            key = record["key"].decode()
-            if key in seen:
-                raise ValueError(f"{file} has a second map for {key!r}")
-            seen.add(key)
-            if not np.isfinite(record["value"]).all():
-                raise ValueError(f"the map of {key!r} in {file} has logits that are not finite")
-            if record["index"].max() >= reader.info.num_classes or record["index"].min() < 0:
-                raise ValueError(
-                    f"the map of {key!r} in {file} has class {record['index'].max()} "
-                    f"of {reader.info.num_classes}"
-                )
-    if len(seen) != reader.info.num_images:
-        raise ValueError(f"{path} has {len(seen)} maps instead of {reader.info.num_images}")
-    return reader.info
-
-
-def verify_keys(reader: ScoreMapReader, source: Source) -> None:
-    """Raises ValueError unless the map of every image has the image's key."""
-    records = reader.records_of(source)
-    for shard, length in enumerate(source.shard_lengths):
-        keys = source.records(shard, 0).map(lambda raw: source.parse(raw)["key"])
-        owners = records(shard, 0).take(length).map(lambda record: reader.parse(record)["key"])
-        for key, owner in tf.data.Dataset.zip(keys, owners).as_numpy_iterator():
-            if key != owner:
-                raise ValueError(
-                    f"score map of another image: the image is {key.decode()} but its map in {reader.path} "
-                    f"belongs to {owner.decode()}"
-                )
-
-
-def verify_shard(reader: ScoreMapReader, number: int) -> None:
-    """Raises ValueError unless the checksum and the number of records of a shard are as described."""
-    file, expected = reader.files[number], reader.info.shards[number]
-    found = describe_shard(file)
-    if found.sha256 != expected.sha256:
-        raise ValueError(
-            f"score-map shard {file} is damaged: SHA-256 {found.sha256[:12]}… "
-            f"instead of {expected.sha256[:12]}…"
-        )
-    if (found.records, found.missing) != (expected.records, expected.missing):
-        raise ValueError(f"score-map shard {file} has {found.records} records instead of {expected.records}")
+def _check_first_map(reader: ScoreMapReader) -> None:
+    """Raises ValueError if the first map has another number of values than described."""
+    file = reader.files[0]
+    try:
+        first = next(iter(reader.read(0).take(1)))
+    except tf.errors.OpError as error:
+        raise ValueError(f"score-map shard {file} is damaged: {error.message.splitlines()[0]}") from error
+    if problem := first["problem"].numpy().decode():
+        raise ValueError(f"The first map of {file} {problem}.")
 
 
 def label_maps(label: tf.Tensor, info: ScoreMapInfo) -> tuple[tf.Tensor, tf.Tensor]:

@@ -58,7 +58,9 @@ class ScoreMapWriter:
         self.source = source
         fields = {f.name: getattr(description, f.name) for f in dataclasses.fields(MapDescription)}
         fields["grid"] = tuple(description.grid)
-        self.info = ScoreMapInfo(dataset=source.identity, num_images=source.num_examples, **fields)
+        self.info = ScoreMapInfo(
+            dataset=source.identity, num_images=source.num_examples, exif=source.exif, **fields
+        )
         tf.io.gfile.makedirs(self.path)
         self._start()
 
@@ -91,7 +93,8 @@ class ScoreMapWriter:
 
         Raises:
           ValueError: a length or shape does not match the source or the description, two keys are equal, a
-            logit is not finite in float16, or an index is not an integer or not a class.
+            logit is not finite in float16, an index is not an integer or not a class, or a cell has a class
+            twice.
         """
         missing = np.zeros(len(keys), bool) if missing is None else np.asarray(missing, bool)
         values, indices = self._checked(shard_index, keys, np.asarray(values), np.asarray(indices), missing)
@@ -100,7 +103,7 @@ class ScoreMapWriter:
         with tf.io.TFRecordWriter(temporary) as writer:
             for i, key in enumerate(keys):
                 value, index = (b"", b"") if missing[i] else (values[i].tobytes(), indices[i].tobytes())
-                writer.write(_encode({"key": key.encode(), "value": value, "index": index}))
+                writer.write(_encode({"key": os.fsencode(key), "value": value, "index": index}))
         tf.io.gfile.rename(temporary, final, overwrite=True)
 
     def finalize(self) -> ScoreMapInfo:
@@ -177,6 +180,11 @@ class ScoreMapWriter:
         if used_indices.size and not 0 <= used_indices.min() <= used_indices.max() < classes:
             low, high = used_indices.min(), used_indices.max()
             raise ValueError(f"Class indices must be from 0 to {classes - 1}, not from {low} to {high}.")
+        ordered = np.sort(used_indices, axis=1)
+        if (ordered[:, 1:] == ordered[:, :-1]).any():
+            raise ValueError(
+                f"Shard {shard_index} has cells with a class twice among their {self.info.top_k}."
+            )
         with np.errstate(over="ignore"):
             finite = np.isfinite(used_values.astype("<f2"))
             if not finite.all():

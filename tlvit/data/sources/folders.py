@@ -1,9 +1,7 @@
 """Class folders, ROOT/SPLIT/CLASS/…, as a source whose records are image files."""
 
 import collections
-import dataclasses
 import hashlib
-import logging
 import os
 import re
 from collections.abc import Callable
@@ -11,33 +9,16 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
+from tlvit.data.sources.image_files import ImageFiles, find_split, list_images
 from tlvit.data.sources.source import Origin, Records, Source
+from tlvit.images import printable
 
-SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp")  # in any case
-CLASSES_FILE = "classes.txt"  # in ROOT, one class a line: the order of the labels
 SHARD = 1000  # most images of a shard; score maps have one file for each shard
 RECORD_BYTES = 64.0  # size of a raw record, which is the index of a file
 ORDER_SEED = 0
 
-log = logging.getLogger("tlvit")
 
-
-@dataclasses.dataclass(frozen=True)
-class ImageFiles:
-    """The image files of one split.
-
-    Attributes:
-      paths: relative to the split's folder, with "/", in the natural order of their names.
-      labels: int64 [n], the class of each file.
-      classes: names of the classes, in the order of their labels.
-    """
-
-    paths: tuple[str, ...]
-    labels: np.ndarray
-    classes: tuple[str, ...]
-
-
-def open_folder(root: str, split: str) -> Source:
+def open_folder(root: str, split: str, *, exif: bool = True) -> Source:
     """Opens ROOT/SPLIT, a folder with one folder for each class.
 
     The first folder below the split is the class. Images may lie deeper. The shards are blocks of a fixed
@@ -47,19 +28,23 @@ def open_folder(root: str, split: str) -> Source:
 
     Args:
       root: a local folder.
-      split: a folder in it, or a part of that folder: "train", "val", "train[:90%]", "train[500:]".
+      split: a folder in it, or a part of that folder: "train", "val", "train[:90%]", "train[500:]". Without a
+        folder "validation", that is "val".
+      exif: whether images are turned as their EXIF orientation says.
 
     Raises:
-      ValueError: there is no such folder, it has no images, or it has a class that training does not have.
+      ValueError: there is no such folder, or as `list_images`.
     """
-    folder_name, start, stop = _parse_split(split)
     root = os.path.expanduser(root)
+    asked, start, stop = _parse_split(split)
+    folder_name = find_split(root, asked)
+    split = folder_name + split[len(asked) :]
     folder = os.path.join(root, folder_name)
     files = list_images(root, folder_name)
     count = len(files.paths)
     first, last = _bound(start, count, default=0), _bound(stop, count, default=count)
     if first >= last:
-        raise ValueError(f"Split {split!r} of {root} is empty: {folder_name} has {count} images.")
+        raise ValueError(f"Split {split!r} of {printable(root)} is empty: {folder_name} has {count} images.")
     origin, lengths = _cut(_identity(files, folder_name), count, first, last)
     picks = np.random.RandomState(ORDER_SEED).permutation(count)[first:last]
     return Source(
@@ -76,56 +61,8 @@ def open_folder(root: str, split: str) -> Source:
         origin=origin,
         records=_file_numbers(lengths),
         parse=_file_reader(folder, files, picks),
+        exif=exif,
     )
-
-
-def list_images(root: str, split: str) -> ImageFiles:
-    """Finds the images of ROOT/SPLIT and their classes. The log says what is left out.
-
-    The classes are those of ROOT/classes.txt. Without that file they are the class folders of ROOT/train that
-    have images, or of the split where there is no ROOT/train, in natural order: a2 before a10.
-
-    Raises:
-      ValueError: as `open_folder`.
-    """
-    if not os.path.isdir(root):
-        raise ValueError(f"There is no folder {root}.")
-    folder = os.path.join(root, split)
-    if not os.path.isdir(folder):
-        found = sorted(e.name for e in os.scandir(root) if e.is_dir() and not e.name.startswith("."))
-        raise ValueError(f"{root} has no folder {split!r}; it has {found[:20] if found else 'no folders'}.")
-    by_class, ignored, empty = _walk(folder)
-    if not by_class:
-        raise ValueError(
-            f"{folder} has no images in class folders (CLASS/NAME with a suffix of {', '.join(SUFFIXES)}), "
-            f"but {sum(ignored.values())} other files and {len(empty)} folders without an image."
-        )
-    if ignored:
-        listing = ", ".join(f"{ignored[s]} {s or 'without suffix'}" for s in sorted(ignored)[:9])
-        log.warning("%s: skipped %d files that are not images: %s", folder, sum(ignored.values()), listing)
-    if empty:
-        log.warning("%s: %d class folders without an image: %s", folder, len(empty), ", ".join(empty[:10]))
-    classes = _class_names(root, split, by_class)
-    _check_classes(root, split, by_class, classes)
-    paths, labels = [], []
-    for label, name in enumerate(classes):
-        found = sorted(by_class.get(name, ()), key=natural_key)
-        paths += found
-        labels += [label] * len(found)
-    return ImageFiles(tuple(paths), np.array(labels, np.int64), tuple(classes))
-
-
-def natural_key(name: str) -> tuple[tuple[int | str, ...], str]:
-    """Returns a sorting key that compares numbers in names by value and ignores the case of letters."""
-    return tuple(int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", name.lower())), name
-
-
-def write_class_names(path: str, names: tuple[str, ...]) -> None:
-    """Writes one class a line in the order of the labels, the format of ROOT/classes.txt."""
-    temporary = f"{path}.tmp-{os.getpid()}"
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write("".join(f"{name}\n" for name in names))
-    os.replace(temporary, path)
 
 
 def _parse_split(split: str) -> tuple[str, str | None, str | None]:
@@ -162,76 +99,6 @@ def _cut(identity: str, count: int, first: int, last: int) -> tuple[Origin, tupl
     offsets = tuple(int(max(first - starts[s], 0)) for s in shards)
     lengths = tuple(int(min(starts[s + 1], last) - max(starts[s], first)) for s in shards)
     return Origin(identity, blocks, shards, offsets), lengths
-
-
-def _walk(folder: str) -> tuple[dict[str, list[str]], collections.Counter, list[str]]:
-    """Images of the class folders, numbers of other files by suffix, and class folders without an image."""
-    by_class: dict[str, list[str]] = {}
-    ignored, empty = collections.Counter(), []
-    with os.scandir(folder) as entries:
-        classes = [e for e in entries if not e.name.startswith(".")]
-    for entry in classes:
-        if not entry.is_dir():
-            ignored[os.path.splitext(entry.name)[1].lower()] += 1
-            continue
-        found = []
-        for parent, folders, names in os.walk(entry.path):
-            folders[:] = [f for f in folders if not f.startswith(".")]
-            below = os.path.relpath(parent, folder).replace(os.sep, "/")
-            for name in names:
-                suffix = os.path.splitext(name)[1].lower()
-                if name.startswith("."):
-                    continue
-                if suffix in SUFFIXES:
-                    found.append(f"{below}/{name}")
-                else:
-                    ignored[suffix] += 1
-        if found:
-            by_class[entry.name] = found
-        else:
-            empty.append(entry.name)
-    return by_class, ignored, sorted(empty, key=natural_key)
-
-
-def _class_names(root: str, split: str, by_class: dict[str, list[str]]) -> list[str]:
-    """The classes in the order of their labels, see `list_images`."""
-    listed = os.path.join(root, CLASSES_FILE)
-    if os.path.isfile(listed):
-        with open(listed, encoding="utf-8") as file:
-            names = [line.strip() for line in file if line.strip()]
-        if len(set(names)) < len(names):
-            raise ValueError(f"{listed} lists a class twice.")
-        return names
-    train = os.path.join(root, "train")
-    if split != "train" and os.path.isdir(train):
-        with os.scandir(train) as entries:
-            folders = [e for e in entries if e.is_dir() and not e.name.startswith(".")]
-        return sorted((e.name for e in folders if _has_image(e.path)), key=natural_key)
-    return sorted(by_class, key=natural_key)
-
-
-def _check_classes(root: str, split: str, by_class: dict[str, list[str]], classes: list[str]) -> None:
-    """Raises ValueError if the split has a class that is not one of `classes`."""
-    folder = os.path.join(root, split)
-    unknown = sorted(set(by_class) - set(classes), key=natural_key)
-    if unknown:
-        listed = os.path.join(root, CLASSES_FILE)
-        origin = listed if os.path.isfile(listed) else os.path.join(root, "train")
-        raise ValueError(
-            f"{folder} has {len(unknown)} classes that training does not have: {', '.join(unknown[:10])}. "
-            f"The {len(classes)} classes are those of {origin}."
-        )
-    if len(classes) == 1:
-        log.warning("%s has only one class, %s", folder, classes[0])
-
-
-def _has_image(folder: str) -> bool:
-    """Whether there is an image in a folder or below it."""
-    for _, folders, names in os.walk(folder):
-        folders[:] = [f for f in folders if not f.startswith(".")]
-        if any(os.path.splitext(n)[1].lower() in SUFFIXES and not n.startswith(".") for n in names):
-            return True
-    return False
 
 
 def _block_lengths(count: int) -> tuple[int, ...]:

@@ -1,6 +1,8 @@
 """Opens a data source by name: a TFDS data set, digit scenes or class folders."""
 
+import dataclasses
 import os
+from typing import Literal
 
 import tensorflow as tf
 import tensorflow_datasets as tfds
@@ -11,7 +13,13 @@ from tlvit.data.sources.source import Source
 from tlvit.data.sources.tfds import open_builder, open_tfds
 
 
-def open_source(name: str, split: str, *, data_dir: str | None = None) -> Source:
+def open_source(
+    name: str,
+    split: str,
+    *,
+    data_dir: str | None = None,
+    exif: Literal["auto", "apply", "ignore"] = "auto",
+) -> Source:
     """Opens one split of a data set.
 
     Example:
@@ -23,6 +31,8 @@ def open_source(name: str, split: str, *, data_dir: str | None = None) -> Source
       split: a TFDS split or a part of one ("train", "train[:90%]", "train+validation"); for class folders,
         the name of a folder in ROOT or a part of it ("val", "train[:90%]").
       data_dir: folder of the prepared TFDS data sets. None: ~/tensorflow_datasets.
+      exif: whether images are turned as their EXIF orientation says: "apply", "ignore", or "auto", which
+        applies it in class folders and ignores it in TFDS data sets.
 
     Returns:
       The source. Opening reads the data set's description or lists its files; images are read later.
@@ -32,11 +42,13 @@ def open_source(name: str, split: str, *, data_dir: str | None = None) -> Source
         image or no class label, or its files are not TFRecords.
     """
     if _is_class_folder(name):
-        return open_folder(name, split)
+        return open_folder(name, split, exif=exif != "ignore")
     if _is_digits(name):
         builder = tfds.builder_from_directory(find_digit_scenes(name, data_dir))
-        return open_builder(builder, split, name=name)
-    return open_tfds(name, split, data_dir=data_dir)
+        source = open_builder(builder, split, name=name)
+    else:
+        source = open_tfds(name, split, data_dir=data_dir)
+    return dataclasses.replace(source, exif=exif == "apply")
 
 
 def _is_digits(name: str) -> bool:

@@ -50,6 +50,7 @@ class Source:
         max_labels also "real_labels", int64 [R]. Runs in parallel, and only for records that are used.
       max_labels: R, the number of labels that each image's set of correct labels is padded to with -1
         (ImageNet ReaL); 0 for data sets with one label for each image.
+      exif: whether images are turned as their EXIF orientation says.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Source:
     records: Records
     parse: Callable[[Any], dict[str, tf.Tensor]]
     max_labels: int = 0
+    exif: bool = False
 
     @property
     def is_folder(self) -> bool:

@@ -1,0 +1,37 @@
+"""The memory of this host, and a check that batches of images fit into it."""
+
+import os
+import pathlib
+
+COPIES = 4  # of a batch on the host: read ahead, in the making, and on its way to the devices
+LIMIT_FILES = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container
+
+
+def host_memory() -> int:
+    """Bytes of memory that this process may use: the container's limit, or the machine's memory."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for name in LIMIT_FILES:
+        path = pathlib.Path(name)
+        limit = path.read_text().strip() if path.is_file() else ""
+        memory = min(memory, int(limit)) if limit.isdigit() else memory
+    return memory
+
+
+def check_batch(batch_size: int, image_size: tuple[int, int], setting: str) -> None:
+    """Checks that batches of images fit into the memory of this host.
+
+    Args:
+      batch_size: images in a batch of this process.
+      image_size: (height, width) in pixels.
+      setting: name of the setting of the batch size, for the message.
+
+    Raises:
+      ValueError: they do not fit.
+    """
+    needed, available = COPIES * batch_size * image_size[0] * image_size[1] * 3, host_memory()
+    if needed > available:
+        raise ValueError(
+            f"{COPIES} batches of {batch_size} images of {image_size[0]} x {image_size[1]} pixels take "
+            f"{needed / 2**30:.1f} GiB, and this host has {available / 2**30:.1f} GiB. Choose a smaller "
+            f"{setting} or image size."
+        )
