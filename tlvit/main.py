@@ -11,12 +11,18 @@ setting of tlvit/config.py is overridden with --config.SETTING=VALUE, and any op
 stop (Ctrl-C, SIGTERM) and saved its state.
 """
 
+import sys
+
+if __name__ == "__main__" and "--mode=eval" not in sys.argv:  # before the imports, which take seconds
+    from tlvit.signals import stop_quietly
+
+    stop_quietly()
+
 import ast
 import json
 import logging
 import pathlib
 import re
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,11 +31,12 @@ from absl import flags
 from ml_collections import config_flags
 
 from tlvit import config as settings
+from tlvit.signals import EXIT_STOPPED
 from tlvit.training.evaluation import evaluate_checkpoint
 from tlvit.training.loop import ProfileWindow, train
 from tlvit.training.run_log import start_logging
+from tlvit.training.stop_request import Stopped
 
-EXIT_STOPPED = 75  # EX_TEMPFAIL: a job scheduler may start the same command again
 RECIPE_FOLDERS = (  # of the installed package, and of a checkout
     pathlib.Path(__file__).parent / "configs",
     pathlib.Path(__file__).parent.parent / "configs",
@@ -50,8 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     if options.multihost:
         jax.distributed.initialize()
-    start_logging(pathlib.Path(options.workdir) if options.mode == "train" else None)
     try:
+        start_logging(pathlib.Path(options.workdir) if options.mode == "train" else None)
         config = settings.resolve(options.config)
         if options.mode == "eval":
             print_evaluation(options.checkpoint or options.workdir, config, options.weights)
@@ -61,6 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log.error("%s: %s", type(error).__name__, error)
         log.debug("traceback", exc_info=error)
         return 1
+    except Stopped as stopped:
+        log.info("%s", stopped)
+        return EXIT_STOPPED
     if not result.finished:
         return EXIT_STOPPED
     if jax.process_count() == 1:
