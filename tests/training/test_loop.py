@@ -253,21 +253,23 @@ def test_an_evaluation_is_left_when_a_stop_is_requested_and_made_up(plain, data,
     """In the first evaluation, and in the last one. The run is in the end the same as one without signals."""
     from tlvit.data import pipeline
 
-    read = pipeline.eval_batches
+    read, started = pipeline.eval_batches, []
 
     def terminated(*args, **options):
+        started.append(1)
         for batch in read(*args, **options):
-            os.kill(os.getpid(), signal.SIGTERM)
+            if len(started) in (1, 3):  # the second is the first one, made up
+                os.kill(os.getpid(), signal.SIGTERM)
             yield batch
 
+    monkeypatch.setattr(pipeline, "eval_batches", terminated)
     for step in (2, 4):
-        with monkeypatch.context() as patch:
-            patch.setattr(pipeline, "eval_batches", terminated)
-            result = train(config_for(data, maps), tmp_path)
+        result = train(config_for(data, maps), tmp_path)
         assert (result.finished, result.step) == (False, step)
         assert not any("eval/raw_top1" in line for line in metrics_of(tmp_path) if line["step"] == step)
         if step == 2:
             monkeypatch.setattr(run_log.Progress, "check", made_up_first(tmp_path, run_log.Progress.check))
+    monkeypatch.undo()
     result = train(config_for(data, maps), tmp_path)
     assert (result.finished, result.metrics) == (True, plain[1].metrics)
     assert_same_run(tmp_path, plain[0])
