@@ -108,7 +108,7 @@ def test_a_folder_in_place_of_a_file(tmp_path, name):
 
 def test_a_file_in_place_of_a_folder(tmp_path):
     (tmp_path / "w").write_text("x")
-    with pytest.raises(OSError, match=r"The workdir .*w is a file, not a folder"):
+    with pytest.raises(OSError, match=r"The workdir .*w is not a folder"):
         make_workdir(tmp_path / "w")
     with pytest.raises(OSError, match=r"Not a directory: .*w/below"):
         make_workdir(tmp_path / "w" / "below")

@@ -155,6 +155,7 @@ def _train(
     progress = run_log.Progress(first_step, total_steps, steps_per_epoch, config.batch_size)
     trace = _profiler(workdir, profile)
     result: dict[str, float] = {}
+    batch: Batch | None = None
     evaluated = True
     if evaluation_due:
         log.info("the evaluation of step %d was not finished", first_step)
@@ -163,7 +164,7 @@ def _train(
         try:
             batch = next(batches)
         except Exception:  # for example a lost disk: keep the steps that are done
-            if step > first_step + 1 and jax.process_count() == 1:  # processes save together
+            if batch is not None and jax.process_count() == 1:  # processes save together
                 _check_weights(eval_step, state, batch)
                 checkpoints.save(state, extra=record(evaluation_due=False))
             raise

@@ -28,14 +28,13 @@ def start_logging(workdir: pathlib.Path | None = None) -> None:
     """
     for library in ("absl", "jax", "orbax"):
         logging.getLogger(library).setLevel(logging.ERROR)
-    handlers: list[logging.Handler] = [logging.StreamHandler()]
+    log.handlers, log.propagate = [logging.StreamHandler()], False
+    log.setLevel(logging.INFO if jax.process_index() == 0 else logging.WARNING)
     if workdir is not None and jax.process_index() == 0:
         make_workdir(workdir)
-        handlers.append(logging.FileHandler(workdir / "log.txt"))
-    for handler in handlers:
+        log.addHandler(logging.FileHandler(workdir / "log.txt"))
+    for handler in log.handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
-    log.handlers, log.propagate = handlers, False
-    log.setLevel(logging.INFO if jax.process_index() == 0 else logging.WARNING)
 
 
 class Progress:

@@ -27,8 +27,8 @@ def make_workdir(workdir: pathlib.Path) -> None:
     Raises:
       OSError: it cannot be created, or something has the name of one of its files.
     """
-    if workdir.exists() and not workdir.is_dir():
-        raise NotADirectoryError(f"The workdir {workdir} is a file, not a folder.")
+    if (workdir.exists() or workdir.is_symlink()) and not workdir.is_dir():
+        raise NotADirectoryError(f"The workdir {workdir} is not a folder.")
     workdir.mkdir(parents=True, exist_ok=True)
     for name in FILES:
         if (workdir / name).is_dir():
