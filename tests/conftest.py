@@ -70,6 +70,18 @@ def soft_targets(seed: int, *shape: int) -> np.ndarray:
     return softmax(2 * randn(*shape, seed=seed)).astype(np.float32)
 
 
+def refuse_folders(monkeypatch, part: str) -> None:
+    """From now on, no folder can be made whose path has this part."""
+    make = os.makedirs
+
+    def refusing(path, *args, **options):
+        if part in str(path):
+            raise PermissionError(1, "Operation not permitted", str(path))
+        return make(path, *args, **options)
+
+    monkeypatch.setattr(os, "makedirs", refusing)
+
+
 def fill(name: str, shape: tuple[int, ...]) -> np.ndarray:
     """The values that the goldens' models had: a function of a tensor's official name
     (tests/golden/README.md)."""

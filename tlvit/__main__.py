@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 import tlvit
+from tlvit.signals import stop_quietly
 
 COMMANDS = {
     "train": ("tlvit.main", "train or resume a run"),
@@ -37,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"error: tlvit has no command {name!r}\n\n{help_text()}", file=sys.stderr)
         return 2
+    if name == "train":
+        stop_quietly()
     if name in ("train", "eval"):
         rest = [f"--mode={name}", *rest]
     try:

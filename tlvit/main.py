@@ -12,12 +12,18 @@ overridden with --config.SETTING=VALUE, and any option of the model class with
 stop (Ctrl-C, SIGTERM) and saved its state.
 """
 
+import sys
+
+if __name__ == "__main__" and "--mode=eval" not in sys.argv:  # before the imports, which take seconds
+    from tlvit.signals import stop_quietly
+
+    stop_quietly()
+
 import difflib
 import json
 import logging
 import pathlib
 import re
-import sys
 from collections.abc import Sequence
 
 import jax
@@ -27,11 +33,11 @@ from ml_collections import ConfigDict
 from tlvit import command
 from tlvit import config as settings
 from tlvit.recipes import load_recipe, load_workdir, override, recipe_names, split_overrides
+from tlvit.signals import EXIT_STOPPED
 from tlvit.training.evaluation import evaluate_checkpoint
 from tlvit.training.loop import ProfileWindow, train
 from tlvit.training.run_log import start_logging
 
-EXIT_STOPPED = 75  # EX_TEMPFAIL: a job scheduler may start the same command again
 FLAGS = ("config", "workdir", "mode", "checkpoint", "weights", "profile", "multihost", "debug")
 log = logging.getLogger("tlvit")
 

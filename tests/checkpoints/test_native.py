@@ -4,6 +4,8 @@ import dataclasses
 import json
 import logging
 import os
+import pathlib
+import resource
 import shutil
 import signal
 import subprocess
@@ -15,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import ROOT
+from conftest import ROOT, refuse_folders
 from flax import nnx
 
 from tlvit.checkpoints.model_info import ModelInfo
@@ -165,6 +167,64 @@ def test_restoring_on_other_meshes(tmp_path):
         shutil.rmtree(tmp_path / "1")
 
 
+def test_rating_a_step_replaces_its_score_and_record(tmp_path):
+    """Then another checkpoint may be the best, and the one before it is removed."""
+    ours = Checkpoints(tmp_path, keep=2)
+    for step, score in ((1, 50.0), (2, 20.0), (3, None), (4, None)):
+        ours.save(make_state(step), score=score, extra={"at": step})
+    ours.wait()
+    assert (ours.best_step(), folders(tmp_path)) == (1, ["1", "3", "4"])
+    ours.save(make_state(5))
+    ours.rate(5, score=60.0, extra={"at": 5, "best_weights": "ema"})  # waits for step 5
+    assert (ours.best_step(), folders(tmp_path)) == (5, ["4", "5"])
+    assert ours.record(5) == {"at": 5, "best_weights": "ema"}
+    ours.close()
+    again = Checkpoints(tmp_path, keep=2)
+    restored, extra = again.restore(make_state())
+    assert_equal(restored, make_state(5))
+    assert (extra["best_weights"], again.best_step()) == ("ema", 5)
+    again.close()
+
+
+# Disks that fail
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_at_once(tmp_path, caplog, monkeypatch):
+    """Orbax makes the folder in the background by default and then waits 300 s for it."""
+    ours = Checkpoints(tmp_path)
+    ours.save(make_state(1))
+    ours.wait()
+    refuse_folders(monkeypatch, "orbax-checkpoint-tmp")
+    reason = "Operation not permitted. The checkpoint of step 1 is complete"
+    with pytest.raises(OSError, match=rf"A checkpoint cannot be written to {tmp_path}: {reason}"):
+        ours.save(make_state(2))
+    assert "Traceback" not in caplog.text
+    ours.close()
+    assert_equal(Checkpoints(tmp_path).restore(make_state())[0], make_state(1))
+
+
+@pytest.fixture
+def small_files():
+    """No file may grow beyond a megabyte, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_write_that_fails_in_the_background_is_reported_by_the_next_check(tmp_path, caplog, small_files):
+    noise = jnp.asarray(np.random.RandomState(0).standard_normal(1 << 20), jnp.float32)  # 4 MB
+    ours = Checkpoints(tmp_path)
+    ours.save(state_from({"a": noise}, {}, optax.sgd(0.1), ema=False))
+    while ours._manager.is_saving_in_progress():
+        time.sleep(0.01)
+    with pytest.raises(OSError, match=r"cannot be written to .*: File too large\. There is none yet"):
+        ours.check()
+    ours.close()
+    assert "Traceback" not in caplog.text
+    assert not [name for name in folders(tmp_path) if name.isdigit()]
+
+
 def delete(*names):
     def damage(step):
         for name in names:
@@ -208,6 +268,50 @@ def test_a_damaged_checkpoint_is_skipped_and_its_step_can_be_saved_again(tmp_pat
     ours.wait()
     assert_equal(ours.restore(make_state())[0], make_state(3, seed=5))
     ours.close()
+
+
+def files_of(step):
+    return sorted(str(p.relative_to(step)) for p in step.rglob("*") if p.is_file())
+
+
+def flip(path):
+    """Changes one bit in the middle."""
+    data = bytearray(path.read_bytes() or b"x")
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+def halve(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def replace_by_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        flip,
+        *(pytest.param(f, marks=pytest.mark.slow) for f in (halve, replace_by_folder, pathlib.Path.unlink)),
+    ],
+)
+def test_no_damaged_file_is_taken_for_data(tmp_path, damage):
+    """Whichever file of the last checkpoint is damaged: the state is that step's, or the one before."""
+    save_steps(tmp_path / "whole", [1, 2], scores=[10.0, 20.0])
+    skipped = set()
+    for i, name in enumerate(files_of(tmp_path / "whole" / "2")):
+        copy = shutil.copytree(tmp_path / "whole", tmp_path / str(i))
+        damage(copy / "2" / name)
+        with Checkpoints(copy) as ours:
+            assert ours.best_step() == (1 if name == "metrics/metrics" else 2) or name == "checksums.json"
+            restored, extra = ours.restore(make_state())
+        assert extra == {"at": int(restored.step)}
+        assert_equal(restored, make_state(int(restored.step)))
+        skipped |= {name} if int(restored.step) == 1 else set()
+    assert {"extra/metadata", "state/manifest.ocdbt"} < skipped
+    assert len(skipped) > 8
 
 
 def test_an_earlier_damaged_checkpoint_does_not_matter(tmp_path):
@@ -349,6 +453,21 @@ def test_model_folders_are_not_overwritten(tmp_path):
     with pytest.raises(ValueError, match=r"m exists already; choose another folder"):
         save_model_folder(tmp_path / "m", Small(), dataclasses.replace(INFO, model="lvvit_m"))
     assert load_model(tmp_path / "m")[2]["model"] == "lvvit_s"
+
+
+def test_no_damaged_file_of_a_model_folder_is_taken_for_data(tmp_path):
+    model = Small()
+    save_model_folder(tmp_path / "m", model, INFO)
+    for i, name in enumerate(files_of(tmp_path / "m")):
+        copy = shutil.copytree(tmp_path / "m", tmp_path / str(i))
+        flip(copy / name)
+        if name.endswith(("_CHECKPOINT_METADATA", "commit_success.txt")):  # they hold no data
+            params, _, record = load_model(copy)
+            jax.tree.map(np.testing.assert_array_equal, params, functionalize(model)[1])
+            assert record == json.loads(json.dumps(INFO.to_json()))
+        else:
+            with pytest.raises(ValueError, match=f"The model folder {copy} cannot be read"):
+                load_model(copy)
 
 
 def test_folders_that_are_not_model_folders(tmp_path):

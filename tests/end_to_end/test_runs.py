@@ -322,6 +322,35 @@ def test_unknown_settings_and_wrong_types_are_refused(
     assert "Traceback" not in text
 
 
+def test_a_signal_during_the_start_is_status_75_and_a_sentence(
+    scenes, maps, student, tmp_path, capfd, monkeypatch
+):
+    monkeypatch.setattr("tlvit.training.run_data.open_data", lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    text = call(capfd, "tlvit.main", *student_command(scenes, maps, tmp_path), status=75)
+    assert "stopped by SIGTERM. There is no checkpoint yet: the same command starts again." in text
+    shutil.copytree(student[0], tmp_path / "w")
+    text = call(capfd, "tlvit.main", *student_command(scenes, maps, tmp_path / "w"), status=75)
+    assert (
+        "stopped by SIGTERM. The checkpoint of step 16 is complete: the same command resumes from it." in text
+    )
+    assert "Traceback" not in text
+
+
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [
+        (lambda w: w.write_text("x"), "w is not a folder"),
+        (lambda w: (w / "metrics.jsonl").mkdir(parents=True), "metrics.jsonl is a folder, but a run writes"),
+        (lambda w: w.symlink_to("/proc/none/w"), "w is not a folder"),
+    ],
+)
+def test_a_workdir_that_cannot_be_written_is_one_sentence(prepare, message, scenes, maps, tmp_path, capfd):
+    prepare(tmp_path / "w")
+    text = call(capfd, "tlvit.main", *student_command(scenes, maps, tmp_path / "w"), status=1)
+    assert message in text
+    assert "Traceback" not in text
+
+
 def test_workdir_of_another_model_is_refused_and_kept(scenes, maps, student, capfd):
     before = (student[0] / "config.json").read_text()
     changed = student_command(scenes, maps, student[0], "--config.model.options.depth=3")

@@ -3,12 +3,15 @@
 import dataclasses
 import json
 import os
+import pathlib
+import shutil
 import signal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import refuse_folders
 
 from configs import digits as recipe
 from tlvit.checkpoints.model_info import ModelInfo
@@ -20,7 +23,8 @@ from tlvit.training import run_log
 from tlvit.training.loop import ProfileWindow
 from tlvit.training.loop import train as train_resolved
 from tlvit.training.run_data import model_info
-from tlvit.training.stop_request import StopRequest
+from tlvit.training.stop_request import Stopped, StopRequest, StopWatched
+from tlvit.training.workdir import lock_workdir
 
 TINY = {"patch_size": 8, "dim": 32, "depth": 1, "num_heads": 2}
 
@@ -202,6 +206,145 @@ def test_asked_to_stop_in_its_last_step_a_run_is_finished_and_evaluated(data, tm
     assert "eval/raw_top1" in result.metrics
 
 
+def test_before_defer_a_signal_interrupts():
+    with pytest.raises(KeyboardInterrupt, match="SIGTERM"), StopRequest(interrupts=True):
+        os.kill(os.getpid(), signal.SIGTERM)
+    with StopRequest(interrupts=True) as stop:
+        stop.defer()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.requested
+
+
+def test_watching_ends_with_the_next_signal():
+    """A signal from before is none: it was asked for something else."""
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert list(stop.watch(range(3))) == [0, 1, 2]
+        watched = stop.watch(range(3))
+        assert next(watched) == 0
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(StopWatched):
+            next(watched)
+
+
+def params_of(workdir, step):
+    """The raw weights of a step."""
+    return restore_for_inference(workdir, weights="raw", step=step)[0]
+
+
+def assert_same_run(workdir, expected):
+    """Bit-equal weights at the end, and the same losses and evaluations."""
+    jax.tree.map(np.testing.assert_array_equal, params_of(workdir, 4), params_of(expected, 4))
+    values = lambda w: [{k: v for k, v in line.items() if "_s" not in k and "wait" not in k} for line in w]
+    assert values(metrics_of(workdir)) == values(metrics_of(expected))
+
+
+def test_a_signal_before_the_first_step_stops_at_once(data, tmp_path, monkeypatch):
+    def interrupted(config):
+        os.kill(os.getpid(), signal.SIGTERM)
+        pytest.fail("not interrupted")
+
+    monkeypatch.setattr("tlvit.training.run_data.open_data", interrupted)
+    with pytest.raises(Stopped, match=r"stopped by SIGTERM. There is no checkpoint yet: the same command"):
+        train(config_for(data), tmp_path)
+
+
+def test_an_evaluation_is_left_when_a_stop_is_requested_and_made_up(plain, data, maps, tmp_path, monkeypatch):
+    """In the first evaluation, and in the last one. The run is in the end the same as one without signals."""
+    from tlvit.data import pipeline
+
+    read, started = pipeline.eval_batches, []
+
+    def terminated(*args, **options):
+        started.append(1)
+        for batch in read(*args, **options):
+            if len(started) in (1, 3):  # the second is the first one, made up
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    monkeypatch.setattr(pipeline, "eval_batches", terminated)
+    for step in (2, 4):
+        result = train(config_for(data, maps), tmp_path)
+        assert (result.finished, result.step) == (False, step)
+        assert not any("eval/raw_top1" in line for line in metrics_of(tmp_path) if line["step"] == step)
+        if step == 2:
+            monkeypatch.setattr(run_log.Progress, "check", made_up_first(tmp_path, run_log.Progress.check))
+    monkeypatch.undo()
+    result = train(config_for(data, maps), tmp_path)
+    assert (result.finished, result.metrics) == (True, plain[1].metrics)
+    assert_same_run(tmp_path, plain[0])
+    ours, theirs = Checkpoints(tmp_path / "checkpoints"), Checkpoints(plain[0] / "checkpoints")
+    assert (ours.steps(), ours.best_step()) == (theirs.steps(), theirs.best_step())
+    assert ours.record(4) == theirs.record(4)
+
+
+def made_up_first(workdir, check):
+    """`check`, and before it that the evaluation of step 2 was made up and rated."""
+
+    def checking(self, step):
+        assert [line["step"] for line in metrics_of(workdir) if "eval/raw_top1" in line] == [2]
+        assert not Checkpoints(workdir / "checkpoints").record(2)["run"]["evaluation_due"]
+        check(self, step)
+
+    return checking
+
+
+def test_a_read_error_loses_no_step(plain, data, maps, tmp_path, monkeypatch):
+    from tlvit.data import pipeline
+
+    read = pipeline.train_batches
+
+    def failing(*args, **options):
+        batches = read(*args, **options)
+        yield from (next(batches) for _ in range(4))
+        raise OSError("the disk is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "train_batches", failing)
+        with pytest.raises(OSError, match="the disk is gone"):
+            train(config_for(data, maps), tmp_path)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["2", "3"]  # step 4 was prefetched
+    assert train(config_for(data, maps), tmp_path).finished
+    assert_same_run(tmp_path, plain[0])
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_run(data, tmp_path, monkeypatch):
+    add = run_log.Progress.add
+
+    def spying(self, metrics):
+        if (tmp_path / "checkpoints" / "2").exists():
+            refuse_folders(monkeypatch, "4.orbax-checkpoint-tmp")
+        add(self, metrics)
+
+    monkeypatch.setattr(run_log.Progress, "add", spying)
+    with pytest.raises(
+        OSError, match=r"cannot be written to .*not permitted. The checkpoint of step 2 is complete"
+    ):
+        train(config_for(data), tmp_path)
+
+
+def test_a_second_ctrl_c_says_what_is_kept(data, tmp_path, monkeypatch):
+    """While the run waits for the last checkpoint: a SIGTERM does nothing, Ctrl-C twice interrupts."""
+    wait = Checkpoints.wait
+
+    def interrupted(self):
+        wait(self)
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        pytest.fail("not interrupted")
+
+    monkeypatch.setattr(Checkpoints, "wait", interrupted)
+    monkeypatch.setattr(Checkpoints, "check", lambda self: None)
+    monkeypatch.setattr(Checkpoints, "rate", lambda self, step, **_: None)
+    with pytest.raises(Stopped, match=r"stopped by Ctrl-C. The checkpoint of step 2 is complete: the same"):
+        train(config_for(data, epochs=1), tmp_path)
+
+
+def test_two_runs_do_not_share_a_workdir(data, tmp_path):
+    with lock_workdir(tmp_path), pytest.raises(ValueError, match=f"in use by process {os.getpid()} on"):
+        train(config_for(data), tmp_path)
+
+
 def test_an_evaluation_batch_that_does_not_fit_is_refused_before_training(data, tmp_path):
     with pytest.raises(ValueError, match="20"):
         train(config_for(data, **{"eval.batch_size": 20}), tmp_path)
@@ -275,9 +418,22 @@ def test_evaluation_that_fails_does_not_lose_the_epoch(kind, data, maps, tmp_pat
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["2"]
     result = train(config_for(data, maps), tmp_path)
     assert (result.finished, result.step) == (True, 4)
+    assert [line["step"] for line in metrics_of(tmp_path) if "eval/raw_top1" in line] == [2, 4]
 
 
 # Records
+
+
+def test_the_settings_of_a_run_are_in_its_checkpoints(plain, data, maps, tmp_path):
+    """So config.json may be damaged or missing; it is written again."""
+    workdir = tmp_path / "w"
+    shutil.copytree(plain[0], workdir)
+    for damage in (pathlib.Path.unlink, lambda path: path.write_text('{"seed": 0')):
+        damage(workdir / "config.json")
+        with pytest.raises(ValueError, match=r"holds another run.*\n  seed: 0 in the workdir, 1 now"):
+            train(config_for(data, maps, seed=1), workdir)
+    assert train(config_for(data, maps), workdir).finished
+    assert json.loads((workdir / "config.json").read_text())["seed"] == 0
 
 
 def test_model_info(data):

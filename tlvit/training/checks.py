@@ -3,10 +3,13 @@
 import json
 import logging
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 from tlvit.config import Config, to_dict
 from tlvit.models.functional import Net
 from tlvit.ops.randaugment_policy import parse_policy
+from tlvit.records import read_json
 
 log = logging.getLogger("tlvit")
 
@@ -48,19 +51,28 @@ def check_model(config: Config, net: Net) -> None:
         raise ValueError(f"config.distill.teacher is {teacher}, but {name} has no distillation token.")
 
 
-def check_workdir(workdir: pathlib.Path, config: Config) -> None:
+def check_workdir(workdir: pathlib.Path, config: Config, saved: Mapping[str, Any] | None = None) -> None:
     """Checks that the workdir's run has the same model, data and batch size.
 
     Its learning rate, length and augmentation may differ. Checkpoints count steps, and the order of the
     images depends on the batch size.
 
+    Args:
+      workdir: of the run.
+      config: settings.
+      saved: the settings that its last checkpoint records. Version 0.1 did not record them: then None, and
+        config.json is read.
+
     Raises:
-      ValueError: lists the settings that differ.
+      OSError: config.json cannot be read.
+      ValueError: lists the settings that differ; or config.json is damaged.
     """
     path = workdir / "config.json"
-    if not path.exists():
+    if saved is None and not path.exists():
+        log.warning("%s is missing: the settings of the run in this workdir are not compared", path)
         return
-    old, new = json.loads(path.read_text()), json.loads(json.dumps(to_dict(config)))
+    old = read_json(path) if saved is None else saved
+    new = json.loads(json.dumps(to_dict(config)))
     differing = [
         f"  {name}: {_get(old, name)!r} in the workdir, {_get(new, name)!r} now{HINTS.get(name, '')}"
         for name in FIXED
@@ -78,6 +90,7 @@ def check_workdir(workdir: pathlib.Path, config: Config) -> None:
             )  # fmt: skip
 
 
-def _get(record: dict, name: str) -> object:
+def _get(record: Mapping[str, Any], name: str) -> object:
     section, _, key = name.rpartition(".")
-    return (record.get(section, {}) if section else record).get(key)
+    values = record.get(section) if section else record
+    return values.get(key) if isinstance(values, Mapping) else None

@@ -1,6 +1,7 @@
 """Accuracy on exactly the images of a split: during a run, or of a checkpoint (--mode=eval)."""
 
 import dataclasses
+import logging
 import pathlib
 from collections.abc import Callable, Iterable
 
@@ -13,8 +14,11 @@ from tlvit.config import Config, parse_image_size
 from tlvit.models.functional import functionalize
 from tlvit.training.mesh import local_batch_size, make_mesh, replicated
 from tlvit.training.prefetch import Prefetch
+from tlvit.training.state import TrainState
 from tlvit.training.step import make_eval_step
 from tlvit.types import Array, Batch, PyTree
+
+log = logging.getLogger("tlvit")
 
 
 def evaluate(
@@ -43,6 +47,29 @@ def evaluate(
     if total is None:
         raise ValueError("The evaluation split has no images.")
     return {name: _means(sums) for name, sums in jax.device_get(total).items()}
+
+
+def evaluate_state(eval_step: Callable, state: TrainState, batches: Iterable[Batch]) -> dict[str, float]:
+    """Accuracy of the raw weights and of their moving average."""
+    weights = {"raw": {"params": state.params, "stats": state.stats}}
+    if state.ema is not None:
+        weights["ema"] = state.ema
+    found = evaluate(eval_step, weights, batches)
+    result = {f"eval/{name}_{k}": v for name, sums in found.items() for k, v in sums.items() if k != "count"}
+    result["eval/images"] = found["raw"]["count"]
+    parts = [f"{name} top-1 {found[name]['top1']:.2f}% top-5 {found[name]['top5']:.2f}%" for name in weights]
+    log.info("step %d  evaluation on %d images: %s", state.step, result["eval/images"], ", ".join(parts))
+    return result
+
+
+def best_weights(result: dict[str, float]) -> str:
+    """Which weights have the higher top-1 accuracy; the average in a tie."""
+    return "ema" if result.get("eval/ema_top1", -1.0) >= result["eval/raw_top1"] else "raw"
+
+
+def score(result: dict[str, float]) -> float:
+    """The top-1 accuracy by which the best checkpoint is chosen: that of its best weights."""
+    return result[f"eval/{best_weights(result)}_top1"]
 
 
 def evaluate_checkpoint(

@@ -1,11 +1,12 @@
 """The training loop of every recipe, from setup to the last checkpoint."""
 
+import contextlib
 import dataclasses
 import json
 import logging
 import math
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,11 +14,13 @@ from flax import nnx
 
 from tlvit.checkpoints.model_info import ModelInfo
 from tlvit.checkpoints.native import Checkpoints
+from tlvit.checkpoints.native.step_folders import complete_steps
 from tlvit.class_names import write_class_names
 from tlvit.config import Config, to_dict
+from tlvit.files import write_text
 from tlvit.models.functional import functionalize
 from tlvit.training import checks, optimizer, run_data, run_log
-from tlvit.training.evaluation import evaluate
+from tlvit.training.evaluation import best_weights, evaluate_state, score
 from tlvit.training.initialize import initial_state
 from tlvit.training.mesh import local_batch_size, make_mesh
 from tlvit.training.prefetch import Prefetch
@@ -25,8 +28,9 @@ from tlvit.training.run_summary import print_summary
 from tlvit.training.run_warnings import run_warnings
 from tlvit.training.state import TrainState, abstract_model
 from tlvit.training.step import make_eval_step, make_train_step
-from tlvit.training.stop_request import StopRequest
+from tlvit.training.stop_request import Stopped, StopRequest, StopWatched
 from tlvit.training.teacher import load_teacher
+from tlvit.training.workdir import lock_workdir, make_workdir
 from tlvit.types import Batch
 
 log = logging.getLogger("tlvit")
@@ -72,18 +76,37 @@ def train(
       profile: steps to trace with the JAX profiler.
 
     Raises:
-      ValueError: the settings do not fit the model, the data or the workdir.
+      ValueError: the settings do not fit the model, the data or the workdir, or another run has the workdir.
       FloatingPointError: a loss or weight is not finite. The last checkpoint is from before.
+      OSError: an image cannot be read, or a file of the workdir cannot be written.
+      Stopped: Ctrl-C or SIGTERM before the first step is done, or a second Ctrl-C.
     """
-    # Checks that need no data.
     workdir = pathlib.Path(workdir)
+    with StopRequest(interrupts=True) as stop:
+        try:
+            with contextlib.ExitStack() as stack:
+                return _train(config, workdir, profile, stop, stack)
+        except KeyboardInterrupt as signal:
+            raise Stopped(f"stopped by {signal or 'Ctrl-C'}. {_what_is_kept(workdir)}") from None
+
+
+def _train(
+    config: Config,
+    workdir: pathlib.Path,
+    profile: ProfileWindow | None,
+    stop: StopRequest,
+    stack: contextlib.ExitStack,
+) -> TrainResult:
+    # Checks that need no data.
     mesh = make_mesh(data=config.mesh.data)
     local_batch_size(config.batch_size, mesh, parts=config.optim.accumulate)
     local_batch_size(config.eval_batch_size, mesh)
     checks.check_model(config, _abstract_net(config))
-    checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
+    make_workdir(workdir)
+    stack.enter_context(lock_workdir(workdir))
+    checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep))
     if checkpoints.steps():
-        checks.check_workdir(workdir, config)
+        checks.check_workdir(workdir, config, _saved_settings(checkpoints))
 
     # Data, model and state.
     data = run_data.open_data(config)
@@ -104,6 +127,7 @@ def train(
     teacher = load_teacher(config, info, mesh) if config.distill.teacher else None
     state = initial_state(config, info, tx, mesh, checkpoints)
     first_step = int(state.step)
+    evaluation_due = first_step > 0 and _run_record(checkpoints, first_step).get("evaluation_due", False)
     _write_records(workdir, config, info)
     print_summary(config, data, mesh, net, state, total_steps)
     for text in run_warnings(config, data.train.num_examples, steps_per_epoch):
@@ -114,57 +138,82 @@ def train(
     train_step = make_train_step(net, tx, mesh, config, info, teacher=teacher)
     eval_step = make_eval_step(net, mesh, info.preprocessing)
     batches = Prefetch(run_data.train_batches(data, config, first_step), mesh)
-    eval_batches = lambda: Prefetch(run_data.eval_batches(data, config, info), mesh)
+    eval_batches = lambda: stop.watch(Prefetch(run_data.eval_batches(data, config, info), mesh))
+    metrics_file = stack.enter_context(
+        run_log.MetricsFile(workdir, first_step, evaluate_again=evaluation_due)
+    )
+
+    def record(*, evaluation_due: bool) -> dict[str, Any]:
+        return {**info.to_json(), "run": {"config": to_dict(config), "evaluation_due": evaluation_due}}
+
+    def evaluate_and_record(*, saved: bool) -> dict[str, float]:
+        nonlocal info
+        values = evaluate_state(eval_step, state, eval_batches())
+        metrics_file.write(int(state.step), values)
+        info = dataclasses.replace(info, best_weights=best_weights(values))
+        if saved:
+            extra = record(evaluation_due=False)
+            checkpoints.rate(int(state.step), score=score(values), extra=extra)
+        return values
 
     # The loop.
-    metrics_file = run_log.MetricsFile(workdir, first_step)
     progress = run_log.Progress(first_step, total_steps, steps_per_epoch, config.batch_size)
     trace = _profiler(workdir, profile)
     result: dict[str, float] = {}
+    batch: Batch | None = None
+    evaluated = True
+    if evaluation_due:
+        log.info("the evaluation of step %d was not finished", first_step)
+        result = evaluate_and_record(saved=True)
     if first_step < total_steps:
         log.info("compiling the training step: minutes for a large model")
-    with StopRequest() as stop:
-        for step in range(first_step + 1, total_steps + 1):
+    for step in range(first_step + 1, total_steps + 1):
+        try:
             batch = next(batches)
-            trace(step)
-            with jax.transfer_guard("disallow"):  # a step moves nothing; Prefetch moved the batch
-                state, metrics = train_step(state, batch)
-            progress.add(metrics)
-            if step == first_step + 1:
-                batches.wait_s = 0.0  # filling the shuffle buffer belongs to the start
-            last = step == total_steps
-            evaluating = last or _due(step, config.eval.every_epochs, steps_per_epoch)
-            saving = last or _due(step, config.checkpoint.every_epochs, steps_per_epoch)
-            stopping = not last and _asked_to_stop(stop, checkpoints, step)
-            if step % config.log_every == 0 or evaluating or saving or stopping:
-                line = progress.flush(step, lr=float(schedule(step - 1)), wait_s=batches.wait_s)
-                batches.wait_s = 0.0
-                metrics_file.write(step, line)
-            if evaluating and not stopping:
-                try:
-                    result = _evaluate_weights(eval_step, state, eval_batches)
-                except Exception:  # for example a corrupt image or no memory: keep the epoch
-                    checkpoints.save(state, extra=info.to_json())
-                    checkpoints.close()
-                    raise
-                metrics_file.write(step, result)
-                info = dataclasses.replace(info, best_weights=_best_weights(result))
-                progress.restart()
-            if saving or stopping:
+        except Exception:  # for example a lost disk: keep the steps that are done
+            if batch is not None and jax.process_count() == 1:  # processes save together
                 _check_weights(eval_step, state, batch)
-                score = _score(result) if evaluating and not stopping else None
-                checkpoints.save(state, score=score, extra=info.to_json())
-                progress.restart()
-            if stopping:
-                break
+                checkpoints.save(state, extra=record(evaluation_due=False))
+            raise
+        trace(step)
+        with jax.transfer_guard("disallow"):  # a step moves nothing; Prefetch moved the batch
+            state, metrics = train_step(state, batch)
+        stop.defer()  # now there is something to save
+        progress.add(metrics)
+        checkpoints.check()
+        if step == first_step + 1:
+            batches.wait_s = 0.0  # filling the shuffle buffer belongs to the start
+        last = step == total_steps
+        evaluating = last or _due(step, config.eval.every_epochs, steps_per_epoch)
+        saving = last or _due(step, config.checkpoint.every_epochs, steps_per_epoch)
+        stopping = not last and _asked_to_stop(stop, checkpoints, step)
+        if step % config.log_every == 0 or evaluating or saving or stopping:
+            line = progress.flush(step, lr=float(schedule(step - 1)), wait_s=batches.wait_s)
+            batches.wait_s = 0.0
+            metrics_file.write(step, line)
+        if saving or stopping:
+            _check_weights(eval_step, state, batch)
+            checkpoints.save(state, extra=record(evaluation_due=evaluating))
+        if evaluating and not stopping:
+            try:
+                result = evaluate_and_record(saved=saving)
+            except Exception as error:  # for example a corrupt image or no memory: keep the epoch
+                if saving or jax.process_count() == 1:
+                    checkpoints.save(state, extra=record(evaluation_due=True))
+                if not isinstance(error, StopWatched):
+                    raise
+                stopping, evaluated = True, False
+        if saving or evaluating or stopping:
+            progress.restart()
+        if stopping:
+            break
 
     # The end.
     if first_step >= total_steps:
         log.info("this run is complete: %d of %d steps", first_step, total_steps)
-        result = _evaluate_weights(eval_step, state, eval_batches)
-    checkpoints.close()
-    metrics_file.close()
-    finished = int(state.step) >= total_steps
+        result = result or evaluate_state(eval_step, state, eval_batches())
+    checkpoints.wait()
+    finished = int(state.step) >= total_steps and evaluated
     if not finished:
         log.info("stopped at step %d and saved: the same command resumes", state.step)
     return TrainResult(finished=finished, step=int(state.step), metrics=result)
@@ -181,10 +230,30 @@ def _abstract_net(config: Config) -> Any:
 def _write_records(workdir: pathlib.Path, config: Config, info: ModelInfo) -> None:
     """Writes config.json and classes.txt."""
     if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
-        run_log.atomic_write_text(workdir / "config.json", json.dumps(to_dict(config), indent=2) + "\n")
+        write_text(workdir / "config.json", json.dumps(to_dict(config), indent=2) + "\n")
         if info.class_names:
-            write_class_names(str(workdir / "classes.txt"), info.class_names)
+            write_class_names(workdir / "classes.txt", info.class_names)
+
+
+def _what_is_kept(workdir: pathlib.Path) -> str:
+    steps = complete_steps(workdir / "checkpoints")
+    if not steps:
+        return "There is no checkpoint yet: the same command starts again."
+    return f"The checkpoint of step {steps[-1]} is complete: the same command resumes from it."
+
+
+def _run_record(checkpoints: Checkpoints, step: int) -> dict[str, Any]:
+    """What a checkpoint records of its run: config, evaluation_due. Empty in checkpoints of version 0.1."""
+    run = checkpoints.record(step).get("run")
+    return run if isinstance(run, dict) else {}
+
+
+def _saved_settings(checkpoints: Checkpoints) -> dict[str, Any] | None:
+    """The settings that the last readable checkpoint was saved with; None if that is not recorded."""
+    for step in reversed(checkpoints.steps()):
+        with contextlib.suppress(OSError, ValueError):  # restoring it reports the damage
+            return _run_record(checkpoints, step).get("config")
+    return None
 
 
 def _profiler(workdir: pathlib.Path, window: ProfileWindow | None) -> Callable[[int], Any]:
@@ -210,31 +279,6 @@ def _due(step: int, every_epochs: int, steps_per_epoch: int) -> bool:
 def _asked_to_stop(stop: StopRequest, checkpoints: Checkpoints, step: int) -> bool:
     """Several processes agree on the step through JAX's preemption notice."""
     return checkpoints.preempted(step) if jax.process_count() > 1 else stop.requested
-
-
-def _evaluate_weights(
-    eval_step: Callable, state: TrainState, batches: Callable[[], Iterable[Batch]]
-) -> dict[str, float]:
-    """Accuracy of the raw weights and of their moving average."""
-    weights = {"raw": {"params": state.params, "stats": state.stats}}
-    if state.ema is not None:
-        weights["ema"] = state.ema
-    found = evaluate(eval_step, weights, batches())
-    result = {f"eval/{name}_{k}": v for name, sums in found.items() for k, v in sums.items() if k != "count"}
-    result["eval/images"] = found["raw"]["count"]
-    parts = [f"{name} top-1 {found[name]['top1']:.2f}% top-5 {found[name]['top5']:.2f}%" for name in weights]
-    log.info("step %d  evaluation on %d images: %s", state.step, result["eval/images"], ", ".join(parts))
-    return result
-
-
-def _best_weights(result: dict[str, float]) -> str:
-    """Which weights have the higher top-1 accuracy; the average in a tie."""
-    return "ema" if result.get("eval/ema_top1", -1.0) >= result["eval/raw_top1"] else "raw"
-
-
-def _score(result: dict[str, float]) -> float:
-    """The top-1 accuracy by which the best checkpoint is chosen: that of its best weights."""
-    return result[f"eval/{_best_weights(result)}_top1"]
 
 
 def _check_weights(eval_step: Callable, state: TrainState, batch: Batch) -> None:

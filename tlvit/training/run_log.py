@@ -1,14 +1,18 @@
 """What a run writes while it trains: messages, the progress line, metrics.jsonl and TensorBoard events."""
 
+import contextlib
 import json
 import logging
 import math
 import pathlib
 import time
+from typing import Self
 
 import jax
 import numpy as np
 
+from tlvit.files import write_text
+from tlvit.training.workdir import make_workdir
 from tlvit.types import Array
 
 log = logging.getLogger("tlvit")
@@ -18,17 +22,19 @@ def start_logging(workdir: pathlib.Path | None = None) -> None:
     """Sends tlvit's messages to the terminal and, on process 0, to log.txt in the workdir.
 
     Messages of libraries below the level of errors are hidden.
+
+    Raises:
+      OSError: the workdir cannot be created.
     """
     for library in ("absl", "jax", "orbax"):
         logging.getLogger(library).setLevel(logging.ERROR)
-    handlers: list[logging.Handler] = [logging.StreamHandler()]
-    if workdir is not None and jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
-        handlers.append(logging.FileHandler(workdir / "log.txt"))
-    for handler in handlers:
-        handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
-    log.handlers, log.propagate = handlers, False
+    log.handlers, log.propagate = [logging.StreamHandler()], False
     log.setLevel(logging.INFO if jax.process_index() == 0 else logging.WARNING)
+    if workdir is not None and jax.process_index() == 0:
+        make_workdir(workdir)
+        log.addHandler(logging.FileHandler(workdir / "log.txt"))
+    for handler in log.handlers:
+        handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
 
 
 class Progress:
@@ -113,28 +119,45 @@ class Progress:
 class MetricsFile:
     """Writes metrics.jsonl and TensorBoard events of a workdir, on process 0.
 
-    Lines after `first_step`, which a run wrote that was killed between two checkpoints, are removed.
+    Lines after `first_step`, which a run wrote that was killed between two checkpoints, are removed, and so
+    is the evaluation of `first_step` if it is made again.
+
+    Raises:
+      OSError: a file cannot be written. Its `with` block closes the files.
     """
 
-    def __init__(self, workdir: pathlib.Path, first_step: int):
+    def __init__(self, workdir: pathlib.Path, first_step: int, *, evaluate_again: bool = False):
         self._writes = jax.process_index() == 0
         if not self._writes:
             return
         from clu import metric_writers  # imports TensorFlow, which only a run needs
 
-        path = workdir / "metrics.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        kept = [line for line in lines if (step := _step_of(line)) is not None and step <= first_step]
-        atomic_write_text(path, "".join(line + "\n" for line in kept))
-        self._file = path.open("a")
+        def is_kept(line: str) -> bool:
+            step = _step_of(line)
+            again = evaluate_again and step == first_step and '"eval/' in line
+            return step is not None and step <= first_step and not again
+
+        self._path = workdir / "metrics.jsonl"
+        write_text(self._path, "".join(line + "\n" for line in _lines(self._path) if is_kept(line)))
+        self._file = self._path.open("a")
         self._events = metric_writers.SummaryWriter(str(workdir))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with contextlib.suppress(*() if kind is None else (Exception,)):  # the first error is raised
+            self.close()
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Writes one line {"step", …}. Values that are not finite are left out."""
         if self._writes:
             values = {k: v for k, v in values.items() if math.isfinite(v)}
-            self._file.write(json.dumps({"step": step, **values}) + "\n")
-            self._file.flush()
+            try:
+                self._file.write(json.dumps({"step": step, **values}) + "\n")
+                self._file.flush()
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(self._path)) from error
             self._events.write_scalars(step, values)
 
     def close(self) -> None:
@@ -146,16 +169,8 @@ class MetricsFile:
 
 def read_metrics(workdir: str | pathlib.Path) -> list[dict[str, float]]:
     """The lines of a workdir's metrics.jsonl."""
-    path = pathlib.Path(workdir) / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = _lines(pathlib.Path(workdir) / "metrics.jsonl")
     return [json.loads(line) for line in lines if _step_of(line) is not None]
-
-
-def atomic_write_text(path: pathlib.Path, text: str) -> None:
-    """Writes a text file atomically: a killed process leaves either the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
 
 
 def duration(seconds: float) -> str:
@@ -167,8 +182,12 @@ def duration(seconds: float) -> str:
     return f"{hours}h{m:02d}m" if hours else f"{m}m{s:02d}s"
 
 
+def _lines(path: pathlib.Path) -> list[str]:
+    return path.read_text("utf-8", errors="replace").splitlines() if path.exists() else []
+
+
 def _step_of(line: str) -> int | None:
-    """The step of a line; None for an incomplete last line of a killed run."""
+    """The step of a line; None for an incomplete last line of a killed run, and for a damaged line."""
     try:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):

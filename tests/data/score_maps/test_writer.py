@@ -2,6 +2,9 @@
 
 import dataclasses
 import os
+import socket
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -76,6 +79,19 @@ def test_a_second_writer_continues_an_interrupted_one(source, tmp_path):
     second.finalize()
     assert os.stat(first.shard_path(1)).st_mtime_ns == before
     verify(str(tmp_path / "m"))
+
+
+def test_only_the_unfinished_shards_of_killed_processes_are_removed(source, tmp_path):
+    killed = subprocess.Popen([sys.executable, "-c", ""])
+    killed.wait()
+    path, host = tmp_path / "m", socket.gethostname()
+    path.mkdir()
+    shard = "maps-00002-of-00003.tfrecord"
+    kept = [f"{shard}.tmp-{host}-{os.getpid()}", f"{shard}.tmp-elsewhere-{killed.pid}", f"{shard}.tmp-1"]
+    for name in (*kept, f"{shard}.tmp-{host}-{killed.pid}"):
+        (path / name).write_bytes(b"half a shard")
+    make_writer(path, source)
+    assert {p.name for p in path.iterdir()} == {*kept, "score_maps.started.json"}
 
 
 def test_a_folder_with_other_maps_is_not_continued(source, tmp_path):

@@ -1,5 +1,6 @@
 """Writes score maps shard by shard, so that an interrupted run can continue."""
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from tlvit.data.score_maps.format import (
     describe_shard,
 )
 from tlvit.data.sources.source import Source
+from tlvit.files import is_abandoned, temporary_name
 
 
 class ScoreMapWriter:
@@ -62,6 +64,7 @@ class ScoreMapWriter:
             dataset=source.identity, num_images=source.num_examples, exif=source.exif, **fields
         )
         tf.io.gfile.makedirs(self.path)
+        self._remove_abandoned()
         self._start()
 
     def shard_path(self, shard_index: int) -> str:
@@ -99,7 +102,7 @@ class ScoreMapWriter:
         missing = np.zeros(len(keys), bool) if missing is None else np.asarray(missing, bool)
         values, indices = self._checked(shard_index, keys, np.asarray(values), np.asarray(indices), missing)
         final = self.shard_path(shard_index)
-        temporary = f"{final}.tmp-{os.getpid()}"
+        temporary = temporary_name(final)
         with tf.io.TFRecordWriter(temporary) as writer:
             for i, key in enumerate(keys):
                 value, index = (b"", b"") if missing[i] else (values[i].tobytes(), indices[i].tobytes())
@@ -128,6 +131,13 @@ class ScoreMapWriter:
         if tf.io.gfile.exists(started):
             tf.io.gfile.remove(started)
         return self.info
+
+    def _remove_abandoned(self) -> None:
+        """Removes the unfinished shards of killed processes of this host, and nobody else's."""
+        for name in tf.io.gfile.listdir(self.path):
+            if is_abandoned(name):
+                with contextlib.suppress(tf.errors.NotFoundError):  # another process of this job was faster
+                    tf.io.gfile.remove(os.path.join(self.path, name))
 
     def _start(self) -> None:
         """Writes the description of a new folder, or compares it with the folder's."""

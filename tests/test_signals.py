@@ -1,0 +1,29 @@
+"""Signals while a training command imports its libraries."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+JAX = "import os, signal; os.kill(os.getpid(), signal.{}); print('not stopped')"
+
+
+@pytest.mark.parametrize("command", [["tlvit.main"], ["tlvit", "train"]])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_during_the_imports_is_a_request_to_stop(tmp_path, command, number):
+    """The first heavy import is a file that sends the signal."""
+    (tmp_path / "jax.py").write_text(JAX.format(number.name))
+    done = subprocess.run(
+        [sys.executable, "-m", *command, "--config=digits", f"--workdir={tmp_path}/w"],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 75, done.stderr
+    name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
+    assert done.stderr == f"stopped by {name}. The same command starts again or resumes.\n"
+    assert done.stdout == ""
