@@ -160,7 +160,9 @@ class Upsample(nnx.Module):
         return rearrange(y, "b h p w q o -> b (h p) (w q) o")
 
 
-def side_layer(width: int, width_out: int, scale: int, *, dtype: Dtype = None, rngs: nnx.Rngs) -> nnx.List:
+def side_layer(
+    width: int, width_out: int, scale: int, *, dtype: Dtype = None, rngs: nnx.Rngs
+) -> Sequence[Any]:
     """The layers that make a feature map of the tokens."""
     finer = []
     if scale > 1:

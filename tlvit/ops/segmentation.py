@@ -78,8 +78,8 @@ def slide_logits(
     apply: Callable[[Array], Array],
     images: Float[Array, "B H W C"],
     *,
-    crop: int | tuple[int, int],
-    stride: int | tuple[int, int],
+    crop: int | Sequence[int],
+    stride: int | Sequence[int],
 ) -> Float32[Array, "B H W L"]:
     """Logits of large images: the mean over windows, as in mmsegmentation.
 
