@@ -25,6 +25,7 @@ _PUBLIC = {
     "ScoreMaps": "tlvit.types",
     "TokenTargets": "tlvit.types",
     "ModelOutput": "tlvit.types",
+    "SegmentationOutput": "tlvit.types",
     "MixTokenMask": "tlvit.types",
     "check_batch": "tlvit.ops.check_batch",
     "Config": "tlvit.config",
@@ -36,6 +37,12 @@ _PUBLIC = {
     "mixtoken_mask_from_box": "tlvit.ops.mixing",
     "mix_tokens": "tlvit.ops.mixing",
     "resize_pos_embed": "tlvit.ops.resize",
+    # segmentation
+    "segmentation_loss": "tlvit.ops.segmentation",
+    "slide_logits": "tlvit.ops.segmentation",
+    "multi_scale_probs": "tlvit.ops.segmentation",
+    "confusion_matrix": "tlvit.ops.segmentation",
+    "iou_summary": "tlvit.ops.segmentation",
     # checkpoints
     "load": "tlvit.checkpoints.load",
     "export": "tlvit.checkpoints.torch_files",

@@ -13,6 +13,7 @@ try:
         Float32,
         Int,
         Int32,
+        Integer,
         Num,
         PRNGKeyArray,
         Shaped,
@@ -28,9 +29,10 @@ except ModuleNotFoundError:
             def __class_getitem__(cls, item: Any) -> Any:
                 return Any
 
-        Bool = Float = Float16 = Float32 = Int = Int32 = Num = Shaped = UInt8 = UInt16 = AnyArray
+        Bool = Float = Float16 = Float32 = Int = Int32 = Integer = Num = Shaped = UInt8 = UInt16 = AnyArray
         PRNGKeyArray = Any
 
 __all__ = [
-    "Bool", "Float", "Float16", "Float32", "Int", "Int32", "Num", "PRNGKeyArray", "Shaped", "UInt8", "UInt16",
+    "Bool", "Float", "Float16", "Float32", "Int", "Int32", "Integer", "Num", "PRNGKeyArray", "Shaped",
+    "UInt8", "UInt16",
 ]  # fmt: skip

@@ -125,6 +125,25 @@ class ModelOutput:
 
 
 @pytree
+class SegmentationOutput:
+    """The logits of a segmentation model.
+
+    Attributes:
+      logits: of the decode head, at the resolution of its finest feature map: in UperNet a quarter of that of
+        the image.
+      aux: of the auxiliary head, which is used in training only; None for models without one.
+
+    Example:
+      >>> output = SegmentationOutput(
+      ...     logits=np.zeros((2, 128, 128, 150), np.float32), aux=np.zeros((2, 32, 32, 150), np.float32)
+      ... )
+    """
+
+    logits: Float[Array, "B h w L"]
+    aux: Float[Array, "B _ _ L"] | None = None
+
+
+@pytree
 class MixTokenMask:
     """Which tokens come from the partner image. Image i of a shard of n images is mixed with image n - 1 - i.
 

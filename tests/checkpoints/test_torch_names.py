@@ -43,10 +43,11 @@ def test_names_and_shapes_are_the_official_ones(name):
     assert official_shapes(nnx.eval_shape(lambda: create_model(name, image_size=size))) == wanted
 
 
-def test_every_tensor_of_torch_is_exported_with_its_type():
-    exported = to_torch(create_model("lvvit_t", image_size=224))
-    wanted = {k: (tuple(shape), dtype) for k, shape, dtype in OFFICIAL["lvvit_t"]}
-    assert {k: (v.shape, str(v.dtype)) for k, v in exported.items()} == wanted
+@pytest.mark.parametrize("name", ["lvvit_t", "deit_tiny_distilled_patch16_224"])
+def test_every_tensor_of_torch_is_exported_with_its_type_and_in_order(name):
+    exported = to_torch(create_model(name, image_size=224))
+    wanted = [(k, tuple(shape), dtype) for k, shape, dtype in OFFICIAL[name]]
+    assert [(k, v.shape, str(v.dtype)) for k, v in exported.items()] == wanted
 
 
 def test_round_trip_is_bit_equal():

@@ -14,9 +14,11 @@ torch = pytest.importorskip("torch")
 from torch_models.deit import DeiT  # noqa: E402
 from torch_models.lvvit import LVViT  # noqa: E402
 from torch_models.t2t_vit import T2TViT  # noqa: E402
+from torch_models.upernet import UperNet  # noqa: E402
 
 SMALL = {"num_classes": 7, "image_size": (64, 48)}
 GRID = {"classes": 7, "grid": (4, 3)}
+BLOCKS = (0, 1, 2, 2)
 PAIRS = {
     "lvvit": (
         lambda: tlvit.create_model("lvvit_m", dim=48, depth=3, num_heads=4, stem_width=16, **SMALL),
@@ -38,7 +40,25 @@ PAIRS = {
         lambda: tlvit.create_model("t2t_vit_t_14", dim=48, depth=2, num_heads=4, **SMALL),
         lambda: T2TViT(width=48, depth=2, heads=4, ratio=3, tokens="transformer", **GRID),
     ),
-}
+    "upernet": (
+        lambda: tlvit.create_model(
+            "upernet_lvvit_l", dim=48, depth=3, num_heads=4, stem_width=16, out_indices=BLOCKS, channels=16,
+            **SMALL,
+        ),
+        lambda: UperNet(
+            width=48, depth=3, heads=4, stem=16, residual=1.0, blocks=BLOCKS, channels=16, **GRID
+        ),
+    ),
+    "fcn": (
+        lambda: tlvit.create_model(
+            "upernet_lvvit_m", dim=48, depth=3, num_heads=4, stem_width=16, out_indices=BLOCKS, channels=16,
+            head="fcn", **SMALL,
+        ),
+        lambda: UperNet(
+            width=48, depth=3, heads=4, stem=16, residual=2.0, blocks=BLOCKS, channels=16, head="fcn", **GRID
+        ),
+    ),
+}  # fmt: skip
 
 
 def images(seed):

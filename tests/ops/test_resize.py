@@ -1,11 +1,11 @@
-"""Bicubic resizing and position embeddings against torch's results and the kernel written by hand."""
+"""Resizing of images and position embeddings against torch's results and the kernel written by hand."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import randn
+from conftest import fill, randn
 
-from tlvit.ops.resize import resize_bicubic, resize_pos_embed
+from tlvit.ops.resize import resize_bicubic, resize_bilinear, resize_pos_embed
 
 
 @pytest.mark.parametrize("case", ["14to24", "14to28", "24to14", "14to32"])
@@ -47,6 +47,28 @@ def test_resize_pos_embed_equals_torch(golden, case, prefix):
     np.testing.assert_allclose(resized[:, prefix - 1 :], expected, atol=1e-5)
     np.testing.assert_array_equal(resized[:, : prefix - 1], extra)
     np.testing.assert_array_equal(resized[:, prefix - 1], table[:, 0])
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [(14, (32, 32)), (28, (32, 32)), (8, (8, 10)), (4, (3, 4)), (14, (8, 8))]
+)
+def test_resize_pos_embed_of_the_segmentation_models_equals_torch(golden, old, new):
+    name = f"{old}to{new[0]}x{new[1]}"
+    table = fill("backbone.pos_embed", (1, 1 + old * old, 4))
+    expected = golden("seg_visible.npz")[f"ops/pos/{name}"]
+    np.testing.assert_allclose(resize_pos_embed(table, new, num_prefix=1), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "case", ["8x8to16x16", "6x6to4x4", "3x3to8x10", "1x1to5x7", "32x33to20x18", "9x7to23x31"]
+)
+def test_bilinear_resize_equals_torch(golden, case):
+    """Without antialiasing, also when the image shrinks."""
+    old, new = (tuple(map(int, size.split("x"))) for size in case.split("to"))
+    image = np.random.RandomState(5).standard_normal((1, 2, *old)).astype(np.float32)
+    expected = golden("seg_visible.npz")[f"ops/resize/{case}"]
+    resized = resize_bilinear(image.transpose(0, 2, 3, 1), new)
+    np.testing.assert_allclose(np.moveaxis(resized, -1, 1), expected, atol=1e-6)
 
 
 def test_resize_pos_embed_between_grids_that_are_not_square():

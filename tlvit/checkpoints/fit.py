@@ -58,9 +58,9 @@ def fit_arrays(
       model: the model, whose grid the position embeddings are resized to.
       shapes: name -> shape of all arrays of the model.
       arrays: name -> array of the checkpoint, with the same naming.
-      allow: prefixes of names that may be missing, unexpected or of another shape. These keep their initial
-        values, except "pos_embed": trained position embeddings are resized (bicubic), fixed ones stay as the
-        model generated them.
+      allow: prefixes of names that may be missing, unexpected or of another shape. In a segmentation model
+        they may be names in its backbone. These keep their initial values, except "pos_embed": trained
+        position embeddings are resized (bicubic), fixed ones stay as the model generated them.
       pos_grid: (h, w) of the checkpoint's position embeddings. Default: a square.
 
     Returns:
@@ -78,11 +78,11 @@ def fit_arrays(
         if not problem:
             chosen[name] = array
             loaded.append(name)
-        elif not name.startswith(allowed):
+        elif not name.startswith(allowed) and not _bare(name).startswith(allowed):
             problems.append(f"{name}: {problem}")
-        elif name != "pos_embed" or array is None:
+        elif _bare(name) != "pos_embed" or array is None:
             reinitialized.append(name)
-        elif isinstance(model.pos_embed, Buffer):
+        elif isinstance(getattr(model, "backbone", model).pos_embed, Buffer):
             resized.append(name)
         elif array.ndim == 3 and array.shape[-1] == shape[-1]:
             resized.append(name)
@@ -93,7 +93,7 @@ def fit_arrays(
     problems += [
         f"{name}: unexpected, {list(arrays[name].shape)}"
         for name in unexpected
-        if not name.startswith(allowed)
+        if not name.startswith(allowed) and not _bare(name).startswith(allowed)
     ]
     if problems:
         lines = problems[:MAX_LINES]
@@ -154,9 +154,14 @@ def _misfit(
         return f"missing, wanted {list(shape)}"
     if tuple(array.shape) != shape:
         return f"is {list(array.shape)}, wanted {list(shape)}"
-    if name == "pos_embed" and pos_grid is not None and tuple(pos_grid) != tuple(model.grid):
+    if _bare(name) == "pos_embed" and pos_grid is not None and tuple(pos_grid) != tuple(model.grid):
         return f"is for {pos_grid[0]}x{pos_grid[1]} tokens, wanted {model.grid[0]}x{model.grid[1]}"
     return ""
+
+
+def _bare(name: str) -> str:
+    """The name of an array of a segmentation model's backbone, without its prefix."""
+    return name.removeprefix("backbone.").removeprefix("backbone/")
 
 
 def _resize_pos_embed(

@@ -16,7 +16,9 @@ from tlvit.checkpoints.trees import flatten, model_arrays, set_model_arrays
 from tlvit.config import parse_image_size
 from tlvit.models.options import check_num_classes
 
-HEADS = ("head", "head_dist", "aux_head")  # the layers with one output for each class
+# The layers with one output for each class. Names have dots in files and slashes in folders.
+SEGMENTATION_HEADS = [f"{head}_head{dot}conv_seg" for head in ("decode", "auxiliary") for dot in "./"]
+HEADS = ("head", "head_dist", "aux_head", *SEGMENTATION_HEADS)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,6 +20,7 @@ from tlvit.checkpoints.model_info import ModelInfo, published_preprocessing
 from tlvit.checkpoints.trees import model_arrays, set_model_arrays
 from tlvit.config import parse_image_size
 from tlvit.models.table import MODELS, list_models, published_image_size
+from tlvit.models.upernet import BACKBONES
 
 __all__ = ["LoadReport", "as_float32", "from_torch", "identify", "official_shapes", "to_torch"]
 
@@ -32,7 +33,19 @@ FAMILIES = {
     "s1.": ("regnety_",),
     "patch_embed.conv1.": ("lvvit",),
     "patch_embed.proj.": ("deit_", "vit"),
+    "backbone.": ("upernet_lvvit",),
 }
+
+# The parts of names in the published order of LV-ViT, DeiT and UperNet. Parts that are not here come last.
+ORDER = (
+    "weight", "bias", "running_mean", "running_var", "num_batches_tracked",
+    "backbone", "decode_head", "auxiliary_head",
+    "cls_token", "pos_embed", "dist_token", "patch_embed", "blocks", "norm", "head", "head_dist", "aux_head",
+    "norm1", "attn", "norm2", "mlp", "qkv", "fc1", "fc2",
+    "conv1", "bn1", "conv2", "bn2", "conv3", "bn3", "proj", "conv", "bn",
+    "conv_seg", "psp_modules", "bottleneck", "lateral_convs", "fpn_convs", "fpn_bottleneck", "convs",
+    "conv_cat",
+)  # fmt: skip
 
 
 def from_torch(
@@ -77,7 +90,7 @@ def from_torch(
 
 
 def to_torch(model: nnx.Module) -> dict[str, np.ndarray]:
-    """Returns the model's arrays as float32 with official names and layouts.
+    """Returns the model's arrays as float32 with official names and layouts, in the order of `ORDER`.
 
     PyTorch has a `num_batches_tracked` for each BatchNorm, which inference does not use; it is int64 0.
 
@@ -91,13 +104,17 @@ def to_torch(model: nnx.Module) -> dict[str, np.ndarray]:
         tensors[name] = np.require(_to_official(path, np.asarray(array)), np.float32, ["C", "W"])
         if name.endswith("running_var"):
             tensors[name.replace("running_var", "num_batches_tracked")] = np.zeros((), np.int64)
-    return tensors
+    return {name: tensors[name] for name in sorted(tensors, key=_position)}
 
 
 def official_shapes(model: nnx.Module) -> dict[str, tuple[int, ...]]:
-    """Returns official name -> shape of a model's tensors. The model may be one of `nnx.eval_shape`."""
+    """Returns official name -> shape of a model's tensors, in the order of `ORDER`.
+
+    The model may be one of `nnx.eval_shape`.
+    """
     own = model_arrays(model)
-    return {_official_name(path): _official_shape(path, array.shape) for path, array in own.items()}
+    shapes = {_official_name(path): _official_shape(path, array.shape) for path, array in own.items()}
+    return {name: shapes[name] for name in sorted(shapes, key=_position)}
 
 
 def identify(
@@ -160,12 +177,12 @@ def as_float32(name: str, tensor: Any) -> np.ndarray:
 
 def _guess_model(tensors: Mapping[str, np.ndarray]) -> str:
     """The name of the one model that has these tensors."""
-    shapes = {
-        k: v.shape for k, v in tensors.items() if not k.endswith("num_batches_tracked") and k != "pos_embed"
-    }
-    pos_embed = tensors["pos_embed"].shape if "pos_embed" in tensors else None
+    shapes, pos_embed = _without_pos_embed(
+        {k: v.shape for k, v in tensors.items() if not k.endswith("num_batches_tracked")}
+    )
     has_token_head = any(k.startswith("aux_head.") for k in shapes)
-    for options in ({}, {"token_head": True}) if has_token_head else ({},):
+    default = _segmentation_options(tensors)
+    for options in (default, {"token_head": True}) if has_token_head else (default,):
         fitting = _fitting_models(shapes, _count_classes(tensors), options)
         # DeiT models for 224 and 384 pixels differ in their position embeddings only.
         exact = [name for name, shape in fitting.items() if shape == pos_embed]
@@ -191,8 +208,7 @@ def _fitting_models(
     for name in list_models():
         if name.startswith(families) and _may_fit(name, shapes):
             with contextlib.suppress(TypeError):  # the model has no such option
-                official = _published_shapes(name, num_classes, options)
-                pos_embed = official.pop("pos_embed", None)
+                official, pos_embed = _without_pos_embed(_published_shapes(name, num_classes, options))
                 if official == shapes:
                     fitting[name] = pos_embed
     return fitting
@@ -201,6 +217,9 @@ def _fitting_models(
 def _may_fit(name: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
     """Whether width and depth fit, as far as the model table has them: cheaper than building the model."""
     options = MODELS[name].keywords
+    if "backbone" in options:
+        options = BACKBONES[options["backbone"]].keywords
+        shapes = {k.removeprefix("backbone."): shape for k, shape in shapes.items()}
     blocks = {m[0] for k in shapes if (m := re.match(r"(blocks\.\d+|stages\.\d+\.\d+|s\d+\.b\d+)\.", k))}
     depth = sum(options["depths"]) if "depths" in options else options.get("depth")
     wrong_depth = isinstance(depth, int) and depth != len(blocks)
@@ -213,14 +232,36 @@ def _published_shapes(name: str, num_classes: int, options: Mapping[str, Any]) -
 
 
 def _extra_options(tensors: Mapping[str, np.ndarray], name: str) -> dict[str, Any]:
-    """A token head that the tensors have and the model does not have by default."""
+    """Options that the tensors need: a token head that is not the default, or those of UperNet's heads."""
+    if name.startswith("upernet"):
+        return _segmentation_options(tensors)
     if "aux_head.weight" not in tensors or "aux_head.weight" in _published_shapes(name, 1, {}):
         return {}
     return {"token_head": True}
 
 
+def _segmentation_options(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The options that describe the heads of a segmentation model; none for other models."""
+    if "decode_head.conv_seg.weight" not in tensors:
+        return {}
+    options: dict[str, Any] = {"channels": tensors["decode_head.conv_seg.weight"].shape[1]}
+    if "decode_head.conv_cat.conv.weight" in tensors:
+        options["head"] = "fcn"
+    if "auxiliary_head.conv_seg.weight" not in tensors:
+        options["auxiliary"] = False
+    return options
+
+
+def _without_pos_embed(
+    shapes: Mapping[str, tuple[int, ...]],
+) -> tuple[dict[str, tuple[int, ...]], tuple[int, ...] | None]:
+    """The shapes of the other tensors, and that of the position embeddings or None."""
+    others = {k: shape for k, shape in shapes.items() if not k.endswith("pos_embed")}
+    return others, next((shape for k, shape in shapes.items() if k.endswith("pos_embed")), None)
+
+
 def _count_classes(tensors: Mapping[str, np.ndarray]) -> int:
-    for name in ("head.weight", "head.fc.weight"):
+    for name in ("head.weight", "head.fc.weight", "decode_head.conv_seg.weight"):
         if name in tensors and tensors[name].ndim > 1:
             return tensors[name].shape[0]
     return 1000  # without a head, loading decides whether the head may be missing
@@ -232,8 +273,10 @@ def _guess_image_size(
     """The image size that gives the number of position embeddings; the published size if there are none."""
     if pos_grid is not None:
         return patch_size * pos_grid[0], patch_size * pos_grid[1]
-    if "pos_embed" in tensors and tensors["pos_embed"].ndim == 3:
-        tokens = tensors["pos_embed"].shape[1] - (2 if "dist_token" in tensors else 1)
+    prefix = "backbone." if "backbone.pos_embed" in tensors else ""
+    pos_embed = tensors.get(f"{prefix}pos_embed")
+    if pos_embed is not None and pos_embed.ndim == 3:
+        tokens = pos_embed.shape[1] - (2 if f"{prefix}dist_token" in tensors else 1)
         side = math.isqrt(max(tokens, 0))
         if side and side * side == tokens:
             return patch_size * side, patch_size * side
@@ -243,6 +286,12 @@ def _guess_image_size(
 def _official_name(path: str) -> str:
     *parents, leaf = path.split("/")
     return ".".join([*parents, LEAVES.get(leaf, leaf)])
+
+
+def _position(name: str) -> list[tuple[int, str]]:
+    """Sort key of an official name: numbers by value, other parts by `ORDER`."""
+    rank = lambda part: int(part) if part.isdigit() else ORDER.index(part) if part in ORDER else len(ORDER)
+    return [(rank(part), part) for part in name.split(".")]
 
 
 def _official_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -41,11 +41,20 @@ class BatchNorm(nnx.Module):
             self.use_running_average = use_running_average
 
     def _batch_statistics(self, x: Array) -> tuple[Array, Array]:
-        """Mean and biased variance of the batch. Updates the running statistics."""
+        """Mean and biased variance of the batch. Updates the running statistics.
+
+        Raises:
+          ValueError: there is one value per channel, so that the variance is 0.
+        """
         axes = tuple(range(x.ndim - 1))
         count = x.size // x.shape[-1]
+        if count == 1:
+            raise ValueError(
+                f"BatchNorm cannot be trained with one value per channel, shape {list(x.shape)}: "
+                "use more than one image in a batch."
+            )
         mean, var = jnp.mean(x, axes), jnp.var(x, axes)
         m = self.momentum
         self.mean[...] = (1 - m) * self.mean[...] + m * mean
-        self.var[...] = (1 - m) * self.var[...] + m * var * (count / max(count - 1, 1))
+        self.var[...] = (1 - m) * self.var[...] + m * var * (count / (count - 1))
         return mean, var

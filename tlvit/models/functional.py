@@ -9,7 +9,7 @@ from flax import nnx
 from tlvit.models.batch_norm import BatchNorm
 from tlvit.models.model import Model
 from tlvit.shapes import Float
-from tlvit.types import Array, MixTokenMask, ModelOutput, PyTree
+from tlvit.types import Array, MixTokenMask, ModelOutput, PyTree, SegmentationOutput
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Net:
         mix: MixTokenMask | None = None,
         train: bool = False,
         key: jax.Array | None = None,
-    ) -> tuple[ModelOutput, PyTree]:
+    ) -> tuple[ModelOutput | SegmentationOutput, PyTree]:
         """Runs the model. A pure function.
 
         Args:
@@ -54,7 +54,8 @@ class Net:
           key: PRNG key of dropout and drop-path.
 
         Returns:
-          The ModelOutput, and the new stats (the same arrays if not `train`).
+          The ModelOutput (of an UperNet the SegmentationOutput), and the new stats (the same arrays if not
+          `train`).
 
         Raises:
           ValueError: a mask for a model without a token grid, or images that do not fit the grid.

@@ -8,7 +8,7 @@ from typing import Any
 
 from flax import nnx
 
-from tlvit.models import deit, lvvit, nfnet, regnety, t2t_vit
+from tlvit.models import deit, lvvit, nfnet, regnety, t2t_vit, upernet
 from tlvit.models.options import check_image_size, check_num_classes, check_options, option_defaults
 from tlvit.models.parameter_keys import ParameterKeys
 
@@ -18,6 +18,7 @@ FAMILIES = (
     (t2t_vit.T2TViT, t2t_vit.VARIANTS),
     (regnety.RegNetY, regnety.VARIANTS),
     (nfnet.NFNet, nfnet.VARIANTS),
+    (upernet.UperNet, upernet.VARIANTS),
 )
 MODELS = {
     name: functools.partial(model, **options)
@@ -54,6 +55,10 @@ IMAGE_SIZE = {
     "dm_nfnet_f4": 512,
     "dm_nfnet_f5": 544,
     "dm_nfnet_f6": 576,
+    "upernet": 512,
+    "upernet_lvvit_s": 512,
+    "upernet_lvvit_m": 512,
+    "upernet_lvvit_l": 448,  # of its position embeddings; the published crop is 512
 }
 
 
@@ -77,7 +82,8 @@ def create_model(
         Parameters are float32. `tlvit summary NAME` lists the options with their defaults.
 
     Returns:
-      The model. Call it with normalized float32 images [B, H, W, 3] to get a ModelOutput.
+      The model. Call it with normalized float32 images [B, H, W, 3] to get a ModelOutput (upernet…: a
+      SegmentationOutput).
 
     Raises:
       ValueError: the name is unknown, a value is out of its range, or the options do not fit together.

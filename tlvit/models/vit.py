@@ -11,6 +11,7 @@ from tlvit.models.model import Model, check_images, check_indices
 from tlvit.models.transformer import Block
 from tlvit.ops.attention import dropout
 from tlvit.ops.mixing import mix_tokens
+from tlvit.ops.resize import resize_pos_embed
 from tlvit.shapes import Float
 from tlvit.types import Array, MixTokenMask, ModelOutput
 
@@ -109,26 +110,39 @@ class TokenModel(Model):
         return attention_maps(self.blocks, self._sequence(self._patches(images)))
 
     def intermediates(
-        self, images: Float[Array, "B H W 3"], blocks: Sequence[int]
+        self,
+        images: Float[Array, "B H W 3"],
+        blocks: Sequence[int],
+        *,
+        key: jax.Array | None = None,
+        any_size: bool = False,
     ) -> list[Float[Array, "B h w _"]]:
         """The patch tokens after some of the blocks, not normalized.
 
         Args:
           images: normalized.
           blocks: indices into `self.blocks`, in [0, len(self.blocks)).
+          key: PRNG key of dropout and drop-path. Nothing is dropped without one.
+          any_size: resizes the position embeddings to the grid of the images (bicubic).
 
         Returns:
           One array for each index, in the order of `blocks`.
 
         Raises:
-          ValueError: an index is out of range.
+          ValueError: an index is out of range, or the images do not fit `grid` and not `any_size`.
         """
         check_indices(blocks, len(self.blocks))
-        x, outputs = self._sequence(self._patches(images)), []
-        for block in self.blocks[: max(blocks, default=-1) + 1]:
-            x = run_block(block, x, None, remat=self.remat)
+        stem_key, encoder_key = split_key(key, 2)
+        drop_key, blocks_key = split_key(encoder_key, 2)
+        x, outputs = self._patches(images, stem_key), []
+        grid = x.shape[1:3]
+        x = dropout(self._sequence(x, any_size), self.drop_rate, drop_key)
+        keys = split_key(blocks_key, len(self.blocks))
+        for block, block_key in zip(self.blocks[: max(blocks, default=-1) + 1], keys, strict=False):
+            x = run_block(block, x, block_key, remat=self.remat)
             outputs.append(x)
-        return [self._on_grid(outputs[i][:, self._num_prefix :]) for i in blocks]
+        patches = [outputs[i][:, self._num_prefix :] for i in blocks]
+        return [rearrange(x, "b (h w) d -> b h w d", h=grid[0]) for x in patches]
 
     @property
     def has_token_head(self) -> bool:
@@ -155,10 +169,16 @@ class TokenModel(Model):
         check_images(images)
         return self.embed_patches(images, key)
 
-    def _sequence(self, x: Array) -> Array:
-        """[B, h, w, D] -> [B, P + N, D], with positions."""
+    def _sequence(self, x: Array, any_size: bool = False) -> Array:
+        """[B, h, w, D] -> [B, P + N, D], with positions, which are resized if `any_size`."""
         prefix = [token[...] for token in (self.cls_token, self.dist_token) if token is not None]
-        return embed_tokens(x, prefix, self.pos_embed[...], grid=self.grid)
+        pos_embed, grid = self.pos_embed[...], self.grid
+        if any_size:
+            grid = (x.shape[1], x.shape[2])
+            if 0 in grid:
+                raise ValueError("The images are smaller than one patch.")
+            pos_embed = resize_pos_embed(pos_embed, grid, num_prefix=len(prefix), old_grid=self.grid)
+        return embed_tokens(x, prefix, pos_embed, grid=grid)
 
     def _on_grid(self, x: Array) -> Array:
         """[B, N, D] -> [B, h, w, D]."""

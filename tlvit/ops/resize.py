@@ -1,7 +1,9 @@
-"""Bicubic resizing with the arithmetic of torch, of images and of position embeddings."""
+"""Resizing of images, feature maps and position embeddings with the arithmetic of torch."""
 
 import math
+from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 from einops import rearrange
 
@@ -70,6 +72,22 @@ def resize_bicubic(image: Float[Array, "B _ _ D"], size: tuple[int, int]) -> Flo
     rows = _bicubic_matrix(image.shape[1], size[0])
     columns = _bicubic_matrix(image.shape[2], size[1])
     return jnp.einsum("iy,jx,byxd->bijd", rows, columns, image, precision="highest")
+
+
+def resize_bilinear(image: Float[Array, "B _ _ D"], size: Sequence[int]) -> Float[Array, "B _ _ D"]:
+    """Resizes images as torch's `interpolate(mode="bilinear", align_corners=False)` does.
+
+    There is no antialiasing, also when the image shrinks.
+
+    Args:
+      image: [B, h, w, D].
+      size: (h, w) of the result.
+
+    Returns:
+      [B, *size, D] in the type of `image`.
+    """
+    shape = (image.shape[0], *size, image.shape[-1])
+    return jax.image.resize(image, shape, "bilinear", antialias=False)
 
 
 def _bicubic_matrix(old: int, new: int) -> Array:
