@@ -180,38 +180,43 @@ def _read_safetensors(path: pathlib.Path, weights: str) -> Weights:
             header = file.metadata() or {}
     except (safetensors.SafetensorError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is truncated or not a safetensors file: {error}") from error
-    return _top_level(path, tensors, header)
+    return _verified(path, "top level", tensors, header)
 
 
 def _choose_section(path: pathlib.Path, record: Any, weights: str) -> Weights:
     """Finds the state dict in an unpickled checkpoint."""
     if not isinstance(record, Mapping):
         raise ValueError(f"{path} holds a {type(record).__name__}, not a dict of tensors.")
-    for section in SECTIONS[weights]:
-        tensors = _tensors_of(record.get(section))
-        if tensors:
-            return Weights(_clean(path, tensors), section)
-    tensors = _tensors_of(record)
-    if tensors and weights != "ema":
-        header = vars(record) if isinstance(record, collections.OrderedDict) else {}
-        return _top_level(path, tensors, header)
+    sections = {section: record.get(section) for section in SECTIONS[weights]}
+    if weights != "ema":
+        sections["top level"] = record
+    for section, state_dict in sections.items():
+        if tensors := _tensors_of(state_dict):
+            header = vars(state_dict) if isinstance(state_dict, collections.OrderedDict) else {}
+            return _verified(path, section, tensors, header)
     wanted = {"auto": "weights", "ema": "EMA weights", "raw": "raw weights"}[weights]
     raise ValueError(f"{path} has no {wanted}; its keys are {', '.join(map(str, list(record)[:12]))}.")
 
 
-def _top_level(path: pathlib.Path, tensors: Mapping[str, Any], header: Mapping[str, Any]) -> Weights:
-    """The weights of a file with one state dict. `header` is what `export` added, or empty."""
+def _verified(
+    path: pathlib.Path, section: str, tensors: Mapping[str, Any], header: Mapping[str, Any]
+) -> Weights:
+    """The weights of a state dict. `header` has what `export` adds, if it wrote the state dict.
+
+    Raises:
+      ValueError: the tensors or the record are not those that were written.
+    """
     arrays = _clean(path, tensors)
     if CHECKSUM in header and header[CHECKSUM] != _checksum(header, arrays):
         raise ValueError(
             f"{path} is damaged or was changed: its tensors and its record do not have the SHA-256 that was "
-            "stored when tlvit wrote it. Export or download it again."
+            f"stored when tlvit wrote it. Export or download it again, or save it without {CHECKSUM}."
         )
     info = None
     if INFO in header:
         record = parse_json(str(header[INFO]), f"The record of {path}")
         info = ModelInfo.from_json(record, f"The record of {path}")
-    return Weights(arrays, "top level", info)
+    return Weights(arrays, section, info)
 
 
 def _checksum(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:

@@ -19,7 +19,7 @@ from tlvit.checkpoints.fit import LoadReport, fit_arrays
 from tlvit.checkpoints.model_info import ModelInfo, published_preprocessing
 from tlvit.checkpoints.trees import model_arrays, set_model_arrays
 from tlvit.config import parse_image_size
-from tlvit.models.table import MODELS, list_models, published_image_size
+from tlvit.models.table import MODELS, list_models, model_options, published_image_size
 from tlvit.models.upernet import BACKBONES
 
 __all__ = ["LoadReport", "as_float32", "from_torch", "identify", "official_shapes", "to_torch"]
@@ -235,9 +235,8 @@ def _extra_options(tensors: Mapping[str, np.ndarray], name: str) -> dict[str, An
     """Options that the tensors need: a token head that is not the default, or those of UperNet's heads."""
     if name.startswith("upernet"):
         return _segmentation_options(tensors)
-    if "aux_head.weight" not in tensors or "aux_head.weight" in _published_shapes(name, 1, {}):
-        return {}
-    return {"token_head": True}
+    default = model_options(name).get("token_head")  # None: the model cannot have a token head
+    return {"token_head": True} if default is False and "aux_head.weight" in tensors else {}
 
 
 def _segmentation_options(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:

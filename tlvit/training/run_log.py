@@ -28,12 +28,13 @@ def start_logging(workdir: pathlib.Path | None = None) -> None:
     """
     for library in ("absl", "jax", "orbax"):
         logging.getLogger(library).setLevel(logging.ERROR)
-    log.handlers, log.propagate = [logging.StreamHandler()], False
+    handlers: list[logging.Handler] = [logging.StreamHandler()]
     log.setLevel(logging.INFO if jax.process_index() == 0 else logging.WARNING)
     if workdir is not None and jax.process_index() == 0:
         make_workdir(workdir)
-        log.addHandler(logging.FileHandler(workdir / "log.txt"))
-    for handler in log.handlers:
+        handlers.append(logging.FileHandler(workdir / "log.txt"))
+    log.handlers, log.propagate = handlers, False
+    for handler in handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
 
 
