@@ -364,7 +364,7 @@ def test_after_a_blow_up_the_last_checkpoint_is_good(data, tmp_path):
     lower rate the run can be resumed."""
     changes = {"batch_size": 32, "optim.warmup_epochs": 1.0, "optim.schedule_unit": "epoch", "epochs": 6}
     with pytest.raises(FloatingPointError):
-        train(config_for(data, **changes, **{"optim.learning_rate": 1e30}), tmp_path)
+        train(config_for(data, **changes, **{"optim.learning_rate": 1000.0}), tmp_path)
     result = train(config_for(data, **changes, **{"optim.learning_rate": 1e-4}), tmp_path)
     assert result.finished
 
