@@ -50,7 +50,15 @@ EXPECTED = [
         jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nmore"),
         "The device does not have enough memory: RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes. Try",
     ),
-    (NotFoundError("/a/b; No such file\n\t [[{{node ReadFile}}]]"), "/a/b; No such file\n"),
+    (
+        jax.errors.JaxRuntimeError("UNAVAILABLE: failed to connect to all addresses\nmore"),
+        "Another process of this run does not answer: UNAVAILABLE: failed to connect to all addresses\n",
+    ),
+    (
+        RuntimeError("Unable to initialize backend 'tpu': no device\nmore"),
+        "Unable to initialize backend 'tpu'",
+    ),
+    (NotFoundError("{{function_node __x}} /a/b; No such file\n\t [[{{node R}}]]"), "/a/b; No such file\n"),
 ]
 
 

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import pathlib
+import re
 import sys
 import tempfile
 import traceback
@@ -83,8 +84,12 @@ def sentence(error: BaseException) -> str | None:
         return f"There is not enough memory{f': {text}' if text else ''}."
     if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in text:
         return f"The device does not have enough memory: {text.splitlines()[0]} Try a smaller batch."
-    if any(cls.__name__ == "OpError" for cls in type(error).__mro__):  # TensorFlow's, without importing it
+    if isinstance(error, jax.errors.JaxRuntimeError) and re.match("UNAVAILABLE|DEADLINE_EXCEEDED", text):
+        return f"Another process of this run does not answer: {text.splitlines()[0]}"
+    if isinstance(error, RuntimeError) and text.startswith("Unable to initialize backend"):
         return text.splitlines()[0]
+    if any(cls.__name__ == "OpError" for cls in type(error).__mro__):  # TensorFlow's, without importing it
+        return re.sub(r"\{\{[^}]*\}\} ?", "", text).splitlines()[0]
     return text if isinstance(error, ValueError | FloatingPointError | ImportError) else None
 
 
