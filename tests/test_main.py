@@ -84,7 +84,7 @@ def test_help_shows_examples_and_every_flag(capsys):
     text = capsys.readouterr().out
     assert "python -m tlvit.main --config=configs/lvvit_s.py --workdir=/runs/lvvit_s" in text
     assert "Recipes: deit, digits, lvvit_finetune, lvvit_folder, lvvit_l" in text
-    for flag in ("config", "workdir", "mode", "checkpoint", "weights", "profile", "multihost"):
+    for flag in main.FLAGS:
         assert f"--{flag} " in text
 
 

@@ -131,6 +131,27 @@ def test_recipes_that_do_not_exist():
         recipes.load_recipe("lvvit_s:x")
 
 
+def test_a_writer_is_made_by_a_python_file(tmp_path):
+    path = written(
+        tmp_path,
+        "tracker.py",
+        """
+        def make_writer(workdir, config):
+            return (workdir, config["epochs"])
+        """,
+    )
+    assert recipes.load_writer(str(path), "w", {"epochs": 3}) == ("w", 3)
+    for text, message in (
+        ("x = 1", "bad_tracker.py has no function make_writer"),
+        ("def make_writer(workdir):\n    pass", "bad_tracker.py, line 1: TypeError"),
+    ):
+        bad = written(tmp_path, "bad_tracker.py", text)
+        with pytest.raises(ValueError, match=message):
+            recipes.load_writer(str(bad), "w", {})
+    with pytest.raises(ValueError, match=r"none.py of --writer does not exist"):
+        recipes.load_writer("none.py", "w", {})
+
+
 def test_the_settings_of_a_workdir(tmp_path):
     assert recipes.load_workdir(tmp_path) is None
     config = Config(epochs=7)

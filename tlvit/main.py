@@ -32,13 +32,13 @@ from ml_collections import ConfigDict
 
 from tlvit import command
 from tlvit import config as settings
-from tlvit.recipes import load_recipe, load_workdir, override, recipe_names, split_overrides
+from tlvit.recipes import load_recipe, load_workdir, load_writer, override, recipe_names, split_overrides
 from tlvit.signals import EXIT_STOPPED
 from tlvit.training.evaluation import evaluate_checkpoint
 from tlvit.training.loop import ProfileWindow, train
 from tlvit.training.run_log import start_logging
 
-FLAGS = ("config", "workdir", "mode", "checkpoint", "weights", "profile", "multihost", "debug")
+FLAGS = ("config", "workdir", "mode", "checkpoint", "weights", "profile", "writer", "multihost", "debug")
 log = logging.getLogger("tlvit")
 
 
@@ -63,7 +63,10 @@ def _run(arguments: Sequence[str]) -> int:
         return 0
     command.check_writable(options.workdir, folder=True)
     start_logging(pathlib.Path(options.workdir))
-    result = train(config, options.workdir, profile=parse_profile(options.profile))
+    writers = []
+    if options.writer and jax.process_index() == 0:
+        writers.append(load_writer(options.writer, options.workdir, settings.to_dict(config)))
+    result = train(config, options.workdir, profile=parse_profile(options.profile), writers=writers)
     if not result.finished:
         return EXIT_STOPPED
     if jax.process_count() == 1:
@@ -172,6 +175,7 @@ def _define_flags() -> flags.FlagValues:
         **own,
     )
     text("profile", None, "START:STEPS, write a profiler trace of these steps.", **own)
+    text("writer", None, "Python file whose make_writer(workdir, config) is an experiment tracker.", **own)
     switch("multihost", False, "One of several processes (SLURM, GKE, TPU pods, Open MPI).", **own)
     switch("debug", False, "Print the traceback of an error.", **own)
     return values

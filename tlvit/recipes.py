@@ -53,6 +53,22 @@ def load_recipe(recipe: str) -> ConfigDict:
     return found
 
 
+def load_writer(file: str, workdir: str, config: dict[str, Any]) -> Any:
+    """The metric writer that a user's Python file makes with its function make_writer(workdir, config).
+
+    Raises:
+      ValueError: there is no such file or function, or the file raises an error.
+    """
+    path = pathlib.Path(file).absolute()
+    if not path.is_file():
+        raise ValueError(f"The file {file} of --writer does not exist.")
+    with _faults_of(path):
+        module = _load_file(path)
+        if not hasattr(module, "make_writer"):
+            raise ValueError(f"{path} has no function make_writer(workdir, config).")
+        return module.make_writer(workdir, config)
+
+
 def load_workdir(workdir: str | pathlib.Path) -> ConfigDict | None:
     """The settings of a workdir's run; None if it has no config.json.
 

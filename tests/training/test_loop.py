@@ -23,6 +23,7 @@ from tlvit.training import run_log
 from tlvit.training.loop import ProfileWindow
 from tlvit.training.loop import train as train_resolved
 from tlvit.training.run_data import model_info
+from tlvit.training.run_log import read_metrics
 from tlvit.training.stop_request import Stopped, StopRequest, StopWatched
 from tlvit.training.workdir import lock_workdir
 
@@ -463,9 +464,26 @@ def test_the_transfer_guard_refuses_a_batch_on_the_host(data, tmp_path, monkeypa
         train(config_for(data), tmp_path)
 
 
-def test_a_profiler_trace_is_written(data, tmp_path):
-    train(config_for(data, epochs=1), tmp_path, profile=ProfileWindow(start=1, steps=1))
+class Tracker:
+    """A metric writer that keeps what it is given."""
+
+    def __init__(self):
+        self.lines, self.closed = [], 0
+
+    def write_scalars(self, step, scalars):
+        self.lines.append({"step": step, **scalars})
+
+    def close(self):
+        self.closed += 1
+
+
+def test_a_profiler_trace_is_written_and_a_tracker_gets_the_metrics(data, tmp_path):
+    tracker = Tracker()
+    window = ProfileWindow(start=1, steps=1)
+    train(config_for(data, epochs=1), tmp_path, profile=window, writers=[tracker])
     assert list(tmp_path.rglob("*.xplane.pb"))
+    assert tracker.lines == read_metrics(tmp_path)
+    assert tracker.closed == 1
 
 
 def test_without_an_average_the_raw_weights_are_the_best(data, tmp_path):

@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -65,7 +65,11 @@ class ProfileWindow:
 
 
 def train(
-    config: Config, workdir: str | pathlib.Path, *, profile: ProfileWindow | None = None
+    config: Config,
+    workdir: str | pathlib.Path,
+    *,
+    profile: ProfileWindow | None = None,
+    writers: Sequence[run_log.MetricWriter] = (),
 ) -> TrainResult:
     """Trains as the settings say, or resumes the workdir's run after its last checkpoint.
 
@@ -74,6 +78,7 @@ def train(
       workdir: folder for config.json, classes.txt (class names, one a line), checkpoints/, metrics.jsonl and
         TensorBoard events.
       profile: steps to trace with the JAX profiler.
+      writers: where the metrics also go, for example an experiment tracker.
 
     Raises:
       ValueError: the settings do not fit the model, the data or the workdir, or another run has the workdir.
@@ -85,7 +90,7 @@ def train(
     with StopRequest(interrupts=True) as stop:
         try:
             with contextlib.ExitStack() as stack:
-                return _train(config, workdir, profile, stop, stack)
+                return _train(config, workdir, profile, writers, stop, stack)
         except KeyboardInterrupt as signal:
             raise Stopped(f"stopped by {signal or 'Ctrl-C'}. {_what_is_kept(workdir)}") from None
 
@@ -94,6 +99,7 @@ def _train(
     config: Config,
     workdir: pathlib.Path,
     profile: ProfileWindow | None,
+    writers: Sequence[run_log.MetricWriter],
     stop: StopRequest,
     stack: contextlib.ExitStack,
 ) -> TrainResult:
@@ -140,7 +146,7 @@ def _train(
     batches = Prefetch(run_data.train_batches(data, config, first_step), mesh)
     eval_batches = lambda: stop.watch(Prefetch(run_data.eval_batches(data, config, info), mesh))
     metrics_file = stack.enter_context(
-        run_log.MetricsFile(workdir, first_step, evaluate_again=evaluation_due)
+        run_log.MetricsFile(workdir, first_step, evaluate_again=evaluation_due, writers=writers)
     )
 
     def record(*, evaluation_due: bool) -> dict[str, Any]:

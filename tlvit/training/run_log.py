@@ -6,7 +6,8 @@ import logging
 import math
 import pathlib
 import time
-from typing import Self
+from collections.abc import Mapping, Sequence
+from typing import Protocol, Self
 
 import jax
 import numpy as np
@@ -117,8 +118,21 @@ class Progress:
         self._timed, self._start = 0, time.perf_counter()
 
 
+class MetricWriter(Protocol):
+    """Where a run's metrics also go, for example an experiment tracker.
+
+    The writers of `clu.metric_writers` have these methods.
+    """
+
+    def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Takes the metrics of a step."""
+
+    def close(self) -> None:
+        """Is called once, at the end of the run."""
+
+
 class MetricsFile:
-    """Writes metrics.jsonl and TensorBoard events of a workdir, on process 0.
+    """Writes metrics.jsonl and TensorBoard events of a workdir, and to other writers, on process 0.
 
     Lines after `first_step`, which a run wrote that was killed between two checkpoints, are removed, and so
     is the evaluation of `first_step` if it is made again.
@@ -127,7 +141,14 @@ class MetricsFile:
       OSError: a file cannot be written. Its `with` block closes the files.
     """
 
-    def __init__(self, workdir: pathlib.Path, first_step: int, *, evaluate_again: bool = False):
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        first_step: int,
+        *,
+        evaluate_again: bool = False,
+        writers: Sequence[MetricWriter] = (),
+    ):
         self._writes = jax.process_index() == 0
         if not self._writes:
             return
@@ -141,7 +162,7 @@ class MetricsFile:
         self._path = workdir / "metrics.jsonl"
         write_text(self._path, "".join(line + "\n" for line in _lines(self._path) if is_kept(line)))
         self._file = self._path.open("a")
-        self._events = metric_writers.SummaryWriter(str(workdir))
+        self._writers = [metric_writers.SummaryWriter(str(workdir)), *writers]
 
     def __enter__(self) -> Self:
         return self
@@ -159,13 +180,15 @@ class MetricsFile:
                 self._file.flush()
             except OSError as error:
                 raise OSError(error.errno, error.strerror, str(self._path)) from error
-            self._events.write_scalars(step, values)
+            for writer in self._writers:
+                writer.write_scalars(step, values)
 
     def close(self) -> None:
-        """Closes both files."""
+        """Closes the file and the writers."""
         if self._writes:
             self._file.close()
-            self._events.close()
+            for writer in self._writers:
+                writer.close()
 
 
 def read_metrics(workdir: str | pathlib.Path) -> list[dict[str, float]]:
