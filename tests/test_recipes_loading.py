@@ -45,6 +45,9 @@ def test_overrides_have_the_types_of_their_settings():
     assert (config.image_size, config.eval.image_size) == ((96, 64), (48, 48))
     assert config.augment.crop_scale == (0.5, 1.0)
     assert (config.model.init_from, config.model.options) == ("1e3", {"depth": 3, "rule": "mean"})
+    assert changed(("model.options.drop_path", "0.1"), ("model.options.drop_path", "nan")).model.options == {
+        "drop_path": "nan"
+    }
     assert changed(("eval.image_size", ""), ("data.train_split", "train[:90%]")).eval.image_size == ()
 
 

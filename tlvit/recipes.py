@@ -122,7 +122,7 @@ def override(config: ConfigDict, name: str, text: str) -> None:
     """
     name = name.replace("-", "_")
     if name.startswith("model.options."):
-        with config.model.options.unlocked():
+        with config.model.options.unlocked(), config.model.options.ignore_type():
             config.model.options[name.removeprefix("model.options.")] = _literal(text)
         return
     types = settings.setting_types()
@@ -132,7 +132,8 @@ def override(config: ConfigDict, name: str, text: str) -> None:
         raise ValueError("Options of the model are set one by one: --config.model.options.NAME=VALUE.")
     section, _, key = name.rpartition(".")
     target = config[section] if section else config
-    target[key] = _value(text, types[name], name)
+    with config.ignore_type():  # the type is that of the setting, not that of the recipe's value
+        target[key] = _value(text, types[name], name)
 
 
 def _find(name: str) -> pathlib.Path:

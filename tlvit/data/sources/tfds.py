@@ -27,7 +27,10 @@ def open_tfds(name: str, split: str, *, data_dir: str | None = None) -> Source:
     try:
         builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
     except tfds.core.DatasetNotFoundError as error:
-        raise ValueError(f"TFDS does not know a data set {name!r}, and {data_dir} has none.") from error
+        where = data_dir or "~/tensorflow_datasets"
+        raise ValueError(
+            f"TFDS does not know a data set {name!r}, {where} has none, and there is no folder of this name."
+        ) from error
     if not tf.io.gfile.exists(os.path.join(str(builder.data_dir), "dataset_info.json")):
         command = f"tfds build {name}" + (f" --data_dir={data_dir}" if data_dir else "")
         raise ValueError(f"{name} is not prepared in {builder.data_dir}. Prepare it once: {command}")
