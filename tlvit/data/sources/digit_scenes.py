@@ -79,7 +79,7 @@ def find_digit_scenes(name: str, data_dir: str | None = None) -> str:
     if not names:
         raise ValueError(
             f"There are no digit scenes in {root}. Prepare them once: "
-            f"tlvit.data.sources.digit_scenes.prepare({data_dir or '~/tensorflow_datasets'!r})"
+            f"tlvit.data.sources.digit_scenes.prepare({os.path.dirname(root)!r})"
         )
     raise ValueError(
         f"{name!r} does not select one of the {len(names)} sets in {root}: write 'digits/NAME' with one of "
