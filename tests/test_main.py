@@ -1,5 +1,6 @@
 """The flags of `python -m tlvit.main`, and the `tlvit` command."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -11,7 +12,7 @@ from conftest import ROOT
 import tlvit
 from tlvit import __main__ as tlvit_command
 from tlvit import main
-from tlvit.config import resolve
+from tlvit.config import Config, Data, Eval, resolve, to_dict
 from tlvit.training.loop import ProfileWindow
 
 
@@ -139,3 +140,40 @@ def test_evaluation_prints_json_in_the_last_line(monkeypatch, capsys, tmp_path):
     assert main.main([*common, "--weights=raw"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"checkpoint": str(tmp_path), "raw": sums}
     assert seen == ["ema", "raw", "raw"]
+
+
+def test_a_workdir_is_evaluated_with_its_own_settings(monkeypatch, capsys, tmp_path):
+    seen = []
+    evaluate = lambda path, config, weights: seen.append(config) or {"top1": 1.0, "top5": 2.0, "count": 3}
+    monkeypatch.setattr(main, "evaluate_checkpoint", evaluate)
+    own = Config(data=Data(name="photos", eval_split="val"), seed=7)
+    (tmp_path / "config.json").write_text(json.dumps(to_dict(own)))
+    assert main.main(["--mode=eval", f"--workdir={tmp_path}", "--config.eval.image_size=48"]) == 0
+    assert main.main(["--mode=eval", f"--checkpoint={tmp_path}", "--weights=raw"]) == 0
+    assert seen == [dataclasses.replace(own, eval=Eval(image_size=(48, 48))), own]
+    (tmp_path / "config.json").write_text("{")
+    assert main.main(["--mode=eval", f"--workdir={tmp_path}"]) == 1
+    assert f"{tmp_path}/config.json is not valid JSON: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--batch-size=4", "unknown flag --batch-size; did you mean --config.batch_size?"),
+        ("--workdirr=w", "unknown flag --workdirr; did you mean --workdir?"),
+        ("--config.optim.lr=1", "config.optim.lr is not a setting; did you mean config.optim.learning_rate?"),
+        ("--config.seed=-1", "config.seed must be at least 0, not -1."),
+    ],
+)
+def test_a_wrong_flag_names_the_one_that_may_be_meant(argument, message, capsys):
+    assert main.main(["--config=lvvit_s", "--workdir=w", argument]) == 1
+    assert capsys.readouterr().err.startswith(f"error: {message}")
+
+
+def test_commands_start_quietly():
+    """No warning of Python or of a library, for example "found in sys.modules"."""
+    done = subprocess.run(
+        [sys.executable, "-W", "always::RuntimeWarning", "-m", "tlvit.predict", "--help"],
+        cwd=ROOT, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
