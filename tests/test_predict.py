@@ -238,9 +238,9 @@ def test_the_exif_orientation_is_applied(model, tmp_path):
         for prediction in predict(model, INFO, [tmp_path / "plain.png", tmp_path / "turned.png"], **options)
     ]
     plain, turned = scores()
-    assert plain == turned
+    np.testing.assert_allclose(plain, turned, rtol=1e-5)
     plain, turned = scores(exif=False)
-    assert plain != turned
+    assert np.abs(np.subtract(plain, turned)).max() > 1e-3
 
 
 def test_pipes_loops_and_names_that_are_not_utf_8(folder, photos, capsys):
