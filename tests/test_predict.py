@@ -159,9 +159,10 @@ def test_exit_status_of_failures(folder, photos, tmp_path, capsys):
     assert "1 class names for 6 classes" in capsys.readouterr().err
 
 
-def test_tokens_are_drawn(folder, photos, tmp_path):
+def test_tokens_are_drawn(folder, photos, tmp_path, capsys):
     assert main([f"--checkpoint={folder}", str(photos / "a.jpg"), f"--tokens={tmp_path / 'one.png'}"]) == 0
     assert Image.open(tmp_path / "one.png").size[0] > 2 * 64
+    assert capsys.readouterr().err == f"tokens drawn in {tmp_path / 'one.png'}\n"
     assert main([f"--checkpoint={folder}", str(photos), f"--tokens={tmp_path / 'many' / 't.png'}"]) == 0
     assert sorted(p.name for p in (tmp_path / "many").iterdir()) == [
         "t_0001_a.png",
@@ -170,6 +171,7 @@ def test_tokens_are_drawn(folder, photos, tmp_path):
         "t_0005_d.png",
         "t_0006_e.png",
     ]
+    assert f"tokens drawn in {tmp_path / 'many' / 't_0005_d.png'}\n" in capsys.readouterr().err
 
 
 def test_token_probabilities(model, photos):
