@@ -85,7 +85,8 @@ def test_published_maps_are_imported(source, data_arguments, tmp_path, messages,
     torch = pytest.importorskip("torch")
     (tmp_path / "pt").mkdir()
     for i in range(18):  # not image 18
-        tensor = np.stack([np.full((2, 3, 3), float(i)), np.full((2, 3, 3), i % 5)])
+        classes = np.broadcast_to(np.reshape([i % 5, (i + 1) % 5], (2, 1, 1)), (2, 3, 3))
+        tensor = np.stack([np.full((2, 3, 3), float(i)), classes])
         torch.save(torch.tensor(tensor).half(), tmp_path / "pt" / f"img_{i}.pt")
     command = [str(tmp_path / "maps"), f"--import-published={tmp_path / 'pt'}", *data_arguments]
     command += ["--geometry=center", "--center-fraction=0.9", "--threads=2"]

@@ -159,9 +159,10 @@ def test_exit_status_of_failures(folder, photos, tmp_path, capsys):
     assert "1 class names for 6 classes" in capsys.readouterr().err
 
 
-def test_tokens_are_drawn(folder, photos, tmp_path):
+def test_tokens_are_drawn(folder, photos, tmp_path, capsys):
     assert main([f"--checkpoint={folder}", str(photos / "a.jpg"), f"--tokens={tmp_path / 'one.png'}"]) == 0
     assert Image.open(tmp_path / "one.png").size[0] > 2 * 64
+    assert capsys.readouterr().err == f"tokens drawn in {tmp_path / 'one.png'}\n"
     assert main([f"--checkpoint={folder}", str(photos), f"--tokens={tmp_path / 'many' / 't.png'}"]) == 0
     assert sorted(p.name for p in (tmp_path / "many").iterdir()) == [
         "t_0001_a.png",
@@ -170,6 +171,7 @@ def test_tokens_are_drawn(folder, photos, tmp_path):
         "t_0005_d.png",
         "t_0006_e.png",
     ]
+    assert f"tokens drawn in {tmp_path / 'many' / 't_0005_d.png'}\n" in capsys.readouterr().err
 
 
 def test_token_probabilities(model, photos):
@@ -238,9 +240,9 @@ def test_the_exif_orientation_is_applied(model, tmp_path):
         for prediction in predict(model, INFO, [tmp_path / "plain.png", tmp_path / "turned.png"], **options)
     ]
     plain, turned = scores()
-    assert plain == turned
+    np.testing.assert_allclose(plain, turned, rtol=1e-5)
     plain, turned = scores(exif=False)
-    assert plain != turned
+    assert np.abs(np.subtract(plain, turned)).max() > 1e-3
 
 
 def test_pipes_loops_and_names_that_are_not_utf_8(folder, photos, capsys):
@@ -261,10 +263,12 @@ def test_pipes_loops_and_names_that_are_not_utf_8(folder, photos, capsys):
     assert json.loads(capsys.readouterr().out)[0]["image"] == f"{photos}/\\xff.jpg"
 
 
-def test_batches_that_the_host_cannot_hold_are_refused(model, photos):
-    info = dataclasses.replace(INFO, image_size=(80_000, 80_000))
-    with pytest.raises(ValueError, match=r"4 batches of 1 images of 80000 x 80000 pixels take 71.5 GiB"):
-        next(predict(model, info, [photos / "a.jpg"]))
+def test_batches_that_the_host_cannot_hold_are_refused(model, photos, monkeypatch):
+    monkeypatch.setattr("tlvit.host_memory.host_memory", lambda: 10_000)
+    with pytest.raises(
+        ValueError, match=r"4 batches of 1 images of 64 x 64 pixels take 0.0 GiB, and this host"
+    ):
+        next(predict(model, INFO, [photos / "a.jpg"]))
 
 
 def test_preprocessing_of_the_checkpoint_is_used(model, photos):

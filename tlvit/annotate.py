@@ -51,7 +51,7 @@ def _run(options: argparse.Namespace) -> int:
 
     annotate(
         Annotator(model, info),
-        open_source(options.data, options.split, data_dir=options.data_dir),
+        open_source(options.data, options.split, data_dir=options.data_dir, exif=options.exif),
         options.out,
         top_k=options.top_k,
         batch_size=options.batch_size,
@@ -86,6 +86,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--multihost", action="store_true", help="run as one of several processes, which divide the shards")
     add("--threads", type=command.integer(0, 1024), default=0, metavar="N",
         help="threads that decode images; 0: one for each core")  # fmt: skip
+    add("--exif", choices=("auto", "apply", "ignore"), default="auto",
+        help="turn images as their EXIF orientation says; auto: in class folders only")  # fmt: skip
     add("--max-missing", type=command.fraction, default=0.0, metavar="FRACTION",
         help="largest fraction of images without a map")  # fmt: skip
     return parser.parse_args(arguments)

@@ -157,17 +157,17 @@ def _run(options: argparse.Namespace) -> int:
     )
     if options.classes:
         info = dataclasses.replace(info, class_names=read_class_names(options.classes))
-    results = []
-    for result in predict(
-        model, info, paths, top=options.top, batch_size=options.batch_size, tokens=bool(options.tokens)
-    ):
+    results, exif = [], options.exif == "apply"
+    how = {"top": options.top, "batch_size": options.batch_size, "tokens": bool(options.tokens)}
+    for result in predict(model, info, paths, exif=exif, **how):
         results.append(dataclasses.replace(result, tokens=None))
         _print_result(result, as_json=options.json)
         if result.tokens is not None:
-            image = _view(result.path, info)
+            image = _view(result.path, info, exif=exif)
             file = token_path(options.tokens, result.path, len(results), len(paths))
             file.parent.mkdir(parents=True, exist_ok=True)
             draw_tokens(image, result.tokens, info.class_names).save(file)
+            print(f"tokens drawn in {printable(file)}", file=sys.stderr)
     if options.json:
         print(json.dumps([_record(result) for result in results], indent=2))
     return 0 if any(result.error is None for result in results) else 1
@@ -302,7 +302,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--top", type=command.integer(1, 1_000_000), default=5, metavar="N", help="classes for each image")
     add("--batch-size", type=command.integer(1, MAX_BATCH), default=32, metavar="N", help="images in a batch")
     add("--json", action="store_true", help="print all results as one JSON list")
-    add("--tokens", metavar="PNG", help="draw the class of every token over the image")
+    add("--tokens", metavar="PNG",
+        help="draw the classes of the tokens; for several images into PNG_NUMBER_NAME.png")  # fmt: skip
+    add("--exif", choices=("apply", "ignore"), default="apply",
+        help="turn images as their EXIF orientation says")  # fmt: skip
     return parser.parse_args(arguments)
 
 

@@ -156,6 +156,7 @@ def eval_batches(
     corrupt = corruption.CorruptImages(
         source, max_corrupt=max_corrupt, setting="eval.max_corrupt", replaced=False
     )
+    threads = thread_count(threads)
     items = _batches_in_order(
         raw, transform, corrupt, batch_size=local, image_size=info.image_size, threads=threads
     )
@@ -194,6 +195,7 @@ def annotation_batches(
     raw = lambda done: source.records(shard_index, done * batch_size)
     transform = lambda encoded: squashed_image(encoded, image_size=image_size)
     corrupt = corruption.CorruptImages(source, max_corrupt=max_corrupt, setting="max_corrupt", replaced=False)
+    threads = thread_count(threads)
     return _batches_in_order(
         raw, transform, corrupt, batch_size=batch_size, image_size=image_size, threads=threads
     )
@@ -281,9 +283,9 @@ def _batches_in_order(
       corrupt: counts the corrupt images, which are left out.
       batch_size: images in a batch of this process.
       image_size: (H, W) of the transformed images.
-      threads: threads that decode; 0 means one for each core.
+      threads: threads that decode.
     """
-    source, threads = corrupt.source, thread_count(threads)
+    source = corrupt.source
 
     def prepare(record: Any) -> dict[str, tf.Tensor]:
         example = source.parse(record)

@@ -23,7 +23,7 @@ def make_writer(path, source, **changes):
 def arrays(source, shard=0, top_k=2):
     n = source.shard_lengths[shard]
     values = np.random.RandomState(shard).standard_normal((n, top_k, 2, 3)).astype(np.float32)
-    indices = np.random.RandomState(shard).randint(0, 5, values.shape)
+    indices = np.random.RandomState(shard).rand(n, 5, 2, 3).argsort(1)[:, :top_k]
     return [r["key"].decode() for r in source.read(shard).as_numpy_iterator()], values, indices
 
 
@@ -109,6 +109,7 @@ def test_a_folder_with_other_maps_is_not_continued(source, tmp_path):
         (lambda k, v, i: (k, v, i.astype(np.float16)), "Class indices must be integers, not float16"),
         (lambda k, v, i: (k, v, i + 3), "Class indices must be from 0 to 4, not from 3 to 7"),
         (lambda k, v, i: (k, v, i - 1), "Class indices must be from 0 to 4, not from -1 to 3"),
+        (lambda k, v, i: (k, v, i[:, [0, 0]]), "Shard 0 has cells with a class twice among their 2"),
         (lambda k, v, i: (k, v * np.nan, i), "84 logits of shard 0 are not finite"),
         (
             lambda k, v, i: (k, np.where(v == v.max(), 1e6, v), i),

@@ -74,7 +74,10 @@ def verify_shard(reader: ScoreMapReader, number: int) -> None:
             f"instead of {expected.sha256[:12]}…"
         )
     if (found.records, found.missing) != (expected.records, expected.missing):
-        raise ValueError(f"score-map shard {file} has {found.records} records instead of {expected.records}")
+        raise ValueError(
+            f"score-map shard {file} has {found.records} records, {found.missing} of them without a map, "
+            f"instead of {expected.records} and {expected.missing}"
+        )
 
 
 def verify_contents(reader: ScoreMapReader, number: int) -> list[str]:
