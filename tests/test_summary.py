@@ -87,7 +87,7 @@ def test_segmentation_models_are_measured():
     options = {"dim": 24, "depth": 2, "num_heads": 2, "channels": 8, "image_size": 32}
     one, two = (summarize("upernet", num_classes=n, **options) for n in (1, 2))
     assert two.parameters - one.parameters == 2 * (8 + 1)  # of two heads
-    assert two.macs - one.macs == 8 * 8 * 8  # of the decode head, at a quarter of the image's resolution
+    assert two.macs - one.macs == (8 * 8 + 2 * 2) * 8  # for both heads
     assert one.tokens == (2, 2)
 
 
