@@ -9,6 +9,7 @@ import image_kinds
 import numpy as np
 import pytest
 from conftest import fill_model
+from flax import nnx
 from PIL import Image
 
 from tlvit import create_model
@@ -292,6 +293,12 @@ def test_counts_below_one_are_refused(model, photos, options):
     """By the call, before the first image is read."""
     with pytest.raises(ValueError, match="must be at least 1"):
         predict(model, INFO, [photos / "a.jpg"], **options)
+
+
+def test_segmentation_models_are_refused(photos):
+    info = dataclasses.replace(INFO, model="upernet", options={"dim": 16, "depth": 1, "num_heads": 2})
+    with pytest.raises(ValueError, match="predict classifies images; upernet is a segmentation model"):
+        predict(nnx.eval_shape(info.build), info, [photos / "a.jpg"])
 
 
 def test_an_output_that_is_nan_is_an_error_of_the_image(photos):

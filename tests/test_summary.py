@@ -82,6 +82,15 @@ def test_macs_of_products_convolutions_and_loops():
     assert count(lambda a: jax.lax.cond(a[0, 0] > 0, dear, cheap, a), (4, 4)) == 2 * 64
 
 
+def test_segmentation_models_are_measured():
+    """With two images, because a pool of one cell cannot be normalized for one."""
+    options = {"dim": 24, "depth": 2, "num_heads": 2, "channels": 8, "image_size": 32}
+    one, two = (summarize("upernet", num_classes=n, **options) for n in (1, 2))
+    assert two.parameters - one.parameters == 2 * (8 + 1)  # of two heads
+    assert two.macs - one.macs == (8 * 8 + 2 * 2) * 8  # for both heads
+    assert one.tokens == (2, 2)
+
+
 def test_activations_follow_depth_and_rematerialization():
     options = {"dim": 24, "num_heads": 2, "stem_width": 8, "image_size": 64}
     kept = lambda **more: summarize("lvvit_s", **options, **more).activation_bytes

@@ -30,6 +30,7 @@ from tlvit.draw_tokens import draw_tokens, token_path
 from tlvit.host_memory import check_batch
 from tlvit.images import SUFFIXES, printable, read_image
 from tlvit.models.functional import functionalize
+from tlvit.models.model import Model
 from tlvit.ops.normalize import normalize
 from tlvit.types import Array, PyTree
 
@@ -92,14 +93,18 @@ def predict(
       An iterator with one Prediction for each path.
 
     Raises:
-      ValueError: `tokens` and the model does not classify its tokens, `top` or `batch_size` is below 1, or
-        the batches do not fit into the memory of this host.
+      ValueError: the model is no classifier, `tokens` and the model does not classify its tokens, `top` or
+        `batch_size` is below 1, or the batches do not fit into the memory of this host.
 
     Example:
       >>> model, info = tlvit.load("runs/lvvit_s")
       >>> for prediction in tlvit.predict(model, info, ["photo.jpg"]):
       ...     print(prediction.top[0].name)
     """
+    if not isinstance(model, Model):
+        raise ValueError(
+            f"predict classifies images; {info.model} is a segmentation model: call it directly."
+        )
     if tokens and not model.has_dense_logits:
         raise ValueError(f"This {info.model} has no token head, so its tokens have no classes.")
     for name, value in (("top", top), ("batch_size", batch_size)):

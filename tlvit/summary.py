@@ -127,7 +127,8 @@ def summarize(
     make = lambda: create_model(name, num_classes=num_classes, image_size=size, **options)
     model = nnx.eval_shape(make)
     net, params, stats = functionalize(model)
-    images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
+    # Two images: BatchNorm cannot be trained with one value per channel, which UperNet has for one image.
+    images = jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)
     is_published = size[0] == size[1] and num_classes == 1000 and not options
     top1 = PUBLISHED_TOP1.get((name, size[0])) if is_published else None
     papers = [paper for prefix, paper in PAPERS.items() if name.startswith(prefix)]
@@ -136,7 +137,7 @@ def summarize(
         image_size=size,
         parameters=count_parameters(params) + count_parameters(nnx.state(model, Buffer)),
         macs=model_macs(net, params, stats, size),
-        activation_bytes=_kept_bytes(net, params, stats, images),
+        activation_bytes=_kept_bytes(net, params, stats, images) // 2,
         tokens=model.grid,
         top1=top1,
         source=papers[0] if top1 is not None else None,

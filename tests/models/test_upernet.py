@@ -31,6 +31,7 @@ SMALL = {
     "dim": 32, "depth": 2, "num_heads": 2, "stem_width": 8, "out_indices": (0, 0, 1, 1), "channels": 8,
     "image_size": 64, "num_classes": 5,
 }  # fmt: skip
+TINY = {"depth": 1, "out_indices": (0, 0, 0, 0), "head": "fcn"}  # few layers to initialize
 
 
 def small(name="upernet_lvvit_s", **options):
@@ -119,7 +120,7 @@ def test_classes_channels_and_heads_are_recognized(options):
 
 
 def test_an_exported_model_is_opened_with_other_positions_and_classes(tmp_path):
-    options = {k: v for k, v in SMALL.items() if k not in ("image_size", "num_classes")}
+    options = {k: v for k, v in {**SMALL, **TINY}.items() if k not in ("image_size", "num_classes")}
     info = tlvit.ModelInfo("upernet_lvvit_s", 5, (64, 64), options)
     model = info.build(seed=1)
     tlvit.export(model, tmp_path / "seg.safetensors", info=info)
@@ -133,13 +134,13 @@ def test_an_exported_model_is_opened_with_other_positions_and_classes(tmp_path):
 
 
 def test_the_backbone_takes_the_weights_of_a_classifier():
-    options = {k: SMALL[k] for k in ("dim", "depth", "num_heads", "stem_width")}
-    classifier = tlvit.create_model("lvvit_s", num_classes=9, image_size=32, **options)
-    model = small()
+    options = {k: SMALL[k] for k in ("dim", "num_heads", "stem_width")}
+    classifier = tlvit.create_model("lvvit_s", num_classes=9, image_size=32, depth=1, **options)
+    model = small(**TINY)
     allow = ("pos_embed", "side_layer", "norm.", "head", "aux_head")
     report = from_torch(model.backbone, to_torch(classifier), allow=allow)
     assert report.resized == ("pos_embed",)
-    assert {k.split(".")[0] for k in report.reinitialized} == {f"side_layer{i}" for i in (1, 2, 3, 4)}
+    assert {k.split(".")[0] for k in report.reinitialized} == {"side_layer3", "side_layer4"}
     assert {k.split(".")[0] for k in report.unexpected} == {"norm", "head", "aux_head"}
     expected = to_torch(classifier)["blocks.0.mlp.fc2.weight"]
     np.testing.assert_array_equal(to_torch(model)["backbone.blocks.0.mlp.fc2.weight"], expected)
@@ -217,6 +218,7 @@ def check_norms(grads, z, zero):
         assert abs(ours[name] - norm) <= 3e-3 * norm + 1e-6 * largest, name
 
 
+@pytest.mark.slow
 def test_the_sliding_window_equals_the_published_one(golden):
     z, config = case(golden, "slide")
     x = golden_images(config["seed"], 1, config["image"])
@@ -275,7 +277,10 @@ def test_pooling_equals_the_published_one(golden, size):
 # PyTorch
 
 
-@pytest.mark.parametrize(("size", "shape"), [((50, 66), (12, 16)), ((128, 96), (32, 24))])
+@pytest.mark.parametrize(
+    ("size", "shape"),
+    [((50, 66), (12, 16)), pytest.param((128, 96), (32, 24), marks=pytest.mark.slow)],
+)
 def test_images_of_any_size_equal_torch(size, shape):
     """Position embeddings are resized; rows and columns that do not fill a patch are cut."""
     torch = pytest.importorskip("torch")
@@ -400,15 +405,20 @@ def test_published_settings_are_defaults_with_an_option_each():
 
 
 def test_a_key_drops_in_the_blocks_and_in_the_heads():
-    model = small(drop_path=0.5, head_drop=0.2)
-    assert {model.decode_head.drop_rate, model.auxiliary_head.drop_rate} == {0.2}
-    net, params, stats = functionalize(model)
-    run = jax.jit(lambda key: net.apply(params, stats, images(2, 64), train=True, key=key))
-    (plain, _), (first, moved), (again, _) = run(None), run(jax.random.key(1)), run(jax.random.key(1))
-    jax.tree.map(np.testing.assert_array_equal, first, again)
-    assert np.abs(first.logits - plain.logits).max() > 1e-4
-    assert np.abs(first.aux - plain.aux).max() > 1e-4
-    assert jax.tree.structure(moved) == jax.tree.structure(stats)
+    """The first block's rate is 0, so the auxiliary head, which sees only that, shows its own dropout."""
+    net, params, stats = functionalize(
+        small(out_indices=(0, 0, 0, 1), head="fcn", drop_path=0.5, head_drop=0.2)
+    )
+
+    @jax.jit
+    def run(key):
+        first, last = net.bind(params, stats).feature_maps(images(2, 32), key=key)
+        return first, last, net.bind(params, stats)(images(2, 32), key=key).aux
+
+    plain, dropped, again = run(None), run(jax.random.key(1)), run(jax.random.key(1))
+    jax.tree.map(np.testing.assert_array_equal, dropped, again)
+    changed = [np.abs(a - b).max() > 1e-4 for a, b in zip(plain, dropped, strict=True)]
+    assert changed == [False, True, True]
 
 
 def test_dropout_of_heads_drops_whole_channels():
@@ -439,16 +449,15 @@ def test_initialization_is_the_published_one():
 
 
 def test_bfloat16_computes_low_and_keeps_high():
-    net, params, stats = functionalize(small(dtype="bfloat16"))
+    net, params, stats = functionalize(abstract(dtype="bfloat16"))
     assert {str(x.dtype) for x in jax.tree.leaves((params, stats))} == {"float32"}
     features = jax.eval_shape(lambda p, s: net.bind(p, s).feature_maps(images(2, 64)), params, stats)
     assert {str(x.dtype) for x in features} == {"bfloat16"}
-    exact = functionalize(small())[0]
-    low, high = (jax.jit(n.apply)(params, stats, images(2, 64))[0] for n in (net, exact))
-    assert (low.logits.dtype, low.aux.dtype) == (jnp.float32, jnp.float32)
-    assert 1e-5 < relative(low.logits, np.asarray(high.logits)) < 0.1
+    output = jax.eval_shape(net.apply, params, stats, images(2, 64))[0]
+    assert (output.logits.dtype, output.aux.dtype) == (jnp.float32, jnp.float32)
 
 
+@pytest.mark.slow
 def test_a_sharded_batch_has_the_statistics_of_the_whole_batch():
     """Loss and running statistics of 8 images on 8 devices equal those on one device."""
     net, params, stats = functionalize(small(depth=1, out_indices=(0, 0, 0, 0)))

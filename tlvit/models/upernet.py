@@ -67,6 +67,8 @@ class UperNet(nnx.Module):
       auxiliary_head: FCNHead or None.
     """
 
+    has_token_head = has_distillation_token = has_dense_logits = False  # it is no classifier
+
     def __init__(
         self, *, num_classes: int = 150, image_size: int | tuple[int, int] = 512, backbone: str = "lvvit_s",
         out_indices: tuple[int, ...] | None = None, head: str = "upernet", channels: int = 256,
