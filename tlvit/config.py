@@ -36,7 +36,8 @@ class Model(Section):
     init_from: str = setting(
         "",
         "Checkpoint whose weights the run starts from: a workdir, a model folder or a PyTorch file. Position "
-        "embeddings are resized; heads for another number of classes are reinitialized.",
+        "embeddings are resized; heads for another number of classes are reinitialized. Options of the model "
+        "that are not set are the checkpoint's, except dropout, drop path and remat.",
     )
 
 

@@ -25,13 +25,13 @@ def config(folder, name="lvvit_t", **options):
     return Config(model=Model(name=name, options=options, init_from=folder))
 
 
-def test_options_that_the_recipe_leaves_open(folder):
+def test_options_that_the_recipe_leaves_open(folder, tmp_path):
     """Dropout and dtype are the recipe's."""
-    assert take_options(config(folder)).model.options == {**TINY, "rule": "mean"}
-    given = take_options(config(folder, rule="max", depth=2, drop_path=0.3)).model.options
+    assert take_options(config(folder), tmp_path).model.options == {**TINY, "rule": "mean"}
+    given = take_options(config(folder, rule="max", depth=2, drop_path=0.3), tmp_path).model.options
     assert given == {**TINY, "rule": "max", "depth": 2, "drop_path": 0.3}
     for unchanged in (config(folder, "lvvit_s"), config("")):
-        assert take_options(unchanged) == unchanged
+        assert take_options(unchanged, tmp_path) == unchanged
 
 
 def test_weights_that_do_not_fit_name_the_settings(folder):

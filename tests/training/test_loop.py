@@ -14,6 +14,7 @@ import pytest
 from conftest import refuse_folders
 
 from configs import digits as recipe
+from tlvit.checkpoints.load import load
 from tlvit.checkpoints.model_info import ModelInfo
 from tlvit.checkpoints.native import Checkpoints, restore_for_inference, save_model_folder
 from tlvit.config import resolve
@@ -493,8 +494,13 @@ def test_without_an_average_the_raw_weights_are_the_best(data, tmp_path):
 
 
 def test_init_from_without_an_average(plain, data, tmp_path):
-    """The run keeps no average and can be resumed."""
-    changes = {"ema.decay": 0.0, "model.init_from": str(plain[0])}
-    first = train(config_for(data, epochs=1, **changes), tmp_path)
+    """The run keeps no average. It takes the model's sizes from the checkpoint, and resumes without it."""
+    start = tmp_path / "start"
+    save_model_folder(start, *load(plain[0]))
+    config = config_for(data, epochs=1, **{"ema.decay": 0.0, "model.init_from": str(start)})
+    config.model.options = {}
+    first = train(config, tmp_path / "run")
     assert not any(key.startswith("eval/ema") for key in first.metrics)
-    assert train(config_for(data, epochs=2, **changes), tmp_path).step == 4
+    shutil.rmtree(start)
+    config.epochs = 2
+    assert train(config, tmp_path / "run").step == 4

@@ -1,7 +1,11 @@
 """The state that a run starts from: its last checkpoint, the weights of another one, or new weights."""
 
+import contextlib
 import dataclasses
 import logging
+import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import optax
@@ -12,10 +16,12 @@ from tlvit.checkpoints.fit import fit_arrays
 from tlvit.checkpoints.load import HEADS, load
 from tlvit.checkpoints.model_info import ModelInfo
 from tlvit.checkpoints.native import Checkpoints
+from tlvit.checkpoints.native.step_folders import complete_steps
 from tlvit.checkpoints.trees import model_arrays, set_model_arrays
-from tlvit.config import Config
+from tlvit.config import Config, resolve
 from tlvit.models.functional import functionalize
 from tlvit.models.table import model_options
+from tlvit.records import read_json
 from tlvit.training.mesh import replicated
 from tlvit.training.state import TrainState, abstract_state, init_state, state_from
 
@@ -25,27 +31,26 @@ log = logging.getLogger("tlvit")
 OF_THE_RUN = ("dtype", "remat", "drop_rate", "attn_drop", "drop_path", "token_drop")
 
 
-def take_options(config: Config) -> Config:
+def take_options(config: Config, workdir: pathlib.Path) -> Config:
     """The settings, with the options of `config.model.init_from` that the recipe leaves open.
 
     A recipe can then name a checkpoint of a model with sizes of its own without repeating them. Dropout,
-    drop path, dtype and remat are the recipe's.
+    drop path, dtype and remat are the recipe's. A run that has checkpoints takes the options that it started
+    with, because the checkpoint of `init_from` may be gone.
 
     Raises:
       ValueError, OSError: the checkpoint cannot be opened.
     """
     if not config.model.init_from:
         return config
-    _, found = load(config.model.init_from)
-    if found.model != config.model.name:
+    name, theirs = _options_of_the_start(config, workdir)
+    given = config.model.options
+    taken = {k: v for k, v in theirs.items() if k not in (*OF_THE_RUN, *given)}
+    if name != config.model.name or not taken:
         return config
-    theirs = {k: v for k, v in found.options.items() if k not in OF_THE_RUN}
-    taken = {k: v for k, v in theirs.items() if k not in config.model.options}
-    if taken:
-        listed = ", ".join(f"{name}={value}" for name, value in taken.items())
-        log.info("options of the model, as in %s: %s", config.model.init_from, listed)
-    options = {**taken, **config.model.options}
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, options=options))
+    listed = ", ".join(f"{option}={value}" for option, value in taken.items())
+    log.info("options of the model, as in %s: %s", config.model.init_from, listed)
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, options={**taken, **given}))
 
 
 def initial_state(
@@ -75,6 +80,16 @@ def initial_state(
     model = _load_weights(config.model.init_from, build(), info)
     _, params, stats = functionalize(model)
     return jax.device_put(state_from(params, stats, tx, seed=config.seed, ema=ema), replicated(mesh))
+
+
+def _options_of_the_start(config: Config, workdir: pathlib.Path) -> tuple[str, Mapping[str, Any]]:
+    """(name, options) of the model that a run with `init_from` started with, or starts with."""
+    if complete_steps(workdir / "checkpoints"):
+        with contextlib.suppress(OSError, ValueError):  # of a damaged config.json: init_from has them
+            saved = resolve(read_json(workdir / "config.json")).model
+            return saved.name, saved.options
+    _, info = load(config.model.init_from)
+    return info.model, info.options
 
 
 def _load_weights(path: str, model: nnx.Module, info: ModelInfo) -> nnx.Module:

@@ -21,7 +21,7 @@ from tlvit.files import write_text
 from tlvit.models.functional import functionalize
 from tlvit.training import checks, optimizer, run_data, run_log
 from tlvit.training.evaluation import best_weights, evaluate_state, score
-from tlvit.training.initialize import initial_state
+from tlvit.training.initialize import initial_state, take_options
 from tlvit.training.mesh import local_batch_size, make_mesh
 from tlvit.training.prefetch import Prefetch
 from tlvit.training.run_summary import print_summary
@@ -104,6 +104,7 @@ def _train(
     stack: contextlib.ExitStack,
 ) -> TrainResult:
     # Checks that need no data.
+    config = take_options(config, workdir)
     mesh = make_mesh(data=config.mesh.data)
     local_batch_size(config.batch_size, mesh, parts=config.optim.accumulate)
     local_batch_size(config.eval_batch_size, mesh)
