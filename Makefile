@@ -10,7 +10,7 @@ WORKERS ?= 2
 # The tested versions, for the Pythons that have such a file.
 CONSTRAINTS := $(wildcard constraints/python$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])').txt)
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(addprefix -c ,$(CONSTRAINTS))
-PYTEST := $(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal
+PYTEST := $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile
 
 .PHONY: demo test test-slow lint docs clean
 
