@@ -282,6 +282,12 @@ class Mesh(Section):
     prefix: ClassVar[str] = "config.mesh."
 
     data: int = setting(-1, "Devices that share a batch. -1: all devices.", low=-1, high=1_000_000)
+    heartbeat_timeout: int = setting(
+        100,
+        "With several processes: seconds after which the others end when one of them is lost or has failed.",
+        low=10,
+        high=86_400,
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -56,7 +56,8 @@ def _run(arguments: Sequence[str]) -> int:
     options = parse_flags(arguments)
     config = settings.resolve(options.config)
     if options.multihost:
-        jax.distributed.initialize()
+        seconds = config.mesh.heartbeat_timeout
+        jax.distributed.initialize(heartbeat_timeout_seconds=seconds, shutdown_timeout_seconds=seconds)
     if options.mode == "eval":
         start_logging()
         print_evaluation(options.checkpoint or options.workdir, config, options.weights)

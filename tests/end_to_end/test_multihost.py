@@ -21,7 +21,10 @@ import jax
 port, count, index, folder = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), pathlib.Path(sys.argv[4])
 jax.config.update("jax_numpy_rank_promotion", "raise")
 if count > 1:
-    jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=count, process_id=index)
+    seconds = int(os.environ["HEARTBEAT"])
+    jax.distributed.initialize(
+        f"127.0.0.1:{port}", num_processes=count, process_id=index,
+        heartbeat_timeout_seconds=seconds, shutdown_timeout_seconds=seconds)
 assert (jax.process_count(), len(jax.devices())) == (count, 8)
 """
 WORK = """
@@ -149,8 +152,8 @@ def shared(tmp_path_factory):
     return folder
 
 
-def start(code, count, folder, *arguments):
-    """Starts the processes of one job, which share a folder."""
+def start(code, count, folder, *arguments, heartbeat=100):
+    """Starts the processes of one job, which share a folder. A lost one is missed after `heartbeat` seconds."""
     folder.mkdir(exist_ok=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -160,6 +163,7 @@ def start(code, count, folder, *arguments):
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={8 // count}",
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(ROOT),
+        "HEARTBEAT": str(heartbeat),
     }
     processes = []
     for index in range(count):
@@ -262,19 +266,36 @@ def test_two_processes_share_the_annotation(shared):
     assert (info.num_images, info.num_missing, len(info.shards)) == (32, 0, 3)
 
 
+def wait_for_step(step, processes, folder, timeout=300):
+    """Waits until the first process has printed a step."""
+    deadline = time.monotonic() + timeout
+    while f"step {step}/" not in (folder / "out-0.txt").read_text():
+        assert all(p.poll() is None for p in processes), output_of(folder)
+        assert time.monotonic() < deadline, output_of(folder)
+        time.sleep(0.05)
+
+
 @pytest.mark.parametrize("victims", [(0, 1), (1,)], ids=["both", "one"])
 def test_a_terminated_job_stops_at_one_step_and_saves(victims, shared):
     """SLURM and TPU pods send SIGTERM before SIGKILL."""
     folder = shared / f"ended{len(victims)}"
     processes = start(RUN, 2, folder, 4000)
-    deadline = time.monotonic() + 120
-    while "step 6/" not in (folder / "out-0.txt").read_text():
-        assert all(p.poll() is None for p in processes), output_of(folder)
-        assert time.monotonic() < deadline, output_of(folder)
-        time.sleep(0.05)
+    wait_for_step(6, processes, folder)
     for i in victims:
         processes[i].send_signal(signal.SIGTERM)
-    finish(processes, folder, timeout=60)
+    finish(processes, folder)
     ends = [re.search(r"RESULT False (\d+)", (folder / f"out-{i}.txt").read_text()) for i in (0, 1)]
     assert ends[0].group(1) == ends[1].group(1)
     assert (folder / "run" / "checkpoints" / ends[0].group(1)).is_dir()
+
+
+def test_when_a_process_is_lost_the_other_one_ends_and_names_it(shared):
+    folder = shared / "lost"
+    processes = start(RUN, 2, folder, 4000, heartbeat=10)
+    wait_for_step(6, processes, folder)
+    processes[1].kill()
+    try:
+        assert processes[0].wait(300) != 0
+    finally:
+        processes[0].kill()
+    assert re.search(r"tasks are unhealthy \(stopped sending heartbeats\):\n1\n", output_of(folder))

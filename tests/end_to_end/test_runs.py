@@ -351,6 +351,19 @@ def test_a_workdir_that_cannot_be_written_is_one_sentence(prepare, message, scen
     assert "Traceback" not in text
 
 
+def test_the_heartbeat_timeout_of_several_processes_is_a_setting(scenes, maps, tmp_path, capfd, monkeypatch):
+    found = {}
+
+    def initialize(**options):
+        found.update(options)
+        raise ValueError("no cluster")
+
+    monkeypatch.setattr("jax.distributed.initialize", initialize)
+    arguments = student_command(scenes, maps, tmp_path, "--multihost", "--config.mesh.heartbeat_timeout=30")
+    assert "no cluster" in call(capfd, "tlvit.main", *arguments, status=1)
+    assert found == {"heartbeat_timeout_seconds": 30, "shutdown_timeout_seconds": 30}
+
+
 def test_workdir_of_another_model_is_refused_and_kept(scenes, maps, student, capfd):
     before = (student[0] / "config.json").read_text()
     changed = student_command(scenes, maps, student[0], "--config.model.options.depth=3")

@@ -137,6 +137,9 @@ def _train(
     evaluation_due = first_step > 0 and _run_record(checkpoints, first_step).get("evaluation_due", False)
     _write_records(workdir, config, info)
     print_summary(config, data, mesh, net, state, total_steps)
+    if jax.process_count() > 1:
+        seconds = config.mesh.heartbeat_timeout
+        log.info("If a process is lost, JAX ends the others after %d s (mesh.heartbeat_timeout).", seconds)
     for text in run_warnings(config, data.train.num_examples, steps_per_epoch):
         log.warning("warning: %s", text)
     log.info("curves: tensorboard --logdir=%s", workdir)
