@@ -108,7 +108,8 @@ def test_an_edited_description_is_not_believed(maps, fields):
         (b"", "is empty"),
         (b"{", "is not valid JSON"),
         (b'{"a": "\xff"}', "is not UTF-8 text"),
-        (None, "cannot be read"),
+        (None, "is not a regular file"),
+        ("pipe", "is not a regular file"),
     ],
 )
 def test_a_damaged_description_is_named(maps, content, match):
@@ -116,6 +117,8 @@ def test_a_damaged_description_is_named(maps, content, match):
     os.remove(path)
     if content is None:
         os.mkdir(path)
+    elif content == "pipe":
+        os.mkfifo(path)
     else:
         with open(path, "wb") as file:
             file.write(content)

@@ -105,6 +105,14 @@ def test_errors_name_bad_files(source, tmp_path, change, match):
         import_published(save(tmp_path / "pt", change=change), source, str(tmp_path / "maps"), threads=2)
 
 
+def test_a_pipe_is_not_waited_for(source, tmp_path):
+    folder = save(tmp_path / "pt")
+    os.remove(tmp_path / "pt/class2/img_7.pt")
+    os.mkfifo(tmp_path / "pt/class2/img_7.pt")
+    with pytest.raises(ValueError, match=r"img_7.pt is not a regular file"):
+        import_published(folder, source, str(tmp_path / "maps"), threads=2)
+
+
 def test_half_precision_indices_of_many_classes_raise_an_error(tmp_path):
     images = [tiny_images.position_image(i, 4, 4) for i in range(4)]
     tiny_images.prepare(tmp_path, images, num_classes=3000)

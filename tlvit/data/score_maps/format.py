@@ -150,6 +150,8 @@ class ScoreMapInfo(MapDescription):
           OSError: the file cannot be read.
           ValueError: it is damaged, was changed after it was written, or has another format.
         """
+        if os.path.exists(path) and not os.path.isfile(path):  # reading a pipe would wait for its writer
+            raise OSError(f"{path} is not a regular file.")
         try:
             with tf.io.gfile.GFile(path, "rb") as file:
                 record = parse_json(file.read(), path)

@@ -191,6 +191,8 @@ def _load(path: str | None) -> tuple[str, bytes] | None:
     """The path and content of a file, or None for an image without one."""
     if path is None:
         return None
+    if not os.path.isfile(path):
+        raise ValueError(f"{path} is not a regular file.")
     with open(path, "rb") as file:
         return path, file.read()
 
