@@ -17,6 +17,8 @@ PROMISED = {
     "token_label_loss", "distillation_loss", "draw_mixtoken_mask", "mixtoken_mask_from_box", "mix_tokens",
     "make_optimizer", "resize_pos_embed", "annotate", "ScoreMapWriter", "open_score_maps", "open_source",
     "predict", "check_batch", "Batch", "ScoreMaps", "TokenTargets", "ModelOutput", "MixTokenMask", "Config",
+    "SegmentationOutput", "segmentation_loss", "slide_logits", "multi_scale_probs", "confusion_matrix",
+    "iou_summary",
 }  # fmt: skip
 
 
