@@ -20,7 +20,7 @@ install() {
   # The images have Python 3.10 and tlvit needs 3.11 or newer: uv installs its own.
   [ -x ~/.local/bin/uv ] || curl -LsSf https://astral.sh/uv/install.sh | sh
   ~/.local/bin/uv venv --quiet --allow-existing --python=3.12 env
-  ~/.local/bin/uv pip install --quiet --python=env/bin/python --reinstall-package=tlvit "tlvit[tf,tpu] @ $1"
+  ~/.local/bin/uv pip install --quiet --python=env/bin/python --reinstall-package=tlvit "tlvit[tf,tpu,gcs] @ $1"
 }
 
 start() {

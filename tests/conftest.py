@@ -43,6 +43,28 @@ ROOT = pathlib.Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden"
 
 
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    """The folder behind gs://bucket/: a local file system in place of Google's, for `etils.epath` only."""
+    from etils.epath import backend, gpath
+
+    local = lambda path: os.fspath(path).replace("gs://", f"{tmp_path}/gs/")
+    remote = lambda path: path.replace(f"{tmp_path}/gs/", "gs://")
+
+    class Below(type(backend.os_backend)):
+        """Local files, below another folder."""
+
+        def glob(self, path):
+            return [remote(found) for found in super().glob(local(path))]
+
+    for name in ("open", "exists", "isdir", "listdir", "makedirs", "mkdir", "remove"):
+        method = getattr(type(backend.os_backend), name)
+        setattr(Below, name, lambda self, path, *a, method=method, **k: method(self, local(path), *a, **k))
+    monkeypatch.setattr(gpath.PosixGPath, "_backend", property(lambda self: Below()))
+    (tmp_path / "gs" / "bucket").mkdir(parents=True)
+    return tmp_path / "gs" / "bucket"
+
+
 def randn(*shape: int, seed: int = 0) -> np.ndarray:
     """Standard normal float32 numbers."""
     return np.random.RandomState(seed).standard_normal(shape).astype(np.float32)

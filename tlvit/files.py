@@ -1,4 +1,4 @@
-"""Files that a killed process must not leave half written, and what it leaves behind."""
+"""Paths of files, local or in a bucket, and files that a killed process must not leave half written."""
 
 import os
 import pathlib
@@ -6,8 +6,48 @@ import re
 import socket
 
 
+def as_path(path: str | os.PathLike) -> pathlib.Path:
+    """The path of a local file or folder, or of one in a bucket: gs://BUCKET/NAME.
+
+    A path in a bucket has the methods of `pathlib.Path` that tlvit uses (`etils.epath`), but not its type.
+
+    Raises:
+      ValueError: another URL, such as s3://.
+    """
+    check_url(path)
+    if "://" not in os.fspath(path):
+        return pathlib.Path(path)
+    from etils import epath  # imports TensorFlow at the first access
+
+    return epath.Path(path)
+
+
+def check_url(path: str | os.PathLike) -> None:
+    """Raises ValueError for a URL that is not gs://, such as s3://."""
+    scheme, is_url, _ = os.fspath(path).partition("://")
+    if is_url and scheme != "gs":
+        raise ValueError(
+            f"{os.fspath(path)} cannot be opened: TensorFlow and Orbax read gs:// and local files, not "
+            f"{scheme}://. Mount the bucket and give the path of the mount."
+        )
+
+
+def is_local(path: pathlib.Path) -> bool:
+    """Whether an `as_path` is a path of a file system, not of a bucket."""
+    return isinstance(path, pathlib.Path)
+
+
+def absolute_path(path: str | os.PathLike) -> pathlib.Path:
+    """The absolute path of a local file or folder, or its path in a bucket."""
+    found = as_path(path)
+    return found.absolute() if is_local(found) else found  # epath would take gs:// as a relative path
+
+
 def write_text(path: pathlib.Path, text: str) -> None:
     """Writes a text file atomically: a killed process leaves either the old file or the new one."""
+    if not is_local(path):  # an object of a bucket is always replaced as a whole
+        path.write_text(text)
+        return
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         temporary.write_text(text, "utf-8")

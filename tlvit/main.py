@@ -32,6 +32,7 @@ from ml_collections import ConfigDict
 
 from tlvit import command
 from tlvit import config as settings
+from tlvit.files import as_path
 from tlvit.recipes import load_recipe, load_workdir, load_writer, override, recipe_names, split_overrides
 from tlvit.signals import EXIT_STOPPED
 from tlvit.training.evaluation import evaluate_checkpoint
@@ -63,7 +64,7 @@ def _run(arguments: Sequence[str]) -> int:
         print_evaluation(options.checkpoint or options.workdir, config, options.weights)
         return 0
     command.check_writable(options.workdir, folder=True)
-    start_logging(pathlib.Path(options.workdir))
+    start_logging(as_path(options.workdir))
     writers = []
     if options.writer and jax.process_index() == 0:
         writers.append(load_writer(options.writer, options.workdir, settings.to_dict(config)))
@@ -71,7 +72,7 @@ def _run(arguments: Sequence[str]) -> int:
     if not result.finished:
         return EXIT_STOPPED
     if jax.process_count() == 1:
-        draw_report(pathlib.Path(options.workdir))
+        draw_report(as_path(options.workdir))
     return 0
 
 
@@ -106,7 +107,7 @@ def print_evaluation(path: str, config: settings.Config, weights: str) -> None:
       config: data and evaluation settings.
       weights: "ema" (averaged), "raw" (not averaged), or "auto": of a workdir both, otherwise the file's.
     """
-    run = (pathlib.Path(path) / "checkpoints").is_dir()
+    run = (as_path(path) / "checkpoints").is_dir()
     both = weights == "auto" and run and config.ema.decay > 0
     found = {}
     for kind in ("ema", "raw") if both else (weights,):

@@ -16,6 +16,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from tlvit import config as settings
+from tlvit.files import as_path
 from tlvit.records import convert, read_json
 
 RECIPE_FOLDERS = (  # of the installed package, and of a checkout
@@ -75,7 +76,7 @@ def load_workdir(workdir: str | pathlib.Path) -> ConfigDict | None:
     Raises:
       ValueError: config.json is damaged or has unknown settings.
     """
-    path = pathlib.Path(workdir) / "config.json"
+    path = as_path(workdir) / "config.json"
     if not path.exists():
         return None
     try:

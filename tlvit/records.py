@@ -6,11 +6,12 @@ import functools
 import json
 import math
 import os
-import pathlib
 import types
 import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
+
+from tlvit.files import as_path
 
 T = TypeVar("T")
 
@@ -21,13 +22,13 @@ WIDER: dict[Any, Any] = {  # what is accepted for a type
 
 
 def read_json(path: str | os.PathLike) -> dict[str, Any]:
-    """The JSON object in a local file. `parse_json` takes the text of other files.
+    """The JSON object in a file.
 
     Raises:
       OSError: the file does not exist, is a folder, or cannot be read.
       ValueError: it is not UTF-8, not JSON, or not a JSON object.
     """
-    path = pathlib.Path(path)
+    path = as_path(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder, not a file.")
     if not path.exists():

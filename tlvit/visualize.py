@@ -8,6 +8,7 @@ images.
 
 import argparse
 import dataclasses
+import io
 import json
 import logging
 import math
@@ -24,6 +25,7 @@ from tlvit import command
 from tlvit.checkpoints.load import load
 from tlvit.checkpoints.model_info import WEIGHTS, ModelInfo
 from tlvit.draw_tokens import class_color
+from tlvit.files import as_path
 from tlvit.models.functional import functionalize
 from tlvit.ops.normalize import normalize
 from tlvit.training.run_log import read_metrics, start_logging
@@ -84,7 +86,7 @@ def report(
     """
     if count < 1:
         raise ValueError(f"count must be at least 1, not {count}.")
-    workdir = pathlib.Path(workdir)
+    workdir = as_path(workdir)
     config = json.loads((workdir / "config.json").read_text())
     paths = {"annotator": annotator, "student": workdir} if annotator else {"model": workdir}
     loaded = {name: load(path, weights=weights) for name, path in paths.items()}
@@ -103,7 +105,9 @@ def report(
         curves["without token labels"] = read_metrics(baseline)
     figure = draw(images, labels, views, curves, class_names=names, title=_title(config, info))
     path = workdir / "report.png"
-    figure.savefig(path, dpi=110)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=110)
+    path.write_bytes(picture.getvalue())
     return path
 
 
@@ -115,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     start_logging()
-    command.check_writable(pathlib.Path(options.checkpoint) / "report.png", folder=False)
+    command.check_writable(as_path(options.checkpoint) / "report.png", folder=False)
     path = report(
         options.checkpoint,
         weights=options.weights,

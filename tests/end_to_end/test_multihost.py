@@ -153,7 +153,7 @@ def shared(tmp_path_factory):
 
 
 def start(code, count, folder, *arguments, heartbeat=100):
-    """Starts the processes of one job, which share a folder. A lost one is missed after `heartbeat` seconds."""
+    """Starts the processes of one job, which share a folder. A lost one is missed after `heartbeat` s."""
     folder.mkdir(exist_ok=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -107,7 +107,7 @@ START = [
     "scp launch_tpu_host.sh package.whl pod: --worker=all",
     'ssh pod --worker=all --command=bash launch_tpu_host.sh install "file://$HOME/package.whl"',
     "uv venv --quiet --allow-existing --python=3.12 env",
-    "uv pip install --quiet --python=env/bin/python --reinstall-package=tlvit tlvit[tf,tpu] @ file://HOST/package.whl",
+    "uv pip install --quiet --python=env/bin/python --reinstall-package=tlvit tlvit[tf,tpu,gcs] @ file://HOST/package.whl",
     "ssh pod --worker=all --command=bash launch_tpu_host.sh start --config=lvvit_s --workdir=gs://bucket/run "
     r"--config.model.name=\'lvvit_s\'",
 ]

@@ -3,11 +3,13 @@
 import json
 import logging
 import re
+import unittest.mock
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tlvit.files import as_path
 from tlvit.training import run_log
 from tlvit.training.run_log import MetricsFile, Progress, duration, read_metrics, start_logging
 
@@ -217,3 +219,14 @@ def test_start_logging_without_a_workdir(logger, capfd):
 )  # fmt: skip
 def test_duration(seconds, text):
     assert duration(seconds) == text
+
+
+def test_metrics_in_a_bucket(bucket, monkeypatch):
+    """Lines after the first step are removed; others are appended. TensorFlow writes the events itself."""
+    from clu import metric_writers
+
+    monkeypatch.setattr(metric_writers, "SummaryWriter", unittest.mock.MagicMock())
+    (bucket / "metrics.jsonl").write_text('{"step": 1}\n{"step": 3}\n')
+    with MetricsFile(as_path("gs://bucket"), 1) as file:
+        file.write(2, {"train/loss": 0.5})
+    assert read_metrics("gs://bucket") == [{"step": 1}, {"step": 2, "train/loss": 0.5}]

@@ -12,10 +12,12 @@ import sys
 import pytest
 from conftest import ROOT
 
+from tlvit.files import as_path
 from tlvit.training.workdir import lock_workdir, make_workdir
 
 HOLD = """
 import pathlib, sys
+from tlvit.files import as_path
 from tlvit.training.workdir import lock_workdir
 with lock_workdir(pathlib.Path(sys.argv[1])):
     print("held", flush=True)
@@ -120,3 +122,15 @@ def test_a_file_in_place_of_a_folder(tmp_path):
 def test_a_parent_that_cannot_be_written():
     with pytest.raises(OSError, match=r"/proc/none"):
         make_workdir(pathlib.Path("/proc/none/below"))
+
+
+def test_a_workdir_in_a_bucket_is_made_and_not_locked(bucket, caplog):
+    workdir = as_path("gs://bucket/runs/1")
+    make_workdir(workdir)
+    assert (bucket / "runs/1").is_dir()
+    with caplog.at_level("INFO", "tlvit"), lock_workdir(workdir), lock_workdir(workdir):
+        pass
+    assert "gs://bucket/runs/1 cannot be locked: make sure that no other run has this workdir" in caplog.text
+    (bucket / "file").write_text("")
+    with pytest.raises(OSError, match="The workdir gs://bucket/file/1 cannot be made"):
+        make_workdir(as_path("gs://bucket/file/1"))

@@ -14,6 +14,7 @@ from tlvit.checkpoints.torch_files import Weights, read_weights
 from tlvit.checkpoints.torch_names import describe, from_torch, identify
 from tlvit.checkpoints.trees import flatten, model_arrays, set_model_arrays
 from tlvit.config import parse_image_size
+from tlvit.files import as_path
 from tlvit.models.options import check_num_classes
 
 # The layers with one output for each class. Names have dots in files and slashes in folders.
@@ -101,7 +102,7 @@ def open_checkpoint(
     Raises:
       ValueError: as of `load`; or another number of classes without `drop_heads`.
     """
-    path = pathlib.Path(path)
+    path = as_path(path)
     if path.is_dir():
         saved, fill = _read_folder(path, weights), _from_native
     else:

@@ -11,6 +11,7 @@ from flax import nnx
 from tlvit.checkpoints.load import load
 from tlvit.checkpoints.model_info import ModelInfo
 from tlvit.config import Config, parse_image_size
+from tlvit.files import as_path
 from tlvit.models.functional import functionalize
 from tlvit.training.mesh import local_batch_size, make_mesh, replicated
 from tlvit.training.prefetch import Prefetch
@@ -99,7 +100,7 @@ def evaluate_checkpoint(
 
     mesh = make_mesh(data=config.mesh.data)
     local_batch_size(config.eval_batch_size, mesh)
-    model, info = _open(pathlib.Path(path), config, weights)
+    model, info = _open(as_path(path), config, weights)
     data = config.data
     source = open_source(data.name, data.eval_split, data_dir=data.dir or None, exif=data.exif)
     if info.num_classes != source.num_classes:

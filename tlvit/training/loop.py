@@ -17,7 +17,7 @@ from tlvit.checkpoints.native import Checkpoints
 from tlvit.checkpoints.native.step_folders import complete_steps
 from tlvit.class_names import write_class_names
 from tlvit.config import Config, to_dict
-from tlvit.files import write_text
+from tlvit.files import as_path, is_local, write_text
 from tlvit.models.functional import functionalize
 from tlvit.training import checks, optimizer, run_data, run_log
 from tlvit.training.evaluation import best_weights, evaluate_state, score
@@ -86,7 +86,9 @@ def train(
       OSError: an image cannot be read, or a file of the workdir cannot be written.
       Stopped: Ctrl-C or SIGTERM before the first step is done, or a second Ctrl-C.
     """
-    workdir = pathlib.Path(workdir)
+    workdir = as_path(workdir)
+    if profile is not None and not is_local(workdir):
+        raise ValueError(f"--profile writes local files, but the workdir is {workdir}. Use a local one.")
     with StopRequest(interrupts=True) as stop:
         try:
             with contextlib.ExitStack() as stack:

@@ -12,7 +12,7 @@ from typing import Protocol, Self
 import jax
 import numpy as np
 
-from tlvit.files import write_text
+from tlvit.files import as_path, is_local, write_text
 from tlvit.training.workdir import make_workdir
 from tlvit.types import Array
 
@@ -20,7 +20,7 @@ log = logging.getLogger("tlvit")
 
 
 def start_logging(workdir: pathlib.Path | None = None) -> None:
-    """Sends tlvit's messages to the terminal and, on process 0, to log.txt in the workdir.
+    """Sends tlvit's messages to the terminal and, on process 0, to log.txt in a local workdir.
 
     Messages of libraries below the level of errors are hidden.
 
@@ -33,7 +33,8 @@ def start_logging(workdir: pathlib.Path | None = None) -> None:
     log.setLevel(logging.INFO if jax.process_index() == 0 else logging.WARNING)
     if workdir is not None and jax.process_index() == 0:
         make_workdir(workdir)
-        handlers.append(logging.FileHandler(workdir / "log.txt"))
+        if is_local(workdir):
+            handlers.append(logging.FileHandler(workdir / "log.txt"))
     log.handlers, log.propagate = handlers, False
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
@@ -161,7 +162,6 @@ class MetricsFile:
 
         self._path = workdir / "metrics.jsonl"
         write_text(self._path, "".join(line + "\n" for line in _lines(self._path) if is_kept(line)))
-        self._file = self._path.open("a")
         self._writers = [metric_writers.SummaryWriter(str(workdir)), *writers]
 
     def __enter__(self) -> Self:
@@ -176,24 +176,23 @@ class MetricsFile:
         if self._writes:
             values = {k: v for k, v in values.items() if math.isfinite(v)}
             try:
-                self._file.write(json.dumps({"step": step, **values}) + "\n")
-                self._file.flush()
+                with self._path.open("a") as file:
+                    file.write(json.dumps({"step": step, **values}) + "\n")
             except OSError as error:
                 raise OSError(error.errno, error.strerror, str(self._path)) from error
             for writer in self._writers:
                 writer.write_scalars(step, values)
 
     def close(self) -> None:
-        """Closes the file and the writers."""
+        """Closes the writers."""
         if self._writes:
-            self._file.close()
             for writer in self._writers:
                 writer.close()
 
 
 def read_metrics(workdir: str | pathlib.Path) -> list[dict[str, float]]:
     """The lines of a workdir's metrics.jsonl."""
-    lines = _lines(pathlib.Path(workdir) / "metrics.jsonl")
+    lines = _lines(as_path(workdir) / "metrics.jsonl")
     return [json.loads(line) for line in lines if _step_of(line) is not None]
 
 
@@ -207,7 +206,7 @@ def duration(seconds: float) -> str:
 
 
 def _lines(path: pathlib.Path) -> list[str]:
-    return path.read_text("utf-8", errors="replace").splitlines() if path.exists() else []
+    return path.read_bytes().decode(errors="replace").splitlines() if path.exists() else []
 
 
 def _step_of(line: str) -> int | None:

@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 import jax
 
-from tlvit.files import is_running
+from tlvit.files import is_local, is_running
 from tlvit.records import parse_json
 
 FILES = ("log.txt", "config.json", "classes.txt", "metrics.jsonl", "lock.json")
@@ -27,6 +27,12 @@ def make_workdir(workdir: pathlib.Path) -> None:
     Raises:
       OSError: it cannot be created, or something has the name of one of its files.
     """
+    if not is_local(workdir):
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+        except Exception as error:  # of TensorFlow, which has its own kinds
+            raise OSError(f"The workdir {workdir} cannot be made: {error}") from error
+        return
     if (workdir.exists() or workdir.is_symlink()) and not workdir.is_dir():
         raise NotADirectoryError(f"The workdir {workdir} is not a folder.")
     workdir.mkdir(parents=True, exist_ok=True)
@@ -43,13 +49,17 @@ def lock_workdir(workdir: pathlib.Path) -> Iterator[None]:
     """Keeps other runs out of a workdir. Of several processes, the first holds the lock.
 
     The operating system releases the lock when the process ends, however it ends. On a file system without
-    locks the holder's host and process number decide.
+    locks the holder's host and process number decide. A bucket has no locks, so nothing is checked there.
 
     Raises:
       ValueError: another run has the workdir.
       OSError: the lock cannot be written.
     """
     if jax.process_index() > 0:
+        yield
+        return
+    if not is_local(workdir):
+        log.info("%s cannot be locked: make sure that no other run has this workdir", workdir)
         yield
         return
     path = workdir / "lock.json"

@@ -7,6 +7,7 @@ import pytest
 from tlvit.checkpoints.native import step_folders
 from tlvit.checkpoints.native.checksums import write_checksums
 from tlvit.checkpoints.native.step_folders import NO_SCORE
+from tlvit.files import as_path
 
 
 @pytest.fixture
@@ -62,3 +63,11 @@ def test_a_damaged_record_names_its_file(step):
     (step / "extra" / "metadata").write_text('{"model": "vis"}')
     with pytest.raises(ValueError, match="extra/metadata is damaged"):
         step_folders.read_record(step)
+
+
+def test_a_step_in_a_bucket_is_complete_when_it_is_committed(bucket):
+    for step in ("2", "4", "4.unreadable"):
+        (bucket / "run" / step).mkdir(parents=True)
+    (bucket / "run" / "2" / "commit_success.txt").touch()
+    assert step_folders.complete_steps(as_path("gs://bucket/run")) == [2]
+    assert step_folders.complete_steps(as_path("gs://bucket/none")) == []

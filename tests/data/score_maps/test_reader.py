@@ -153,3 +153,8 @@ def test_verify_compares_the_keys_with_the_images(source, tmp_path):
         verify(str(tmp_path / "m"), source)
     tiny_images.write_maps(tmp_path / "right", source)
     assert verify(str(tmp_path / "right"), source).num_images == source.num_examples
+
+
+def test_score_maps_in_a_bucket_of_amazon_are_refused():
+    with pytest.raises(ValueError, match="s3://bucket/maps cannot be opened.*Mount the bucket"):
+        score_maps.open_score_maps("s3://bucket/maps")

@@ -45,3 +45,19 @@ def test_a_relative_folder_is_class_folders_unless_tfds_prepared_it(tmp_path, mo
     tiny_images.prepare(data_dir, [tiny_images.position_image(i, 4, 4) for i in range(6)])
     monkeypatch.chdir(data_dir)
     assert open_source("tiny_images", "train", data_dir=str(data_dir)).key_kind == "file_name"
+
+
+@pytest.mark.parametrize(
+    ("name", "data_dir", "message"),
+    [
+        (
+            "gs://bucket/photos",
+            None,
+            "gs://bucket/photos cannot be opened: class folders are read from disks",
+        ),
+        ("cifar10", "s3://bucket/tfds", "s3://bucket/tfds cannot be opened.*not s3://"),
+    ],
+)
+def test_data_in_buckets_that_are_not_read(name, data_dir, message):
+    with pytest.raises(ValueError, match=message):
+        open_source(name, "train", data_dir=data_dir)

@@ -14,6 +14,7 @@ from tlvit.checkpoints.native.checksums import check_files, write_checksums
 from tlvit.checkpoints.native.run import brief
 from tlvit.checkpoints.native.step_folders import complete_steps, read_record, read_score
 from tlvit.checkpoints.trees import flatten, unflatten
+from tlvit.files import absolute_path, is_local
 from tlvit.models.functional import functionalize
 from tlvit.records import read_json
 from tlvit.types import PyTree
@@ -37,7 +38,7 @@ def restore_for_inference(
       ValueError: no such checkpoint, one that cannot be read, or one without EMA weights for weights="ema".
     """
     check_weights(weights)
-    folder = pathlib.Path(workdir).absolute() / "checkpoints"
+    folder = absolute_path(workdir) / "checkpoints"
     steps = complete_steps(folder)
     if not steps or step not in (None, *steps):
         wanted = "" if step is None else f" of step {step} (found: {steps})"
@@ -71,7 +72,7 @@ def save_model_folder(path: str | pathlib.Path, model: nnx.Module, info: ModelIn
     Raises:
       ValueError: the folder exists and is not empty.
     """
-    path = pathlib.Path(path).absolute()
+    path = absolute_path(path)
     if path.is_dir() and not any(path.iterdir()):
         path.rmdir()
     if path.exists():
@@ -83,7 +84,8 @@ def save_model_folder(path: str | pathlib.Path, model: nnx.Module, info: ModelIn
     )
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as writer:
         writer.save(path, args=items)
-    write_checksums(path)
+    if is_local(path):  # a bucket keeps checksums itself
+        write_checksums(path)
 
 
 def load_model(path: str | pathlib.Path) -> tuple[PyTree, PyTree, dict[str, Any]]:
@@ -95,7 +97,7 @@ def load_model(path: str | pathlib.Path) -> tuple[PyTree, PyTree, dict[str, Any]
     Raises:
       ValueError: the folder is not a complete model folder.
     """
-    path = pathlib.Path(path).absolute()
+    path = absolute_path(path)
     if not (path / "model").is_dir() or not (path / "info").is_dir():
         raise ValueError(f"{path} is not a tlvit model folder (model/ and info/ expected).")
     with _reading(f"The model folder {path}"), ocp.StandardCheckpointer() as reader:

@@ -25,6 +25,7 @@ from tlvit.checkpoints.native.step_folders import (
     replace_records,
 )
 from tlvit.checkpoints.trees import flatten_state, unflatten_state
+from tlvit.files import absolute_path, as_path, is_local
 from tlvit.types import PyTree
 
 log = logging.getLogger("tlvit")
@@ -45,10 +46,13 @@ class Checkpoints:
 
     Raises:
       OSError: the folder cannot be created or read.
+      ImportError: the folder is in gs:// and google-cloud-storage, which Orbax uses there, is missing.
     """
 
     def __init__(self, folder: str | pathlib.Path, *, keep: int = 3):
-        self.folder, self._keep = pathlib.Path(folder).absolute(), keep
+        self.folder, self._keep = absolute_path(folder), keep
+        if not is_local(self.folder):
+            _check_bucket_client()
         if jax.process_index() == 0:
             remove_incomplete(self.folder)
         keep_best = policies.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
@@ -209,7 +213,12 @@ class Checkpoints:
             ) from error
 
     def _write_checksums(self) -> None:
-        """Orbax calls this in its thread on process 0, before it renames a checkpoint that is written."""
+        """Orbax calls this in its thread on process 0, before it renames a checkpoint that is written.
+
+        A bucket renames nothing, and keeps checksums itself.
+        """
+        if not is_local(self.folder):
+            return
         [folder] = self.folder.glob(INCOMPLETE)
         write_checksums(folder)
 
@@ -250,7 +259,15 @@ class _Manager(ocp.CheckpointManager):
     """Orbax's manager. A damaged score is an unknown one, where Orbax raises JSONDecodeError."""
 
     def metrics(self, step: int) -> dict[str, float]:
-        return {"score": read_score(pathlib.Path(self.directory) / str(step))}
+        return {"score": read_score(as_path(self.directory) / str(step))}
+
+
+def _check_bucket_client() -> None:
+    """Raises ImportError without the package that Orbax lists and deletes checkpoints in a bucket with."""
+    try:
+        import google.cloud.storage  # noqa: F401
+    except ImportError as error:
+        raise ImportError(f'Checkpoints in gs:// need "tlvit[gcs]" (google-cloud-storage): {error}') from None
 
 
 def _attempt(read: Callable[[], Any]) -> tuple[Any, str]:

@@ -9,9 +9,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from tlvit.checkpoints.native.checksums import check_files, replace_files
+from tlvit.files import is_local
 from tlvit.records import read_json
 
-INCOMPLETE = "*.orbax-checkpoint-tmp*"  # Orbax renames a folder when all of its files are written
+# Orbax renames a folder when all of its files are written. In a bucket it writes COMMITTED last instead.
+INCOMPLETE, COMMITTED = "*.orbax-checkpoint-tmp*", "commit_success.txt"
 RECORD, SCORE = "extra/metadata", "metrics/metrics"
 NO_SCORE = -1.0  # the step was not evaluated
 
@@ -20,8 +22,9 @@ log = logging.getLogger("tlvit")
 
 def complete_steps(folder: pathlib.Path) -> list[int]:
     """The steps with a complete checkpoint, ascending; empty if there is no such folder."""
-    found = folder.iterdir() if folder.is_dir() else ()
-    return sorted(int(path.name) for path in found if path.name.isdecimal() and path.is_dir())
+    found = [path for path in folder.iterdir() if path.name.isdecimal()] if folder.is_dir() else ()
+    complete = lambda path: path.is_dir() if is_local(path) else (path / COMMITTED).exists()
+    return sorted(int(path.name) for path in found if complete(path))
 
 
 def remove_incomplete(folder: pathlib.Path) -> None:

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from tlvit.data.score_maps.format import INFO_FILE, STARTED_FILE, ScoreMapInfo
 from tlvit.data.sources.source import Records, Source
+from tlvit.files import check_url
 
 
 def open_score_maps(path: str | os.PathLike) -> "ScoreMapReader":
@@ -25,6 +26,7 @@ def open_score_maps(path: str | os.PathLike) -> "ScoreMapReader":
       ValueError: the folder is not finished or has another format, or a shard is missing or has another size
         than described. `verify` also reads the contents.
     """
+    check_url(path)
     path = os.path.expanduser(os.fspath(path))
     info_path = os.path.join(path, INFO_FILE)
     if not tf.io.gfile.exists(info_path):

@@ -16,7 +16,7 @@ from tlvit.data.score_maps.format import (
     describe_shard,
 )
 from tlvit.data.sources.source import Source
-from tlvit.files import is_abandoned, temporary_name
+from tlvit.files import check_url, is_abandoned, temporary_name
 
 
 class ScoreMapWriter:
@@ -56,6 +56,7 @@ class ScoreMapWriter:
                 f"The annotator has {description.num_classes} classes, {source.identity} has "
                 f"{source.num_classes}."
             )
+        check_url(path)
         self.path = os.path.expanduser(os.fspath(path))
         self.source = source
         fields = {f.name: getattr(description, f.name) for f in dataclasses.fields(MapDescription)}

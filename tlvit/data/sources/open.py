@@ -11,6 +11,7 @@ from tlvit.data.sources.digit_scenes import find_digit_scenes
 from tlvit.data.sources.folders import open_folder
 from tlvit.data.sources.source import Source
 from tlvit.data.sources.tfds import open_builder, open_tfds
+from tlvit.files import check_url
 
 
 def open_source(
@@ -39,8 +40,11 @@ def open_source(
 
     Raises:
       ValueError: the data set is unknown or not prepared, the split is unknown or empty, the data set has no
-        image or no class label, or its files are not TFRecords.
+        image or no class label, its files are not TFRecords, or it is where tlvit does not read (s3://).
     """
+    if "://" in name:
+        raise ValueError(f"{name} cannot be opened: class folders are read from disks. Copy or mount it.")
+    check_url(data_dir or "")
     if _is_class_folder(name):
         return open_folder(name, split, exif=exif != "ignore")
     if _is_digits(name):
