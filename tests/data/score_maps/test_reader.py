@@ -156,5 +156,5 @@ def test_verify_compares_the_keys_with_the_images(source, tmp_path):
 
 
 def test_score_maps_in_a_bucket_of_amazon_are_refused():
-    with pytest.raises(ValueError, match="s3://bucket/maps cannot be opened.*Mount the bucket"):
+    with pytest.raises(ValueError, match=r"s3://bucket/maps cannot be opened.*Mount the bucket"):
         score_maps.open_score_maps("s3://bucket/maps")
