@@ -127,7 +127,7 @@ def test_lower_layers_have_few_dependencies():
         library, at = module.split(".")[0], layer(importer)
         allowed = set().union(*(LIBRARIES[i] for i in LIBRARIES if i <= at))
         known = allowed | sys.stdlib_module_names | {"tlvit"}
-        lazy = (importer, library, top) == ("tlvit.config", "ml_collections", False)
+        lazy = not top and (importer, library) in LAZY
         optional = (importer, library) == ("tlvit.shapes", "jaxtyping")
         if at <= 2 and library not in known and not lazy and not optional:
             wrong.append(f"{importer}:{line}: {library} in layer {at}")
