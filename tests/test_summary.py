@@ -124,11 +124,15 @@ def test_command(capsys):
     assert options.endswith("rule='max', token_weight=0.5, remat=False, dtype=None")
     assert main(["lvvit_x"]) == 1
     assert "did you mean" in capsys.readouterr().err
-    for argument in ("--num-classes=0", "--num-classes=-5"):
-        assert main(["lvvit_t", argument]) == 1
-        assert "num_classes must be an integer from 1" in capsys.readouterr().err
-    assert main(["lvvit_t", "--image-size=100000"]) == 1
-    assert "the limit is 67,108,864" in capsys.readouterr().err
+    for argument, message in (
+        ("--num-classes=0", "must be an integer from 1 to 1000000, not '0'"),
+        ("--num-classes=-5", "must be an integer from 1 to 1000000, not '-5'"),
+        ("--image-size=100000", "An image size is at most 4096 pixels, not 100000."),
+    ):
+        with pytest.raises(SystemExit) as exit:
+            main(["lvvit_t", argument])
+        assert exit.value.code == 2
+        assert message in capsys.readouterr().err
 
 
 def test_several_models(capsys):

@@ -5,14 +5,15 @@ import pathlib
 from collections.abc import Sequence
 
 
-def read_class_names(path: str | os.PathLike) -> tuple[str, ...]:
+def read_class_names(path: str | os.PathLike, count: int | None = None) -> tuple[str, ...]:
     """Reads a file of class names. Blank lines and spaces around a name are left out.
 
-    A name may occur twice: two classes of ImageNet are called "crane".
+    A name may occur twice: two classes of ImageNet are called "crane". With `count`, the file must hold
+    that many names.
 
     Raises:
       OSError: the file does not exist, is a folder, or cannot be read.
-      ValueError: it is not UTF-8 text, or has no names.
+      ValueError: it is not UTF-8 text, has no names, or not `count` of them.
     """
     path = pathlib.Path(path)
     if path.is_dir():
@@ -28,6 +29,8 @@ def read_class_names(path: str | os.PathLike) -> tuple[str, ...]:
     names = tuple(line.strip() for line in lines if line.strip())
     if not names:
         raise ValueError(f"{path} has no class names; it needs one a line.")
+    if count not in (None, len(names)):
+        raise ValueError(f"{path} has {len(names)} class names for {count} classes.")
     return names
 
 

@@ -57,7 +57,8 @@ def convert(options: argparse.Namespace) -> int:
     )
     info = opened.info
     if options.classes:
-        info = dataclasses.replace(info, class_names=read_class_names(options.classes))
+        names = read_class_names(options.classes, info.num_classes)
+        info = dataclasses.replace(info, class_names=names)
     size = "x".join(map(str, info.image_size))
     print(
         f"{options.checkpoint}: {opened.section} -> {info.model}, {info.num_classes} classes, {size} pixels"

@@ -161,7 +161,8 @@ def _run(options: argparse.Namespace) -> int:
         options.checkpoint, model=options.model, weights=options.weights, image_size=options.image_size
     )
     if options.classes:
-        info = dataclasses.replace(info, class_names=read_class_names(options.classes))
+        names = read_class_names(options.classes, info.num_classes)
+        info = dataclasses.replace(info, class_names=names)
     results, exif = [], options.exif == "apply"
     how = {"top": options.top, "batch_size": options.batch_size, "tokens": bool(options.tokens)}
     for result in predict(model, info, paths, exif=exif, **how):
