@@ -22,6 +22,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import fcntl
 import pathlib
 import sys
 
@@ -41,6 +42,20 @@ install_import_hook(["tlvit.ops", "tlvit.models"], "type_checker.check")
 
 ROOT = pathlib.Path(__file__).parent.parent
 GOLDEN = ROOT / "tests" / "golden"
+
+
+@pytest.fixture(scope="session")
+def scene(tmp_path_factory):
+    """The folder of `tiny_runs.build_scene`, made once for all processes of a test run. It is not changed."""
+    import tiny_runs
+
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    with (folder / "scene.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "scene").exists():
+            tiny_runs.build_scene(folder / "scene")
+    return folder / "scene"
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ NAMES = {
 # Files and folders of tlvit/ by layer, as the design has them; a name that is not here fails the test.
 LAYERS = {
     "version": 0, "shapes": 0, "files": 0, "signals": 0, "types": 0, "records": 0, "section": 0, "config": 0,
-    "class_names": 0, "host_memory": 0,
+    "class_names": 0, "host_memory": 0, "error_text": 0,
     "ops": 1,
     "models": 2,
     "checkpoints": 3, "images": 3,

@@ -49,7 +49,10 @@ def test_settings_are_overridden():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--workdir=w"], "--config is missing: a recipe file or one of deit, digits"),
+        (
+            ["--workdir=w"],
+            "--config is missing, and w has no config.json: give a recipe, such as deit,",
+        ),
         (["--config=lvvit_s"], "--workdir is missing$"),
         (["--config=lvvit_s", "--mode=eval"], "--workdir is missing, or --checkpoint"),
         (["--config=lvvit_s", "--workdir=w", "--checkpoint=x"], "--checkpoint needs --mode=eval"),

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 
+from tlvit.error_text import tensorflow_sentence
 from tlvit.version import __version__
 
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -89,7 +90,7 @@ def sentence(error: BaseException) -> str | None:
     if isinstance(error, RuntimeError) and text.startswith("Unable to initialize backend"):
         return text.splitlines()[0]
     if any(cls.__name__ == "OpError" for cls in type(error).__mro__):  # TensorFlow's, without importing it
-        return re.sub(r"\{\{[^}]*\}\} ?", "", text).splitlines()[0]
+        return tensorflow_sentence(text)
     return text if isinstance(error, ValueError | FloatingPointError | ImportError) else None
 
 

@@ -14,6 +14,7 @@ FONTS = (
     "arial.ttf",
 )  # the first that is installed is used
 FONT_SIZE = 12
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def draw_tokens(image: Image.Image, tokens: np.ndarray, names: Sequence[str] | None = None) -> Image.Image:
@@ -45,6 +46,12 @@ def draw_tokens(image: Image.Image, tokens: np.ndarray, names: Sequence[str] | N
         text = _writable(f"{names[c] if names else c}: {cells} of {classes.size} tokens", font)
         drawing.text((22, y), text, fill="black", font=font)
     return canvas
+
+
+def check_token_path(requested: str) -> None:
+    """Raises ValueError unless the name ends like an image file that can be written."""
+    if pathlib.Path(requested).suffix.lower() not in ENDINGS:
+        raise ValueError(f"Drawings are written as {' or '.join(ENDINGS)}, not as {requested}.")
 
 
 def token_path(requested: str, image: pathlib.Path, number: int, count: int) -> pathlib.Path:

@@ -197,9 +197,15 @@ def _settings(options: flags.FlagValues) -> ConfigDict:
     """The settings of the recipe; without one, those of the workdir."""
     if options.config:
         return load_recipe(options.config)
-    found = load_workdir(options.checkpoint or options.workdir)
+    path = options.checkpoint or options.workdir
+    found = load_workdir(path)
+    if found is None and options.mode == "eval" and not as_path(path).exists():
+        raise FileNotFoundError(f"{path} does not exist.")
     if found is None:
-        raise ValueError("--config is missing: a recipe file or one of " + ", ".join(recipe_names()))
+        known = ", ".join(recipe_names())
+        raise ValueError(
+            f"--config is missing, and {path} has no config.json: give a recipe, such as {known}."
+        )
     return found
 
 

@@ -26,7 +26,7 @@ from tlvit.checkpoints.load import load
 from tlvit.checkpoints.model_info import WEIGHTS, ModelInfo
 from tlvit.class_names import read_class_names
 from tlvit.config import MAX_BATCH, parse_image_size
-from tlvit.draw_tokens import draw_tokens, token_path
+from tlvit.draw_tokens import check_token_path, draw_tokens, token_path
 from tlvit.host_memory import check_batch
 from tlvit.images import SUFFIXES, printable, read_image
 from tlvit.models.functional import functionalize
@@ -155,6 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     if options.tokens:
+        check_token_path(options.tokens)
         command.check_writable(options.tokens, folder=False)
     paths = list_images(options.images)
     model, info = load(

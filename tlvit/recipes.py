@@ -174,7 +174,7 @@ def _faults_of(path: pathlib.Path) -> Iterator[None]:
         lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
         line, text = lines[-1] if lines else 1, str(error)
         if isinstance(error, SyntaxError):
-            line, text = error.lineno, error.msg
+            line, text = error.lineno or 1, error.msg
         raise ValueError(f"{path}, line {line}: {type(error).__name__}: {text}") from error
 
 

@@ -28,6 +28,7 @@ from tlvit.draw_tokens import class_color
 from tlvit.files import as_path
 from tlvit.models.functional import functionalize
 from tlvit.ops.normalize import normalize
+from tlvit.records import read_json
 from tlvit.training.run_log import read_metrics, start_logging
 from tlvit.types import Array, PyTree
 
@@ -81,13 +82,15 @@ def report(
 
     Raises:
       ValueError: there is no checkpoint, the data set is missing, or `count` is below 1.
-      FileNotFoundError: `workdir` has no config.json.
+      FileNotFoundError: `workdir` has no config.json, or `baseline` no metrics.jsonl.
       ImportError: matplotlib is missing.
     """
     if count < 1:
         raise ValueError(f"count must be at least 1, not {count}.")
+    if baseline and not (as_path(baseline) / "metrics.jsonl").exists():
+        raise FileNotFoundError(f"{baseline} has no metrics.jsonl: it is not the workdir of a run.")
     workdir = as_path(workdir)
-    config = json.loads((workdir / "config.json").read_text())
+    config = read_json(workdir / "config.json")
     paths = {"annotator": annotator, "student": workdir} if annotator else {"model": workdir}
     loaded = {name: load(path, weights=weights) for name, path in paths.items()}
     info = loaded[list(paths)[-1]][1]
@@ -212,7 +215,7 @@ def _draw_map(
     height, width = image.shape[:2]
     best, sure = probability.argmax(-1), probability.max(-1)
     chance = 1 / probability.shape[-1]
-    strength = np.sqrt(np.clip((sure - chance) / (1 - chance), 0, 1))
+    strength = np.sqrt(np.clip((sure - chance) / max(1 - chance, 1e-6), 0, 1))
     axis.imshow(image.mean(-1), cmap="gray", vmin=-60, vmax=320)
     paint = np.zeros((*best.shape, 4))
     for k in np.unique(best):

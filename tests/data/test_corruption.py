@@ -105,12 +105,21 @@ def test_the_next_image_replaces_a_corrupt_one(make_source, data, window, caplog
         assert "cannot be read and is replaced by the next one" in named[0]
 
 
-@pytest.mark.parametrize("data", [SEVERAL_WINDOWS, pytest.param(ONE_WINDOW, marks=pytest.mark.slow)])
-def test_replacements_do_not_depend_on_restarts_threads_or_processes(make_source, data, monkeypatch):
+@pytest.mark.parametrize(
+    ("make_source", "data", "starts"),
+    [
+        ("records", SEVERAL_WINDOWS, (5,)),
+        pytest.param("records", ONE_WINDOW, (1, 5, 7), marks=pytest.mark.slow),
+        pytest.param("files", SEVERAL_WINDOWS, (1, 5, 7), marks=pytest.mark.slow),
+        pytest.param("files", ONE_WINDOW, (1, 5, 7), marks=pytest.mark.slow),
+    ],
+    indirect=["make_source"],
+)
+def test_replacements_do_not_depend_on_restarts_threads_or_processes(make_source, data, starts, monkeypatch):
     monkeypatch.setattr(corruption, "FALLBACK_BATCHES", 1)
     source = make_source(CORRUPT)
     complete = train(source, data=data)
-    for first in (1, 5, 7):
+    for first in starts:
         later = train(source, steps=10 - first, first_step=first, data=data)
         for a, b in zip(later, complete[first:], strict=True):
             np.testing.assert_array_equal(a.image, b.image)

@@ -16,6 +16,7 @@ from tlvit.checkpoints.trees import flatten, model_arrays, set_model_arrays
 from tlvit.config import parse_image_size
 from tlvit.files import as_path
 from tlvit.models.options import check_num_classes
+from tlvit.models.table import check_model_name
 
 # The layers with one output for each class. Names have dots in files and slashes in folders.
 SEGMENTATION_HEADS = [f"{head}_head{dot}conv_seg" for head in ("decode", "auxiliary") for dot in "./"]
@@ -103,6 +104,8 @@ def open_checkpoint(
       ValueError: as of `load`; or another number of classes without `drop_heads`.
     """
     path = as_path(path)
+    if model is not None:
+        check_model_name(model)
     if path.is_dir():
         saved, fill = _read_folder(path, weights), _from_native
     else:

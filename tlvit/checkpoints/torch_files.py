@@ -62,12 +62,14 @@ def read_weights(path: str | pathlib.Path, *, weights: str = "auto") -> Weights:
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: the file is not a checkpoint, is truncated, would run code, unpacks to much more than its
-        size, does not have these weights, or has others than `export` wrote.
+      ValueError: the file is not a checkpoint, has no tensors, is truncated, would run code, unpacks to much
+        more than its size, does not have these weights, or has others than `export` wrote.
       ImportError: the file is a pickle, and torch is not installed.
     """
     check_weights(weights)
     path = pathlib.Path(path)
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is not a regular file.")
     with path.open("rb") as file:
         start = file.read(9)
     # A safetensors file begins with the length of its JSON header. Its first byte may be that of a pickle.
@@ -180,6 +182,8 @@ def _read_safetensors(path: pathlib.Path, weights: str) -> Weights:
             header = file.metadata() or {}
     except (safetensors.SafetensorError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is truncated or not a safetensors file: {error}") from error
+    if not tensors:
+        raise ValueError(f"{path} has no tensors.")
     return _verified(path, "top level", tensors, header)
 
 

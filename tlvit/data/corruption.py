@@ -14,6 +14,7 @@ from tlvit.data.score_maps.reader import ScoreMapReader
 from tlvit.data.score_maps.verification import verify_shard
 from tlvit.data.shuffle import Order, window_segments
 from tlvit.data.sources.source import Source
+from tlvit.error_text import tensorflow_sentence
 from tlvit.images import printable, read_image
 
 RETRY_SECONDS = (1.0, 5.0, 25.0)  # pauses before a file that cannot be opened or read is tried again
@@ -236,8 +237,7 @@ def error_sentence(message: str) -> str:
     _, found, text = message.partition("assertion failed: ")
     if found:
         return " ".join(text.splitlines()[0].strip()[1:-1].split("] ["))
-    line = message.splitlines()[0]
-    return "reading images failed: " + line.rpartition("}} ")[2].replace(" [Op:IteratorGetNext] name: ", "")
+    return f"reading images failed: {tensorflow_sentence(message)}"
 
 
 def locate_damage(source: Source, maps: ScoreMapReader | None, order: Order | None, step: int) -> str:

@@ -54,7 +54,7 @@ def _steps(config: Config, num_images: int, steps_per_epoch: int) -> str:
     if steps_per_epoch >= FEW_STEPS:
         return ""
     steps = "step" if steps_per_epoch == 1 else "steps"
-    smaller = max(1, num_images // 10)
+    smaller = max(2, num_images // 20 * 2)  # even, as mixing needs
     return (
         f"An epoch of {num_images} images has {steps_per_epoch} {steps}, and the whole run has "
         f"{config.total_epochs * steps_per_epoch}. For more steps: --config.batch_size={smaller}."

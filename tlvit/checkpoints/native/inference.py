@@ -11,9 +11,9 @@ from flax import nnx
 
 from tlvit.checkpoints.model_info import ModelInfo, check_weights
 from tlvit.checkpoints.native.checksums import check_files, write_checksums
-from tlvit.checkpoints.native.run import brief
 from tlvit.checkpoints.native.step_folders import complete_steps, read_record, read_score
 from tlvit.checkpoints.trees import flatten, unflatten
+from tlvit.error_text import brief
 from tlvit.files import absolute_path, is_local
 from tlvit.models.functional import functionalize
 from tlvit.records import read_json

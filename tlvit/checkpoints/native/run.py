@@ -25,6 +25,7 @@ from tlvit.checkpoints.native.step_folders import (
     replace_records,
 )
 from tlvit.checkpoints.trees import flatten_state, unflatten_state
+from tlvit.error_text import brief
 from tlvit.files import absolute_path, as_path, is_local
 from tlvit.types import PyTree
 
@@ -292,8 +293,3 @@ def _reason(error: BaseException) -> str:
         return error.strerror
     found = re.search(r"([A-Z][^:\[\]]*) \[os_error_code", str(error))
     return found[1] if found else brief(error)
-
-
-def brief(error: BaseException) -> str:
-    """The kind of an error and the first line of its message."""
-    return f"{type(error).__name__}: {str(error).splitlines()[0][:300] if str(error) else ''}"

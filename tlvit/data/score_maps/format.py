@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tlvit.error_text import tensorflow_sentence
 from tlvit.records import build, parse_json
 
 FORMAT = 1
@@ -193,5 +194,7 @@ def describe_shard(path: str) -> MapShard:
     try:
         missing = list(tf.data.TFRecordDataset(path).map(empty).as_numpy_iterator())
     except tf.errors.OpError as error:
-        raise ValueError(f"score-map shard {path} is damaged: {error.message.splitlines()[0]}") from error
+        raise ValueError(
+            f"score-map shard {path} is damaged: {tensorflow_sentence(error.message)}"
+        ) from error
     return MapShard(os.path.basename(path), len(missing), int(np.sum(missing)), size, digest.hexdigest())

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from tlvit.data.score_maps.format import INFO_FILE, STARTED_FILE, ScoreMapInfo
 from tlvit.data.sources.source import Records, Source
+from tlvit.error_text import tensorflow_sentence
 from tlvit.files import check_url
 
 
@@ -163,7 +164,9 @@ def _check_first_map(reader: ScoreMapReader) -> None:
     try:
         first = next(iter(reader.read(0).take(1)))
     except tf.errors.OpError as error:
-        raise ValueError(f"score-map shard {file} is damaged: {error.message.splitlines()[0]}") from error
+        raise ValueError(
+            f"score-map shard {file} is damaged: {tensorflow_sentence(error.message)}"
+        ) from error
     if problem := first["problem"].numpy().decode():
         raise ValueError(f"The first map of {file} {problem}.")
 

@@ -37,7 +37,7 @@ def verify(path: str | os.PathLike, source: Source | None = None) -> ScoreMapInf
     """
     reader = open_score_maps(path)
     if source is not None:
-        verify_keys(reader, source)
+        reader.check_against(source)
     seen: set[str] = set()
     for number, file in enumerate(reader.files):
         verify_shard(reader, number)
@@ -47,6 +47,8 @@ def verify(path: str | os.PathLike, source: Source | None = None) -> ScoreMapInf
             seen.add(key)
     if len(seen) != reader.info.num_images:
         raise ValueError(f"{path} has {len(seen)} maps instead of {reader.info.num_images}")
+    if source is not None:
+        verify_keys(reader, source)
     return reader.info
 
 

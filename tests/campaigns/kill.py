@@ -1,0 +1,104 @@
+"""Stops runs at random moments, again and again, and compares what they leave with an uninterrupted run.
+
+python -m campaigns.kill --count=30        # in the folder tests
+"""
+
+import argparse
+import collections
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+
+import tiny_runs
+from tiny_runs import annotate_command, check_equal_states, command, losses, student_command
+
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+STOPPED = 75
+
+
+def stop_somewhere(module: str, arguments: list[str], folder: pathlib.Path, rng: random.Random) -> str:
+    """Starts a command and sends it a signal at a random moment; what happened, in words.
+
+    The moment is a line of its output, chosen at random among those of a whole run, and up to a second more,
+    so starts, compilations, steps, saves and evaluations are all hit.
+
+    Raises:
+      AssertionError: the command ended in a way that it should not.
+    """
+    number, moment = rng.choice(SIGNALS), rng.randint(0, 30)
+    twice = rng.random() < 0.2
+    output = folder / "out.txt"
+    with output.open("w") as file:
+        process = subprocess.Popen(**command(module, *arguments), stdout=file, stderr=subprocess.STDOUT)
+        while process.poll() is None and output.read_text(errors="replace").count("\n") < moment:
+            time.sleep(0.01)
+        time.sleep(rng.random())
+        process.send_signal(number)
+        if twice:
+            time.sleep(rng.random() / 2)
+            process.send_signal(number)
+        status = process.wait(timeout=300)
+    text = output.read_text(errors="replace")
+    after = f"{number.name}{' twice' if twice else ''} after line {min(moment, text.count(chr(10)))}"
+    if number == signal.SIGKILL:
+        assert status in (0, -signal.SIGKILL), f"{after}: status {status}\n{text}"
+    else:
+        assert "Traceback" not in text, f"{after}: status {status}\n{text}"
+        asked = (0, STOPPED) if module == "tlvit.main" else (0, 130, -signal.SIGTERM)
+        assert status in asked, f"{after}: status {status}\n{text}"
+    return number.name
+
+
+def train_with_stops(scene: pathlib.Path, seed: int, stops: int) -> collections.Counter:
+    """Stops a training run `stops` times, lets it end, and compares it with the scene's bit for bit."""
+    rng, done = random.Random(seed), collections.Counter()
+    with tempfile.TemporaryDirectory() as name:
+        workdir = pathlib.Path(name) / "run"
+        arguments = student_command(scene, workdir)
+        for _ in range(stops):
+            done[stop_somewhere("tlvit.main", arguments, pathlib.Path(name), rng)] += 1
+        tiny_runs.run("tlvit.main", *arguments)
+        check_equal_states(workdir, scene / "student")
+        assert losses(workdir) == losses(scene / "student")
+        left = [path.name for path in (workdir / "checkpoints").iterdir() if not path.name.isdigit()]
+        assert not [file for file in left if "tmp" in file], left
+    return done
+
+
+def annotate_with_stops(scene: pathlib.Path, seed: int, stops: int) -> collections.Counter:
+    """Stops an annotation `stops` times, lets it end, and compares its files byte for byte."""
+    rng, done = random.Random(seed), collections.Counter()
+    with tempfile.TemporaryDirectory() as name:
+        maps = pathlib.Path(name) / "maps"
+        arguments = annotate_command(scene / "data", scene / "annotator", maps)
+        for _ in range(stops):
+            done[stop_somewhere("tlvit.annotate", arguments, pathlib.Path(name), rng)] += 1
+        tiny_runs.run("tlvit.annotate", *arguments)
+        wanted = {path.name: path.read_bytes() for path in (scene / "maps").iterdir()}
+        assert {path.name: path.read_bytes() for path in maps.iterdir()} == wanted
+    return done
+
+
+def main() -> None:
+    """Runs the campaign and prints its counts."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=10, help="runs; each is stopped three times")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    folder = pathlib.Path(tempfile.mkdtemp())
+    tiny_runs.build_scene(folder / "scene")
+    total = collections.Counter()
+    for seed in range(options.seed, options.seed + options.count):
+        campaign = annotate_with_stops if seed % 4 == 3 else train_with_stops
+        for name, times in campaign(folder / "scene", seed, 3).items():
+            total[f"{name}, {campaign.__name__}"] += times
+        print(f"seed {seed}: equal; so far {dict(total)}", flush=True)
+    shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()
