@@ -12,7 +12,6 @@ from conftest import fill_model
 from flax import nnx
 from PIL import Image
 
-from tlvit import create_model
 from tlvit.checkpoints.model_info import ModelInfo, Preprocessing
 from tlvit.checkpoints.native import save_model_folder
 from tlvit.images import read_image
@@ -185,8 +184,9 @@ def test_token_probabilities(model, photos):
 
 
 def test_convolutional_models_predict_too(photos):
-    info = ModelInfo("regnety_002", 4, (64, 96))
-    result = next(predict(create_model("regnety_002", num_classes=4), info, [photos / "a.jpg"], tokens=True))
+    options = {"widths": (8, 8, 16, 16), "depths": (1, 1, 1, 1), "group_width": 8}
+    info = ModelInfo("regnety_002", 4, (64, 96), options)
+    result = next(predict(info.build(), info, [photos / "a.jpg"], tokens=True))
     assert [s.name for s in result.top] == [str(s.index) for s in result.top]
     assert result.tokens.shape == (2, 3, 4)
 

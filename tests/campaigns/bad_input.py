@@ -298,7 +298,7 @@ SETTINGS = (
     ("mesh.heartbeat_timeout=1", "config.mesh.heartbeat_timeout must be at least 10, not 1."),
     (
         "data.name=no_such_data",
-        "TFDS does not know a data set 'no_such_data', /tmp/case/data has none, and the",
+        "TFDS does not know a data set 'no_such_data', data has none, and there is no folder",
     ),
     ("data.name=/nowhere", "There is no folder /nowhere."),
     ("data.dir=/nowhere", "There are no digit scenes in /nowhere/digit_scenes. Prepare them once: tlvit.d"),
@@ -316,7 +316,7 @@ SETTINGS = (
     ),
     (
         "data.train_split=train[:0%]",
-        "Split 'train[:0%]' of digits in /tmp/case/data/digit_scenes/s48_train64_test40",
+        "Split 'train[:0%]' of digits in data/digit_scenes/s48_train64_test40_seed0",
     ),
     ("data.threads=100000", "config.data.threads must be at most 1024, not 100000."),
     ("data.threads=-1", "config.data.threads must be at least 0, not -1."),
@@ -552,7 +552,7 @@ CASES = (
     Case(
         "train with a recipe of zero bytes",
         ("train", "--config={s}/r.py", "--workdir={s}/new"),
-        "r.py, line None: SyntaxError: source code string cannot contain null bytes",
+        "r.py, line 1: SyntaxError: source code string cannot contain null bytes",
         prepare=write("r.py", b"\0\0"),
     ),
     Case(
@@ -702,7 +702,7 @@ CASES = (
         Case(
             f"train with a last checkpoint whose record is {what}",
             resume(),
-            "resumed at step 12",
+            "16/metrics/metrics is damaged: its checksum differs",
             status=0,
             prepare=write("student/checkpoints/16/metrics/metrics", content),
         )
@@ -931,7 +931,7 @@ CASES = (
         "huge.png: skipped, Image size (3600000000 pixels) exceeds limit of 178956970 pixels",
         prepare=huge_png,
     ),
-    Case("predict a long PNG", predict("{s}/long.png"), " %  7", status=0, prepare=long_png),
+    Case("predict a long PNG", predict("{s}/long.png"), "long.png\n   ", status=0, prepare=long_png),
     Case(
         "predict a pipe",
         predict("{s}/p.jpg"),
@@ -969,7 +969,7 @@ CASES = (
         Case(f"predict {flag}", predict("{s}/photo.jpg", flag), answer, status=2)
         for flag, answer in PREDICT_FLAGS.items()
     ),
-    Case("predict --top=100", predict("{s}/photo.jpg", "--top=100"), " %  7", status=0),
+    Case("predict --top=100", predict("{s}/photo.jpg", "--top=100"), "photo.jpg\n   ", status=0),
     Case(
         "predict --tokens in a missing folder",
         predict("{s}/photo.jpg", "--tokens={s}/none/t.png"),
@@ -1076,7 +1076,7 @@ CASES = (
     Case(
         "predict with integer weights",
         predict("{s}/photo.jpg", checkpoint="{s}/a.safetensors"),
-        " %  7",
+        "photo.jpg\n   ",
         status=0,
         prepare=tensors(
             "a.safetensors", lambda a: a.update({"head.weight": a["head.weight"].astype(np.int32)})

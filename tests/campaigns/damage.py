@@ -55,10 +55,18 @@ class Result:
 
 
 def damaged_files(scene: pathlib.Path) -> list[str]:
-    """The files of the workdir that the campaign damages: of all its checkpoints, and beside them."""
+    """The files of the workdir that the campaign damages: not the picture, nor earlier checkpoints.
+
+    Of an earlier checkpoint it is the score, which is read to find the best one. Of the many equal files of
+    arrays it is the first two.
+    """
     workdir = scene / "student"
     files = [path for path in workdir.rglob("*") if path.is_file() and path.stat().st_size]
-    return sorted(str(path.relative_to(workdir)) for path in files if path.name != "report.png")
+    names = sorted(str(path.relative_to(workdir)) for path in files if path.name != "report.png")
+    last = f"checkpoints/{tiny_runs.STEPS}/"
+    arrays = [name for name in names if name.startswith(f"{last}state/ocdbt.process_0/d/")]
+    earlier = lambda name: name.startswith("checkpoints/") and not name.startswith(last)
+    return [n for n in names if n not in arrays[2:] and (not earlier(n) or n.endswith("/12/metrics/metrics"))]
 
 
 def resume(worker: Worker, scene: pathlib.Path, file: str, damage: Callable) -> Result:

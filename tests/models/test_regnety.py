@@ -49,7 +49,9 @@ def test_parameter_counts_are_the_published_ones(name, millions):
     assert round(functional.count_parameters(params) / 1e6, 3) == millions
 
 
-@pytest.mark.parametrize(("name", "classes"), [("regnety_160", 1000), ("regnety_002", 10)])
+@pytest.mark.parametrize(
+    ("name", "classes"), [pytest.param("regnety_160", 1000, marks=pytest.mark.slow), ("regnety_002", 10)]
+)
 def test_logits_features_and_score_maps_equal_the_published_ones(golden, name, classes):
     z = golden("teacher_visible.npz")
     case = lambda key: z[f"{name}_224_{classes}/{key}"]

@@ -170,6 +170,7 @@ def test_evaluation_equals_the_published_one(golden):
     assert same_classes(full.argmax(-1), z["eval_class"])
 
 
+@pytest.mark.slow
 def test_a_training_step_equals_the_published_one(golden):
     """Losses, accuracies, outputs, the gradient of every tensor and the running statistics."""
     z, config = case(golden, "s_128_7")
