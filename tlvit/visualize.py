@@ -9,7 +9,6 @@ images.
 import argparse
 import dataclasses
 import io
-import json
 import logging
 import math
 import pathlib

@@ -68,9 +68,7 @@ def test_bilinear_resize_equals_torch(golden, case):
     image = np.random.RandomState(5).standard_normal((1, 2, *old)).astype(np.float32)
     expected = golden("seg_visible.npz")[f"ops/resize/{case}"]
     resized = resize_bilinear(image.transpose(0, 2, 3, 1), new)
-    np.testing.assert_allclose(
-        np.moveaxis(resized, -1, 1), expected, atol=1e-5
-    )  # float32 positions: torch and XLA round them apart
+    np.testing.assert_allclose(np.moveaxis(resized, -1, 1), expected, atol=1e-6)
 
 
 def test_resize_pos_embed_between_grids_that_are_not_square():
