@@ -1,4 +1,4 @@
-"""Signals while a training command imports its libraries."""
+"""Signals while a training command imports its libraries, and while Python shuts down."""
 
 import os
 import signal
@@ -27,3 +27,19 @@ def test_a_signal_during_the_imports_is_a_request_to_stop(tmp_path, command, num
     name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
     assert done.stderr == f"stopped by {name}. The same command starts again or resumes.\n"
     assert done.stdout == ""
+
+
+def test_a_signal_while_python_shuts_down_does_not_change_the_exit_status(tmp_path):
+    program = (
+        "import os, signal, sys\n"
+        "from tlvit.signals import ignore_until_exit\n"
+        "class Late:\n"
+        "    def __del__(self):\n"  # of the module's globals: after Python's own handlers are removed
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "sys.modules['late'] = Late()\n"
+        "ignore_until_exit()\n"
+        "sys.exit(75)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (75, "")

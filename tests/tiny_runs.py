@@ -130,7 +130,25 @@ def check_equal_states(found, expected):
         np.testing.assert_array_equal(state[name], array, err_msg=name)
 
 
-def losses(workdir):
-    """Step -> training loss in metrics.jsonl."""
+def check_equal_losses(found, expected):
+    """Checks that metrics.jsonl of two workdirs counts every step once, with the same loss.
+
+    A line has the mean loss of the steps since the line before. A run that stops writes one more line, so the
+    sums up to the steps that both have are compared.
+    """
+    sums, wanted = _loss_sums(found), _loss_sums(expected)
+    assert sums.keys() >= wanted.keys()
+    for step, total in wanted.items():
+        np.testing.assert_allclose(sums[step], total, rtol=1e-6, err_msg=f"up to step {step}")
+
+
+def _loss_sums(workdir):
+    """Step -> sum of the losses up to this step."""
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return {line["step"]: line["train/loss"] for line in lines if "train/loss" in line}
+    sums, before, total = {}, 0, 0.0
+    for line in lines:
+        if "train/loss" in line:
+            assert line["step"] > before
+            total += line["train/loss"] * (line["step"] - before)
+            sums[line["step"]], before = total, line["step"]
+    return sums

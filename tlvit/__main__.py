@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 import tlvit
-from tlvit.signals import stop_quietly
+from tlvit.signals import ignore_until_exit, stop_quietly
 
 COMMANDS = {
     "train": ("tlvit.main", "train or resume a run"),
@@ -49,6 +49,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 75 if name == "train" else 130
 
 
+def console() -> int:
+    """The console script `tlvit`: the command, after which the process ends."""
+    status = main()
+    ignore_until_exit()
+    return status
+
+
 def help_text() -> str:
     """The text of --help."""
     lines = [f"  {name:<11}{text}" for name, (_, text) in COMMANDS.items()]
@@ -56,4 +63,4 @@ def help_text() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(console())

@@ -34,7 +34,7 @@ from tlvit import command
 from tlvit import config as settings
 from tlvit.files import as_path
 from tlvit.recipes import load_recipe, load_workdir, load_writer, override, recipe_names, split_overrides
-from tlvit.signals import EXIT_STOPPED
+from tlvit.signals import EXIT_STOPPED, ignore_until_exit
 from tlvit.training.evaluation import evaluate_checkpoint
 from tlvit.training.loop import ProfileWindow, train
 from tlvit.training.run_log import start_logging
@@ -219,4 +219,6 @@ def _unknown_flag(name: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_status = main()
+    ignore_until_exit()
+    sys.exit(exit_status)

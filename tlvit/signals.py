@@ -15,6 +15,15 @@ def stop_quietly() -> None:
     signal.signal(signal.SIGTERM, _end)
 
 
+def ignore_until_exit() -> None:
+    """From now on Ctrl-C and SIGTERM are ignored: the work is saved, and the process is about to end.
+
+    Without this, a second Ctrl-C would replace the exit status while Python shuts down, which takes seconds.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 def _end(number: int, frame: object) -> None:
     name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
     os.write(2, f"stopped by {name}. The same command starts again or resumes.\n".encode())

@@ -14,7 +14,7 @@ import tempfile
 import time
 
 import tiny_runs
-from tiny_runs import annotate_command, check_equal_states, command, losses, student_command
+from tiny_runs import annotate_command, check_equal_losses, check_equal_states, command, student_command
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 STOPPED = 75
@@ -48,7 +48,7 @@ def stop_somewhere(module: str, arguments: list[str], folder: pathlib.Path, rng:
         assert status in (0, -signal.SIGKILL), f"{after}: status {status}\n{text}"
     else:
         assert "Traceback" not in text, f"{after}: status {status}\n{text}"
-        asked = (0, STOPPED) if module == "tlvit.main" else (0, 130, -signal.SIGTERM)
+        asked = (0, STOPPED) if module == "tlvit.main" else (0, 130, -signal.SIGINT, -signal.SIGTERM)
         assert status in asked, f"{after}: status {status}\n{text}"
     return number.name
 
@@ -63,7 +63,7 @@ def train_with_stops(scene: pathlib.Path, seed: int, stops: int) -> collections.
             done[stop_somewhere("tlvit.main", arguments, pathlib.Path(name), rng)] += 1
         tiny_runs.run("tlvit.main", *arguments)
         check_equal_states(workdir, scene / "student")
-        assert losses(workdir) == losses(scene / "student")
+        check_equal_losses(workdir, scene / "student")
         left = [path.name for path in (workdir / "checkpoints").iterdir() if not path.name.isdigit()]
         assert not [file for file in left if "tmp" in file], left
     return done
