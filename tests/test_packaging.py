@@ -39,7 +39,7 @@ def test_the_wheel_has_recipes_types_and_the_command(wheel):
     assert recipes | sources | {"tlvit/py.typed"} <= names
     assert not [name for name in names if name.startswith(("tests", "scripts", "configs"))]
     entry = zipfile.ZipFile(wheel).read(f"{distribution()}.dist-info/entry_points.txt").decode()
-    assert "tlvit = tlvit.__main__:main" in entry
+    assert "tlvit = tlvit.__main__:console" in entry
 
 
 @pytest.mark.slow
@@ -71,7 +71,7 @@ def test_the_metadata_are_written_once():
     assert [
         word for word in ("install_requires", "extras_require", "version", "license") if word in text
     ] == []
-    assert PROJECT["scripts"] == {"tlvit": "tlvit.__main__:main"}
+    assert PROJECT["scripts"] == {"tlvit": "tlvit.__main__:console"}
     extras = {"tf", "gpu", "gpu-cuda12", "tpu", "gcs", "torch", "demo", "dev", "docs"}
     assert set(PROJECT["optional-dependencies"]) == extras
 
