@@ -3,6 +3,7 @@
     python -m scripts.benchmark step --model=lvvit_s --batch-size=16        # images/s of the training step
     python -m scripts.benchmark compile --model=lvvit_s --batch-size=128    # FLOPs, bytes and collectives
     python -m scripts.benchmark compile --topology=v5e:2x4                  # the same for absent TPUs
+    python -m scripts.benchmark compile --topology=v5e:2x4 --mesh=data=2,fsdp=4
     python -m scripts.benchmark input --help                                # images/s of the data pipeline
     python -m scripts.benchmark resume --help                               # resume in the middle of an epoch
 
@@ -31,7 +32,8 @@ from jax.sharding import Mesh, Sharding
 from tlvit import create_model
 from tlvit.checkpoints.model_info import ModelInfo
 from tlvit.config import Augment, Config, Loss, Model, Optim
-from tlvit.training.mesh import batch_sharding, make_mesh
+from tlvit.training.checks import check_heads
+from tlvit.training.mesh import AXES, batch_sharding, describe_mesh, make_mesh, state_bytes
 from tlvit.training.optimizer import make_optimizer
 from tlvit.training.prefetch import to_global
 from tlvit.training.state import TrainState, abstract_model, abstract_state, init_state
@@ -63,7 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return program.main(arguments[1:])
     options = parse(arguments)
     devices = topology_devices(options.topology) if options.topology else None
-    mesh = make_mesh(devices)
+    mesh = make_mesh(devices, **parse_mesh(options.mesh))
+    check_heads(make_config(options), mesh.shape.get("model", 1))
     result = measure_step(options, mesh) if options.what == "step" else inspect_program(options, mesh)
     result = {"model": options.model, "batch": options.batch_size, "dtype": options.dtype, **result}
     print(json.dumps(result))
@@ -95,6 +98,7 @@ def measure_step(options: argparse.Namespace, mesh: Mesh) -> dict[str, Any]:
     step_s = statistics.median(seconds[3:])
     return {
         "device": f"{mesh.devices.size} x {mesh.devices.flat[0].device_kind}",
+        "mesh": describe_mesh(mesh),
         "images_per_s": options.batch_size / step_s,
         "step_s": step_s,
         "step_s_quartiles": [float(q) for q in np.percentile(seconds[3:], [25, 75])],
@@ -119,8 +123,10 @@ def inspect_program(options: argparse.Namespace, mesh: Mesh) -> dict[str, Any]:
     flops, moved = cost["flops"], cost["bytes accessed"]
     result: dict[str, Any] = {
         "device": f"{chips} x {kind}",
+        "mesh": describe_mesh(mesh),
         "flops_per_image": flops / images,
         "bytes_per_image": moved / images,
+        "state_bytes": state_bytes(train_state)[0],
         "argument_bytes": memory.argument_size_in_bytes,
         "temp_bytes": memory.temp_size_in_bytes,
         "collectives": count_collectives(text),
@@ -217,6 +223,18 @@ def topology_devices(name: str) -> list[jax.Device]:
     return topologies.get_topology_desc(platform="tpu", topology_name=name, **shape).devices
 
 
+def parse_mesh(text: str) -> dict[str, int]:
+    """{"data": 2, "fsdp": 4} of "data=2,fsdp=4".
+
+    Raises:
+      ValueError: it has another form, or other axes.
+    """
+    pairs = [part.partition("=") for part in text.split(",") if part]
+    if not all(axis in AXES and size.lstrip("-").isdecimal() for axis, _, size in pairs):
+        raise ValueError(f"--mesh is a list such as data=2,fsdp=4,model=1, not {text!r}.")
+    return {axis: int(size) for axis, _, size in pairs}
+
+
 def count_collectives(text: str) -> dict[str, dict[str, int]]:
     """{kind: {count, bytes}} in the text of a compiled program; bytes of the results on one chip."""
     found: dict[str, dict[str, int]] = {}
@@ -266,6 +284,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--accumulate", type=int, default=1, metavar="N", help="parts of a batch (default: 1)")
     add("--remat", action="store_true", help="rematerialize the blocks' activations")
     add("--steps", type=int, default=10, metavar="N", help="number of timed steps (default: 10)")
+    add("--mesh", default="", metavar="AXES",
+        help="sizes of the axes, such as data=2,fsdp=4,model=1 (default: data=-1, all devices)")  # fmt: skip
     add("--topology", metavar="NAME", help='with compile: a TPU topology such as "v5e:2x4"')
     return parser.parse_args(arguments)
 

@@ -179,6 +179,22 @@ def test_mixup_and_cutmix_take_turns():
     assert 18 <= cut <= 42
 
 
+def test_every_shard_draws_mixup_or_cutmix():
+    """One shard draws what the whole batch drew when there was one choice for all."""
+    options = {"mixup": 0.8, "cutmix": 1.0}
+    cut = 0
+    for seed in range(20):
+        key = jax.random.key(seed)
+        mix = mixing.draw_image_mix(key, (16, 16), 8, **options)
+        cut += int(np.sum(mix.blend == 1))
+        one = mixing.draw_image_mix(key, (16, 16), **options)
+        assert bool(one.blend[0] == 1) == bool(jax.random.bernoulli(jax.random.split(key, 3)[0]))
+    kinds = mix.blend == 1
+    assert 0 < int(kinds.sum()) < 8  # both in one step
+    np.testing.assert_array_equal(mix.mask.any((1, 2))[~kinds], False)
+    assert 56 <= cut <= 104  # of 160
+
+
 def test_impossible_masks(unchecked_shapes):
     for grid, options in [((0, 4), {}), ((4, 4), {"shards": 0}), ((4, 4), {"alpha": 0.0})]:
         with pytest.raises(ValueError, match="MixToken needs alpha > 0, a grid and a shard"):

@@ -27,7 +27,7 @@ ARGUMENTS = [
     "--map-size=6",
     "--drop-path=0",
 ]
-COMMON = {"model", "batch", "dtype", "device", "compile_s"}
+COMMON = {"model", "batch", "dtype", "device", "mesh", "compile_s"}
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +72,8 @@ def compiled():
 
 def test_compile_prints_the_documented_keys(capsys):
     found = run(capsys, "compile", *ARGUMENTS, "--dtype=bfloat16")
-    keys = {"flops_per_image", "bytes_per_image", "argument_bytes", "temp_bytes", "collectives", "roofline"}
+    keys = {"flops_per_image", "bytes_per_image", "state_bytes", "argument_bytes", "temp_bytes",
+            "collectives", "roofline"}  # fmt: skip
     assert found.keys() == COMMON | keys
     assert (found["model"], found["batch"], found["dtype"]) == ("lvvit_s", 16, "bfloat16")
     assert found["roofline"] is None  # no data sheet for this machine
@@ -97,6 +98,27 @@ def test_figures_per_image_and_chip(compiled):
     assert one["argument_bytes"] == pytest.approx(state_bytes + image_bytes, rel=0.01)
     # Forward and backward of the matrix products: 6 operations a weight and token; 16 tokens, 10 D^2 weights.
     assert one["flops_per_image"] > 6 * 16 * 10 * 32**2 * 0.8
+
+
+@pytest.mark.slow
+def test_a_mesh_divides_the_state(compiled):
+    options = benchmark.parse(["compile", *ARGUMENTS])
+    mesh = sharding.make_mesh(**benchmark.parse_mesh("data=1,fsdp=8"))
+    found = benchmark.inspect_program(options, mesh)
+    assert found["mesh"] == "data 1 x fsdp 8"
+    assert found["state_bytes"] < 0.3 * compiled[8]["state_bytes"]
+    assert found["argument_bytes"] < 0.5 * compiled[8]["argument_bytes"]
+    assert found["flops_per_image"] == pytest.approx(compiled[8]["flops_per_image"], rel=0.1)
+    kernels = 4 * 32 * (3 + 1 + 3 + 3) * 32  # bytes of a block's kernels, which are gathered once
+    assert kernels < found["collectives"]["all-gather"]["bytes"] < 3 * kernels
+
+
+def test_meshes_are_parsed():
+    assert benchmark.parse_mesh("") == {}
+    assert benchmark.parse_mesh("data=-1,model=2") == {"data": -1, "model": 2}
+    for text in ("data", "rows=2", "fsdp=two"):
+        with pytest.raises(ValueError, match="--mesh is a list such as data=2,fsdp=4,model=1, not"):
+            benchmark.parse_mesh(text)
 
 
 TEXT = """
