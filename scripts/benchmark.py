@@ -173,7 +173,11 @@ def make_config(options: argparse.Namespace) -> Config:
         model=Model(
             name=options.model,
             dtype=options.dtype,
-            options={"drop_path": options.drop_path, **({"remat": True} if options.remat else {})},
+            options={
+                "drop_path": options.drop_path,
+                **({"remat": True} if options.remat else {}),
+                **({"depth": options.depth} if options.depth else {}),
+            },
         ),
         augment=Augment(
             randaugment=options.randaugment,
@@ -236,19 +240,32 @@ def parse_mesh(text: str) -> dict[str, int]:
 
 
 def count_collectives(text: str) -> dict[str, dict[str, int]]:
-    """{kind: {count, bytes}} in the text of a compiled program; bytes of the results on one chip."""
+    """{kind: {count, bytes}} in the text of a compiled program; bytes of the results on one chip.
+
+    The compiler for TPUs writes a collective several times, with one channel, if it overlaps it with
+    computations, and a reduce-scatter as a computation `all-reduce-scatter` of an all-reduce and a slice.
+    """
     found: dict[str, dict[str, int]] = {}
-    bits = lambda dtype: int((re.search(r"\d+", dtype) or ["8"])[0])  # pred has no number: one byte
-    for kind in COLLECTIVES:
-        for match in re.finditer(rf"= (.*?) {kind}(-start)?\(", text):
-            entry = found.setdefault(kind, {"count": 0, "bytes": 0})
-            entry["count"] += 1
-            shapes = re.findall(r"(\w+)\[([\d,]*)\]", match.group(1))
-            if match.group(2) and kind != "all-reduce":  # a start lists its operands, results and contexts
-                shapes = [s for s in shapes if s != ("u32", "")]
-                shapes = shapes[len(shapes) // 2 :]
-            for dtype, shape in shapes:
-                entry["bytes"] += bits(dtype) // 8 * int(np.prod([int(d) for d in shape.split(",") if d]))
+    seen: set[str] = set()
+    scattered = ""  # the result of the all-reduce-scatter that the line is in
+    for line in text.splitlines():
+        if line.endswith("{") and "->" in line:  # a computation starts
+            scattered = line.partition("->")[2] if line.startswith("%all-reduce-scatter") else ""
+        match = re.search(rf"= (.*?) ({'|'.join(COLLECTIVES)})(-start)?\(", line)
+        channel = re.search(r"channel_id=\d+", line)
+        if match is None or (channel and channel[0] in seen):
+            continue
+        seen.update([channel[0]] if channel else [])
+        kind = "reduce-scatter" if scattered else match[2]
+        entry = found.setdefault(kind, {"count": 0, "bytes": 0})
+        entry["count"] += 1
+        shapes = re.findall(r"(\w+)\[([\d,]*)\]", scattered or match[1])
+        if match[3] and kind != "all-reduce":  # a start lists its operands, results and contexts
+            shapes = [s for s in shapes if s != ("u32", "")]
+            shapes = shapes[len(shapes) // 2 :]
+        for dtype, shape in shapes:
+            bits = int((re.search(r"\d+", dtype) or ["8"])[0])  # pred has no number: one byte
+            entry["bytes"] += bits // 8 * int(np.prod([int(d) for d in shape.split(",") if d]))
     return found
 
 
@@ -282,6 +299,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--random-erasing", "--erasing", type=float, default=0.0, metavar="P",
         help="probability of random erasing (default: 0)")  # fmt: skip
     add("--accumulate", type=int, default=1, metavar="N", help="parts of a batch (default: 1)")
+    add("--depth", type=int, default=0, metavar="N", help="number of blocks (default: the model's)")
     add("--remat", action="store_true", help="rematerialize the blocks' activations")
     add("--steps", type=int, default=10, metavar="N", help="number of timed steps (default: 10)")
     add("--mesh", default="", metavar="AXES",

@@ -199,7 +199,7 @@ def test_repeats_are_different_views_of_an_image(source, maps):
 
 def test_views_are_on_different_devices(source, maps):
     """Three devices with two images each: the same views as on one device, each image once a device."""
-    options = {"steps": 5, "augment": {"repeats": 3}}
+    options = {"steps": 2, "augment": {"repeats": 3}}
     spread = train(source, maps, device_shards=3, **options)
     for batch, alone in zip(spread, train(source, maps, **options), strict=True):
         assert all(len(set(part)) == 2 for part in numbers(batch).reshape(3, 2))

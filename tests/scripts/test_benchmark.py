@@ -154,6 +154,30 @@ def test_asynchronous_collectives_count_their_result_once():
     }
 
 
+def test_collectives_that_the_compiler_for_tpus_writes_otherwise_count_once():
+    """A reduce-scatter is an all-reduce and a slice; an overlapped all-gather occurs with one channel."""
+    text = """
+%all-reduce-scatter.1 (input: bf16[8,64], input.1: f32[16]) -> (bf16[1,64], f32[2]) {
+  %all-reduce.1 = (bf16[8,64]{1,0}, f32[16]{0}) all-reduce(%input, %input.1), channel_id=3, to_apply=%add
+  %dynamic-slice.1 = bf16[1,64]{1,0} dynamic-slice(%get, %c), dynamic_slice_sizes={1,64}
+}
+
+%fused_computation.1 (p: bf16[2]) -> bf16[16] {
+  %all-gather.1 = bf16[16]{0} all-gather(%p), channel_id=4, dimensions={0}
+}
+
+%fused_computation.2 (p: bf16[2]) -> bf16[16] {
+  %all-gather.2 = bf16[16]{0} all-gather(%p), channel_id=4, dimensions={0}
+  %all-reduce.2 = f32[3]{0} all-reduce(%q), channel_id=5, to_apply=%add
+}
+"""
+    assert benchmark.count_collectives(text) == {
+        "reduce-scatter": {"count": 1, "bytes": 2 * 64 + 4 * 2},
+        "all-gather": {"count": 1, "bytes": 32},
+        "all-reduce": {"count": 1, "bytes": 12},
+    }
+
+
 def test_the_batch_has_shapes_and_ranges_of_a_recipe():
     """Shapes, types and ranges of a recipe's batch: crops lie inside the image; classes are valid."""
     batch = benchmark.make_batch(benchmark.parse(["step", *ARGUMENTS]))
