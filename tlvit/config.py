@@ -121,7 +121,8 @@ class Augment(Section):
     )
     repeats: int = setting(
         1,
-        "Repeated augmentation: views of an image in one step. An epoch then has 1 / repeats of the images.",
+        "Repeated augmentation: views of an image in one step, on different devices. An epoch then has "
+        "1 / repeats of the images.",
         low=1,
         high=100,
     )
