@@ -117,13 +117,13 @@ def test_data_parallel_states_are_replicated():
 
 
 def test_parameters_moments_and_average_are_split_by_the_table():
-    found = specs("lvvit_s", make_mesh(data=2, fsdp=2, model=2), stem_width=8)
+    found = specs("lvvit_s", make_mesh(data=2, fsdp=2, model=2), stem_width=8, num_classes=6)
     block = {
         "blocks/0/attn/qkv/kernel": PartitionSpec("model", "fsdp"),
         "blocks/0/attn/proj/kernel": PartitionSpec("model", "fsdp"),
         "blocks/1/mlp/fc1/kernel": PartitionSpec("fsdp", "model"),
         "blocks/1/mlp/fc2/kernel": PartitionSpec("model", "fsdp"),
-        "head/kernel": PartitionSpec("fsdp", None),
+        "head/kernel": PartitionSpec("fsdp", "model"),
         "patch_embed/conv1/kernel": PartitionSpec(None, None, None, "fsdp"),
     }
     for path, spec in block.items():

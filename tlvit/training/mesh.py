@@ -30,7 +30,7 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"(^|/)blocks/\d+/attn/proj/kernel$", ("model", "fsdp")),  # rows, whose products are summed
     (r"(^|/)blocks/\d+/mlp/fc1/kernel$", ("fsdp", "model")),  # columns
     (r"(^|/)blocks/\d+/mlp/fc2/kernel$", ("model", "fsdp")),
-    (r"(^|/)(head|head_dist|aux_head)/kernel$", ("fsdp", None)),  # the number of classes may be odd
+    (r"(^|/)(head|head_dist|aux_head)/kernel$", ("fsdp", "model")),  # columns: classes
     (r"(^|/)kernel$", (None, None, None, "fsdp")),  # convolutions [h, w, in, out]
     (r"(^|/)kernel$", (None, "fsdp")),  # other linear layers [in, out]
 )
