@@ -6,7 +6,7 @@ from einops import rearrange
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from tlvit.models.layers import Conv, drop_path, gelu, layer_norm, linear, split_key
+from tlvit.models.layers import Conv, drop_path, gelu, layer_norm, linear, model_axis, split_key
 from tlvit.ops.attention import attend, attention_weights, dropout, merge_heads, split_heads
 from tlvit.shapes import Float
 from tlvit.types import Array, Dtype
@@ -74,7 +74,7 @@ class Attention(nnx.Module):
 
     def _heads(self, x: Array) -> list[Array]:
         """[B, N, D] -> query, key and value, [B, heads, N, d] each."""
-        if self.num_heads % jax.sharding.get_abstract_mesh().shape.get("model", self.num_heads + 1) == 0:
+        if model_axis() > 1 and self.num_heads % model_axis() == 0:
             return self._parallel_heads(x)
         return [split_heads(part, self.num_heads) for part in jnp.split(self.qkv(x), 3, axis=-1)]
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from einops import rearrange, repeat
 from jax.sharding import PartitionSpec
 
-from tlvit.models.layers import run_block, run_blocks, split_key
+from tlvit.models.layers import model_axis, run_block, run_blocks, split_key
 from tlvit.models.model import Model, check_images, check_indices
 from tlvit.models.transformer import Block
 from tlvit.ops.attention import dropout
@@ -169,7 +169,7 @@ class TokenModel(Model):
         """The stem, for images that are checked."""
         check_images(images)
         mesh = jax.sharding.get_abstract_mesh()
-        if "model" not in mesh.shape or images.shape[0] % mesh.size:
+        if model_axis() == 1 or images.shape[0] % mesh.size:
             return self.embed_patches(images, key)
         # Tensor parallelism: devices that divide the heads of the blocks divide the images of the stem.
         spread = lambda x, axes: jax.lax.with_sharding_constraint(x, PartitionSpec(axes, None, None, None))

@@ -1,8 +1,8 @@
 """The device mesh, and which axis of which array is split over it.
 
-The axes are `data` and `fsdp`, which share a batch, and `model`, which shares attention heads and hidden
-channels. Parameters, their optimizer state and their average are split over `fsdp` and `model`. Axes of one
-device are left out, so that plain data parallelism is a mesh of the one axis `data`.
+The axes are `data` and `fsdp`, which share a batch, and `model`, which shares attention heads, hidden
+channels and classes. Parameters, their optimizer state and their average are split over `fsdp` and `model`.
+Axes of one device are left out, so that plain data parallelism is a mesh of the one axis `data`.
 """
 
 import contextlib
@@ -20,9 +20,9 @@ from tlvit.types import PyTree
 AXES = ("data", "fsdp", "model")
 BATCH_AXES = ("data", "fsdp")
 
-# The axis of the mesh over which each axis of an array is split: the first row whose expression is found in
-# the path of the array. An array that is in no row is replicated, as are axes that the devices do not divide.
-# The paths of optimizer states and averages end with those of their parameters.
+# The axis of the mesh over which each axis of an array is split: the first row with as many axes whose
+# expression is found in the path of the array. An array that is in no row is replicated, and an axis that the
+# devices do not divide is not split. The paths of moments and averages end with those of their parameters.
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     # The model computes with the columns of some heads (`Attention`), which are not adjacent. An all-to-all
     # makes them of rows.
