@@ -82,7 +82,10 @@ def test_local_batch_size():
     assert local_batch_size(48, mesh, parts=3) == 48
     with pytest.raises(ValueError, match=r"40 images .* 8 devices in 3 accumulated parts; 24 or 48 images"):
         local_batch_size(40, mesh, parts=3)
-    assert local_batch_size(20, make_mesh(model=2, data=4)) == 20  # two devices have the same images
+    shared = make_mesh(model=2)
+    assert local_batch_size(20, shared) == 20  # two devices have the same images
+    with pytest.raises(ValueError, match=r"18 images .* over 4 groups of 2 devices; 16 or 20 images can\."):
+        local_batch_size(18, shared)
 
 
 def test_images_that_are_mixed_need_a_partner_on_their_device():

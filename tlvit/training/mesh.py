@@ -180,9 +180,10 @@ def local_batch_size(batch_size: int, mesh: Mesh, *, parts: int = 1, mixed: bool
         partner.
     """
     shards = batch_shards(mesh)
-    over = f"{shards} device{'s' if shards > 1 else ''}" + (
-        f" in {parts} accumulated parts" if parts > 1 else ""
-    )
+    over = f"{shards} device{'s' if shards > 1 else ''}"
+    if mesh.devices.size > shards:
+        over = f"{shards} group{'s' if shards > 1 else ''} of {mesh.devices.size // shards} devices"
+    over += f" in {parts} accumulated parts" if parts > 1 else ""
     fitting = multiples_near(batch_size, shards * parts * (2 if mixed else 1))
     if batch_size % (shards * parts):
         raise ValueError(
