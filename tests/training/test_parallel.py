@@ -189,7 +189,7 @@ def test_only_the_modes_own_collectives(mode):
 
 def flat(state):
     state = dataclasses.replace(state, key=jax.random.key_data(state.key))
-    return [np.asarray(x) for x in jax.tree.leaves(state)]
+    return [np.array(x) for x in jax.tree.leaves(state)]  # a copy: the state is donated
 
 
 @pytest.mark.slow
