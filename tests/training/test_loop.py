@@ -381,13 +381,12 @@ def test_a_run_resumes_on_another_mesh(plain, data, maps, tmp_path, caplog):
         assert train(config_for(data, maps, **meshes[0]), tmp_path).finished
         shutil.rmtree(tmp_path / "checkpoints" / "4")
         assert train(config_for(data, maps, **meshes[1]), tmp_path).finished
-    lines = [record.getMessage() for record in caplog.records]
-    assert [line.rpartition("mesh ")[2] for line in lines if line.startswith("devices")] == [
-        "data 2 x fsdp 4", "data 4 x model 2",
-    ]  # fmt: skip
-    sizes = [
-        re.search(r"([\d.]+) of ([\d.]+) MB", line).groups() for line in lines if line.startswith("state")
+    assert re.findall(r"devices +8 x cpu \(cpu\), mesh (.*)", caplog.text) == [
+        "data 2 x fsdp 4",
+        "data 4 x model 2",
     ]
+    sizes = re.findall(r"state +([\d.]+) of ([\d.]+) MB on each device", caplog.text)
+    assert len(sizes) == 2
     assert all(float(on_device) < float(whole) for on_device, whole in sizes)
     assert "resumed at step 2" in caplog.text
     ours, theirs = (
