@@ -3,6 +3,7 @@
     python -m scripts.benchmark step --model=lvvit_s --batch-size=16        # images/s of the training step
     python -m scripts.benchmark compile --model=lvvit_s --batch-size=128    # FLOPs, bytes and collectives
     python -m scripts.benchmark compile --topology=v5e:2x4                  # the same for absent TPUs
+    python -m scripts.benchmark compile --topology=v5e:2x4 --mesh=data=2,fsdp=4
     python -m scripts.benchmark input --help                                # images/s of the data pipeline
     python -m scripts.benchmark resume --help                               # resume in the middle of an epoch
 
@@ -31,7 +32,8 @@ from jax.sharding import Mesh, Sharding
 from tlvit import create_model
 from tlvit.checkpoints.model_info import ModelInfo
 from tlvit.config import Augment, Config, Loss, Model, Optim
-from tlvit.training.mesh import batch_sharding, make_mesh
+from tlvit.training.checks import check_heads
+from tlvit.training.mesh import AXES, batch_sharding, describe_mesh, make_mesh, state_bytes
 from tlvit.training.optimizer import make_optimizer
 from tlvit.training.prefetch import to_global
 from tlvit.training.state import TrainState, abstract_model, abstract_state, init_state
@@ -63,7 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return program.main(arguments[1:])
     options = parse(arguments)
     devices = topology_devices(options.topology) if options.topology else None
-    mesh = make_mesh(devices)
+    mesh = make_mesh(devices, **parse_mesh(options.mesh))
+    check_heads(make_config(options), mesh.shape.get("model", 1))
     result = measure_step(options, mesh) if options.what == "step" else inspect_program(options, mesh)
     result = {"model": options.model, "batch": options.batch_size, "dtype": options.dtype, **result}
     print(json.dumps(result))
@@ -95,6 +98,7 @@ def measure_step(options: argparse.Namespace, mesh: Mesh) -> dict[str, Any]:
     step_s = statistics.median(seconds[3:])
     return {
         "device": f"{mesh.devices.size} x {mesh.devices.flat[0].device_kind}",
+        "mesh": describe_mesh(mesh),
         "images_per_s": options.batch_size / step_s,
         "step_s": step_s,
         "step_s_quartiles": [float(q) for q in np.percentile(seconds[3:], [25, 75])],
@@ -119,8 +123,10 @@ def inspect_program(options: argparse.Namespace, mesh: Mesh) -> dict[str, Any]:
     flops, moved = cost["flops"], cost["bytes accessed"]
     result: dict[str, Any] = {
         "device": f"{chips} x {kind}",
+        "mesh": describe_mesh(mesh),
         "flops_per_image": flops / images,
         "bytes_per_image": moved / images,
+        "state_bytes": state_bytes(train_state)[0],
         "argument_bytes": memory.argument_size_in_bytes,
         "temp_bytes": memory.temp_size_in_bytes,
         "collectives": count_collectives(text),
@@ -167,7 +173,11 @@ def make_config(options: argparse.Namespace) -> Config:
         model=Model(
             name=options.model,
             dtype=options.dtype,
-            options={"drop_path": options.drop_path, **({"remat": True} if options.remat else {})},
+            options={
+                "drop_path": options.drop_path,
+                **({"remat": True} if options.remat else {}),
+                **({"depth": options.depth} if options.depth else {}),
+            },
         ),
         augment=Augment(
             randaugment=options.randaugment,
@@ -217,20 +227,45 @@ def topology_devices(name: str) -> list[jax.Device]:
     return topologies.get_topology_desc(platform="tpu", topology_name=name, **shape).devices
 
 
+def parse_mesh(text: str) -> dict[str, int]:
+    """{"data": 2, "fsdp": 4} of "data=2,fsdp=4".
+
+    Raises:
+      ValueError: it has another form, or other axes.
+    """
+    pairs = [part.partition("=") for part in text.split(",") if part]
+    if not all(axis in AXES and size.lstrip("-").isdecimal() for axis, _, size in pairs):
+        raise ValueError(f"--mesh is a list such as data=2,fsdp=4,model=1, not {text!r}.")
+    return {axis: int(size) for axis, _, size in pairs}
+
+
 def count_collectives(text: str) -> dict[str, dict[str, int]]:
-    """{kind: {count, bytes}} in the text of a compiled program; bytes of the results on one chip."""
+    """{kind: {count, bytes}} in the text of a compiled program; bytes of the results on one chip.
+
+    The compiler for TPUs writes a collective several times, with one channel, if it overlaps it with
+    computations, and a reduce-scatter as a computation `all-reduce-scatter` of an all-reduce and a slice.
+    """
     found: dict[str, dict[str, int]] = {}
-    bits = lambda dtype: int((re.search(r"\d+", dtype) or ["8"])[0])  # pred has no number: one byte
-    for kind in COLLECTIVES:
-        for match in re.finditer(rf"= (.*?) {kind}(-start)?\(", text):
-            entry = found.setdefault(kind, {"count": 0, "bytes": 0})
-            entry["count"] += 1
-            shapes = re.findall(r"(\w+)\[([\d,]*)\]", match.group(1))
-            if match.group(2) and kind != "all-reduce":  # a start lists its operands, results and contexts
-                shapes = [s for s in shapes if s != ("u32", "")]
-                shapes = shapes[len(shapes) // 2 :]
-            for dtype, shape in shapes:
-                entry["bytes"] += bits(dtype) // 8 * int(np.prod([int(d) for d in shape.split(",") if d]))
+    seen: set[str] = set()
+    scattered = ""  # the result of the all-reduce-scatter that the line is in
+    for line in text.splitlines():
+        if line.endswith("{") and "->" in line:  # a computation starts
+            scattered = line.partition("->")[2] if line.startswith("%all-reduce-scatter") else ""
+        match = re.search(rf"= (.*?) ({'|'.join(COLLECTIVES)})(-start)?\(", line)
+        channel = re.search(r"channel_id=\d+", line)
+        if match is None or (channel and channel[0] in seen):
+            continue
+        seen.update([channel[0]] if channel else [])
+        kind = "reduce-scatter" if scattered else match[2]
+        entry = found.setdefault(kind, {"count": 0, "bytes": 0})
+        entry["count"] += 1
+        shapes = re.findall(r"(\w+)\[([\d,]*)\]", scattered or match[1])
+        if match[3] and kind != "all-reduce":  # a start lists its operands, results and contexts
+            shapes = [s for s in shapes if s != ("u32", "")]
+            shapes = shapes[len(shapes) // 2 :]
+        for dtype, shape in shapes:
+            bits = int((re.search(r"\d+", dtype) or ["8"])[0])  # pred has no number: one byte
+            entry["bytes"] += bits // 8 * int(np.prod([int(d) for d in shape.split(",") if d]))
     return found
 
 
@@ -264,8 +299,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--random-erasing", "--erasing", type=float, default=0.0, metavar="P",
         help="probability of random erasing (default: 0)")  # fmt: skip
     add("--accumulate", type=int, default=1, metavar="N", help="parts of a batch (default: 1)")
+    add("--depth", type=int, default=0, metavar="N", help="number of blocks (default: the model's)")
     add("--remat", action="store_true", help="rematerialize the blocks' activations")
     add("--steps", type=int, default=10, metavar="N", help="number of timed steps (default: 10)")
+    add("--mesh", default="", metavar="AXES",
+        help="sizes of the axes, such as data=2,fsdp=4,model=1 (default: data=-1, all devices)")  # fmt: skip
     add("--topology", metavar="NAME", help='with compile: a TPU topology such as "v5e:2x4"')
     return parser.parse_args(arguments)
 

@@ -121,7 +121,8 @@ class Augment(Section):
     )
     repeats: int = setting(
         1,
-        "Repeated augmentation: views of an image in one step. An epoch then has 1 / repeats of the images.",
+        "Repeated augmentation: views of an image in one step, on different devices. An epoch then has "
+        "1 / repeats of the images.",
         low=1,
         high=100,
     )
@@ -281,13 +282,40 @@ class Mesh(Section):
 
     prefix: ClassVar[str] = "config.mesh."
 
-    data: int = setting(-1, "Devices that share a batch. -1: all devices.", low=-1, high=1_000_000)
+    data: int = setting(
+        -1,
+        "Devices that share a batch and have copies of the parameters. -1: the rest of the devices.",
+        low=-1,
+        high=1_000_000,
+    )
+    fsdp: int = setting(
+        1,
+        "Devices that share a batch and divide parameters, optimizer state and average. -1: the rest.",
+        low=-1,
+        high=1_000_000,
+    )
+    model: int = setting(
+        1,
+        "Devices that divide attention heads and hidden channels (tensor parallelism) and have the same "
+        "images. -1: the rest.",
+        low=-1,
+        high=1_000_000,
+    )
     heartbeat_timeout: int = setting(
         100,
         "With several processes: seconds after which the others end when one of them is lost or has failed.",
         low=10,
         high=86_400,
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        sizes = (self.data, self.fsdp, self.model)
+        if 0 in sizes or sizes.count(-1) > 1:
+            raise ValueError(
+                f"config.mesh: data {self.data} x fsdp {self.fsdp} x model {self.model}: sizes are at least "
+                "1, and one of them may be -1, the rest of the devices."
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

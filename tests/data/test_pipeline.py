@@ -8,6 +8,7 @@ import re
 import types
 
 import image_kinds
+import jax
 import numpy as np
 import pytest
 import tiny_images
@@ -42,10 +43,13 @@ def maps(source, tmp_path_factory):
     return tiny_images.write_maps(tmp_path_factory.mktemp("maps"), source, grid=GRID)
 
 
-def train(source, maps=None, steps=4, *, first_step=0, process_index=0, process_count=1, **settings):
+def train(
+    source, maps=None, steps=4, *, first_step=0, process_index=0, process_count=1, device_shards=1, **settings
+):
     """The first training batches; `settings` are those of `tiny_images.train_config`."""
     position = {"first_step": first_step, "process_index": process_index, "process_count": process_count}
-    batches = pipeline.train_batches(source, maps, tiny_images.train_config(**settings), **position)
+    config = tiny_images.train_config(**settings)
+    batches = pipeline.train_batches(source, maps, config, **position, device_shards=device_shards)
     return list(itertools.islice(batches, steps))
 
 
@@ -192,6 +196,21 @@ def test_repeats_are_different_views_of_an_image(source, maps):
     assert_same(train(source, maps, 5, augment=three, first_step=4), complete[4:])
     with pytest.raises(ValueError, match="repeats must be at least 1"):
         train(source, augment={"repeats": 0})
+
+
+def test_views_are_on_different_devices(source, maps):
+    """Three devices with two images each: the same views as on one device, each image once a device."""
+    options = {"steps": 2, "augment": {"repeats": 3}}
+    spread = train(source, maps, device_shards=3, **options)
+    for batch, alone in zip(spread, train(source, maps, **options), strict=True):
+        assert all(len(set(part)) == 2 for part in numbers(batch).reshape(3, 2))
+        order = [0, 3, 1, 4, 2, 5]  # image a on all three devices, then image b
+        assert_same([jax.tree.map(lambda x, order=order: x[order], alone)], [batch])
+    parts = [
+        train(source, maps, device_shards=3, process_index=p, process_count=3, **options) for p in range(3)
+    ]
+    for step, batch in enumerate(spread):
+        assert_same([batch], [jax.tree.map(lambda *x: np.concatenate(x), *(part[step] for part in parts))])
 
 
 def test_maps_do_not_change_order_or_augmentation(source, maps):

@@ -1,5 +1,6 @@
 """The order of the training images is a pure function of (seed, epoch, position) and visits every record."""
 
+import dataclasses
 import functools
 import itertools
 import os
@@ -11,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 from tlvit.data import shuffle
-from tlvit.data.shuffle import Order, make_order, ordered_records
+from tlvit.data.shuffle import Order, batch_permutation, make_order, ordered_records
 
 LENGTHS = (13, 12, 7, 20, 12)  # 64 records
 
@@ -169,6 +170,47 @@ def test_repeats_do_not_depend_on_restarts_or_processes():
         np.testing.assert_array_equal(later_counters, counters[first:])
     parts = [take(order, 13, process_index=p, process_count=4)[0] for p in range(4)]
     np.testing.assert_array_equal(np.concatenate(parts, axis=1), complete)
+
+
+def placed(order, steps, **process):
+    """Records and counters of `take`, every image in its place of the batch."""
+    places = batch_permutation(order, **process)
+    found = take(order, steps, **process)
+    return found if places is None else tuple(x[:, places] for x in found)
+
+
+@pytest.mark.parametrize(
+    ("shards", "repeats", "streams", "window"), [(8, 3, 1, 64), (8, 3, 4, 9), (2, 3, 4, 9), (12, 4, 4, 9)]
+)
+def test_views_are_spread_over_the_devices(shards, repeats, streams, window):
+    """Every device has the images of a step only once, if there are as many devices as views."""
+    alone = Order(LENGTHS, seed=3, batch_size=48, streams=streams, window=window, repeats=repeats)
+    order = dataclasses.replace(alone, shards=shards)
+    records, counters = placed(order, 2)
+    expected, expected_counters = take(alone, 2)
+    for batch, theirs in zip(records, expected, strict=True):
+        assert sorted(batch) == sorted(theirs)  # the same views
+        views = [np.unique(part, return_counts=True)[1].max() for part in batch.reshape(shards, -1)]
+        assert max(views) == -(-repeats // min(shards, repeats))
+    by_counter = dict(zip(counters.ravel(), records.ravel(), strict=True))
+    assert by_counter == dict(zip(expected_counters.ravel(), expected.ravel(), strict=True))
+    halves = [placed(order, 2, process_index=p, process_count=2)[0] for p in (0, 1)]
+    np.testing.assert_array_equal(np.concatenate(halves, axis=1), records)
+
+
+def test_one_device_or_one_view_keeps_the_order():
+    order = Order(LENGTHS, seed=3, batch_size=24, streams=2, window=9, repeats=3)
+    assert batch_permutation(order) is None
+    assert batch_permutation(dataclasses.replace(order, repeats=1, shards=8)) is None
+    np.testing.assert_array_equal(order.positions(np.arange(24)), np.arange(24))
+
+
+def test_a_process_reads_the_streams_of_its_group():
+    """Eight devices and three views: groups of four devices, so one of two processes needs half of them."""
+    order = Order(LENGTHS, seed=3, batch_size=32, streams=4, window=9, repeats=3, shards=8)
+    assert order.positions(np.arange(16)).max() == 15
+    assert sorted(order.positions(np.arange(32))) == list(range(32))
+    np.testing.assert_array_equal(order.positions(np.arange(8)), [0, 4, 8, 12, 1, 5, 9, 13])
 
 
 @pytest.mark.parametrize("streams_and_window", [(1, 64), (4, 9)])

@@ -179,6 +179,23 @@ def test_mixup_and_cutmix_take_turns():
     assert 18 <= cut <= 42
 
 
+def test_every_shard_draws_mixup_or_cutmix():
+    """One shard draws what the whole batch drew when there was one choice for all."""
+
+    def draw(key, shards):
+        mix = mixing.draw_image_mix(key, (16, 16), shards, mixup=0.8, cutmix=1.0)
+        return mix.blend == 1, mix.mask.any((1, 2))
+
+    keys = jax.random.split(jax.random.key(5), 60)
+    cut, masked = (np.asarray(x) for x in jax.jit(jax.vmap(lambda key: draw(key, 8)))(keys))  # [60, 8]
+    assert 200 <= cut.sum() <= 280
+    assert sum(0 < n < 8 for n in cut.sum(1)) > 50  # both in one step
+    assert not masked[~cut].any()
+    one = jax.jit(jax.vmap(lambda key: draw(key, 1)))(keys)[0]
+    whole = jax.vmap(lambda key: jax.random.bernoulli(jax.random.split(key, 3)[0]))(keys)
+    np.testing.assert_array_equal(one[:, 0], whole)
+
+
 def test_impossible_masks(unchecked_shapes):
     for grid, options in [((0, 4), {}), ((4, 4), {"shards": 0}), ((4, 4), {"alpha": 0.0})]:
         with pytest.raises(ValueError, match="MixToken needs alpha > 0, a grid and a shard"):

@@ -27,7 +27,7 @@ ARGUMENTS = [
     "--map-size=6",
     "--drop-path=0",
 ]
-COMMON = {"model", "batch", "dtype", "device", "compile_s"}
+COMMON = {"model", "batch", "dtype", "device", "mesh", "compile_s"}
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +72,8 @@ def compiled():
 
 def test_compile_prints_the_documented_keys(capsys):
     found = run(capsys, "compile", *ARGUMENTS, "--dtype=bfloat16")
-    keys = {"flops_per_image", "bytes_per_image", "argument_bytes", "temp_bytes", "collectives", "roofline"}
+    keys = {"flops_per_image", "bytes_per_image", "state_bytes", "argument_bytes", "temp_bytes",
+            "collectives", "roofline"}  # fmt: skip
     assert found.keys() == COMMON | keys
     assert (found["model"], found["batch"], found["dtype"]) == ("lvvit_s", 16, "bfloat16")
     assert found["roofline"] is None  # no data sheet for this machine
@@ -97,6 +98,27 @@ def test_figures_per_image_and_chip(compiled):
     assert one["argument_bytes"] == pytest.approx(state_bytes + image_bytes, rel=0.01)
     # Forward and backward of the matrix products: 6 operations a weight and token; 16 tokens, 10 D^2 weights.
     assert one["flops_per_image"] > 6 * 16 * 10 * 32**2 * 0.8
+
+
+@pytest.mark.slow
+def test_a_mesh_divides_the_state(compiled):
+    options = benchmark.parse(["compile", *ARGUMENTS])
+    mesh = sharding.make_mesh(**benchmark.parse_mesh("data=1,fsdp=8"))
+    found = benchmark.inspect_program(options, mesh)
+    assert found["mesh"] == "data 1 x fsdp 8"
+    assert found["state_bytes"] < 0.3 * compiled[8]["state_bytes"]
+    assert found["argument_bytes"] < 0.5 * compiled[8]["argument_bytes"]
+    assert found["flops_per_image"] == pytest.approx(compiled[8]["flops_per_image"], rel=0.1)
+    kernels = 4 * 32 * (3 + 1 + 3 + 3) * 32  # bytes of a block's kernels, which are gathered once
+    assert kernels < found["collectives"]["all-gather"]["bytes"] < 3 * kernels
+
+
+def test_meshes_are_parsed():
+    assert benchmark.parse_mesh("") == {}
+    assert benchmark.parse_mesh("data=-1,model=2") == {"data": -1, "model": 2}
+    for text in ("data", "rows=2", "fsdp=two"):
+        with pytest.raises(ValueError, match="--mesh is a list such as data=2,fsdp=4,model=1, not"):
+            benchmark.parse_mesh(text)
 
 
 TEXT = """
@@ -129,6 +151,30 @@ def test_asynchronous_collectives_count_their_result_once():
     assert benchmark.count_collectives(text) == {
         "all-gather": {"count": 1, "bytes": 64},
         "collective-permute": {"count": 1, "bytes": 16},
+    }
+
+
+def test_collectives_that_the_compiler_for_tpus_writes_otherwise_count_once():
+    """A reduce-scatter is an all-reduce and a slice; an overlapped all-gather occurs with one channel."""
+    text = """
+%all-reduce-scatter.1 (input: bf16[8,64], input.1: f32[16]) -> (bf16[1,64], f32[2]) {
+  %all-reduce.1 = (bf16[8,64]{1,0}, f32[16]{0}) all-reduce(%input, %input.1), channel_id=3, to_apply=%add
+  %dynamic-slice.1 = bf16[1,64]{1,0} dynamic-slice(%get, %c), dynamic_slice_sizes={1,64}
+}
+
+%fused_computation.1 (p: bf16[2]) -> bf16[16] {
+  %all-gather.1 = bf16[16]{0} all-gather(%p), channel_id=4, dimensions={0}
+}
+
+%fused_computation.2 (p: bf16[2]) -> bf16[16] {
+  %all-gather.2 = bf16[16]{0} all-gather(%p), channel_id=4, dimensions={0}
+  %all-reduce.2 = f32[3]{0} all-reduce(%q), channel_id=5, to_apply=%add
+}
+"""
+    assert benchmark.count_collectives(text) == {
+        "reduce-scatter": {"count": 1, "bytes": 2 * 64 + 4 * 2},
+        "all-gather": {"count": 1, "bytes": 32},
+        "all-reduce": {"count": 1, "bytes": 12},
     }
 
 

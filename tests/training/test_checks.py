@@ -9,7 +9,7 @@ from configs import digits
 from tlvit.checkpoints.model_info import ModelInfo
 from tlvit.config import default, resolve, to_dict
 from tlvit.models.functional import functionalize
-from tlvit.training.checks import check_model, check_workdir
+from tlvit.training.checks import check_heads, check_model, check_workdir, mixes_images
 
 
 def config_for(**changes):
@@ -52,6 +52,28 @@ def test_what_fits_the_model():
     check_model(labeled(**{"model.name": "t2t_vit_7"}), net_of("t2t_vit_7", token_head=True))
     check_model(config_for(), net_of("vit"))
     check_model(config_for(**{"distill.teacher": "t.pth"}), net_of("deit_tiny_distilled_patch16_224"))
+
+
+def test_the_model_axis_divides_the_heads():
+    six = labeled(**{"model.name": "lvvit_s"})
+    for devices in (1, 2, 3, 6):
+        check_heads(six, devices)
+    with pytest.raises(
+        ValueError, match=r"model=4 cannot divide the 6 attention heads of lvvit_s .*; 1, 2, 3, 6 can"
+    ):
+        check_heads(six, 4)
+    check_heads(labeled(**{"model.options.num_heads": 8}), 4)
+    check_heads(labeled(**{"model.name": "regnety_160"}), 1)
+    with pytest.raises(ValueError, match="model=2 divides attention heads, but regnety_160 has none"):
+        check_heads(labeled(**{"model.name": "regnety_160"}), 2)
+
+
+def test_which_settings_mix_images():
+    assert mixes_images(labeled())
+    assert not mixes_images(labeled(**{"loss.mixtoken": False}))
+    assert mixes_images(config_for(**{"augment.mixup": 0.1, "augment.cutmix": 0.0}))
+    plain = {"augment.mixup": 0.0, "augment.cutmix": 0.0, "loss.plain_labels": True}
+    assert not mixes_images(config_for(**plain))
 
 
 def workdir_of(tmp_path, config):

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import refuse_folders
+from flax import nnx
 
 from configs import digits as recipe
 from tlvit.checkpoints.load import load
@@ -369,6 +371,44 @@ def test_after_a_blow_up_the_last_checkpoint_is_good(data, tmp_path):
         train(config_for(data, **changes, **{"optim.learning_rate": 1000.0}), tmp_path)
     result = train(config_for(data, **changes, **{"optim.learning_rate": 1e-4}), tmp_path)
     assert result.finished
+
+
+@pytest.mark.slow
+def test_a_run_resumes_on_another_mesh(plain, data, maps, tmp_path, caplog):
+    """The losses and weights of data parallelism, from a run of two epochs on two meshes."""
+    meshes = ({"mesh.data": 2, "mesh.fsdp": 4}, {"mesh.model": 2})
+    with caplog.at_level("INFO", "tlvit"):
+        assert train(config_for(data, maps, **meshes[0]), tmp_path).finished
+        shutil.rmtree(tmp_path / "checkpoints" / "4")
+        assert train(config_for(data, maps, **meshes[1]), tmp_path).finished
+    assert re.findall(r"devices +8 x cpu \(cpu\), mesh (.*)", caplog.text) == [
+        "data 2 x fsdp 4",
+        "data 4 x model 2",
+    ]
+    sizes = re.findall(r"state +([\d.]+) of ([\d.]+) MB on each device", caplog.text)
+    assert len(sizes) == 2
+    assert all(float(on_device) < float(whole) for on_device, whole in sizes)
+    assert "resumed at step 2" in caplog.text
+    ours, theirs = (
+        {line["step"]: line["train/loss"] for line in metrics_of(folder) if "train/loss" in line}
+        for folder in (tmp_path, plain[0])
+    )
+    assert ours == pytest.approx(theirs, abs=1e-4)
+    (model, _), (other, _) = (load(folder, weights="raw") for folder in (tmp_path, plain[0]))
+    for a, b in zip(*(jax.tree.leaves(nnx.state(m)) for m in (model, other)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+def test_settings_that_do_not_fit_the_devices_are_refused(data, maps, tmp_path):
+    for changes, message in (
+        ({"mesh.fsdp": 3, "mesh.data": 4}, "config.mesh: data 4 x fsdp 3 = 12 devices, but there are 8"),
+        ({"mesh.model": 8}, "config.mesh.model=8 cannot divide the 2 attention heads of lvvit_s"),
+        ({"batch_size": 24, "loss.mixtoken": True}, "24 images over 8 devices is 3 for each"),
+        ({"optim.accumulate": 2, "loss.mixtoken": True}, "16 images over 8 devices in 2 .* is 1 for each"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train(config_for(data, maps, **changes), tmp_path)
+    assert not (tmp_path / "config.json").exists()
 
 
 def distilled(data, teacher, **changes):

@@ -1,6 +1,7 @@
 """The table at the start of a run."""
 
 import logging
+import re
 
 import optax
 
@@ -41,12 +42,14 @@ def test_with_token_labels(caplog):
     config = lvvit_s.get_config()
     found = {k: v.strip() for k, v in summary(config, Maps, caplog).items()}
     assert list(found) == [
-        "devices", "model", "train images", "eval images", "token labels", "augmentation", "schedule",
-        "start",
+        "devices", "model", "state", "train images", "eval images", "token labels", "augmentation",
+        "schedule", "start",
     ]  # fmt: skip
-    assert found["devices"] == "8 x cpu (cpu), mesh axis data=8"
+    assert found["devices"] == "8 x cpu (cpu), mesh data 8"
     assert found["model"].startswith("lvvit_s, 0.")
     assert found["model"].endswith("G MACs, bfloat16")
+    state = r"(\d\.\d) of \1 MB on each device \(parameters, optimizer and average\)"
+    assert re.fullmatch(state, found["state"])
     assert found["train images"] == "100 of 1000 classes, imagenet2012:train"
     assert found["token labels"] == (
         "ON: 97 maps of 18x18 cells, top 5, for 100 images, by dm_nfnet_f6, crop aligned, class token learns "

@@ -2,7 +2,8 @@
 
 Everything from the files to a finished batch runs in the threads of tf.data, and without Python except for
 images that are not ordinary JPEG or PNG files. Random numbers depend only on (seed, step, index in the
-batch). So the number of threads, the number of processes and restarts do not change a batch.
+batch). So the number of threads, the number of processes and restarts do not change a batch. The number of
+devices that share a batch changes the places of its images if there are several views of an image.
 """
 
 import itertools
@@ -23,6 +24,7 @@ from tlvit.data.score_maps.reader import ScoreMapReader, map_matrix
 from tlvit.data.score_maps.verification import verified
 from tlvit.data.shuffle import (
     Order,
+    batch_permutation,
     make_order,
     ordered_records,
     process_batch_size,
@@ -49,6 +51,7 @@ def train_batches(
     first_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
+    device_shards: int = 1,
 ) -> Iterator[Batch]:
     """Augmented batches of one process, endless. Every epoch is a new order of full batches.
 
@@ -60,6 +63,8 @@ def train_batches(
       first_step: the first batch. The batches equal, bit for bit, those of a run from step 0.
       process_index: index of this process.
       process_count: number of processes. Each gets batch_size / process_count images of every global batch.
+      device_shards: number of devices that share a global batch. The views of an image that repeated
+        augmentation makes are spread over them.
 
     Raises:
       ValueError: at once, if the maps were not made for these images, too many of them are missing, the
@@ -72,7 +77,8 @@ def train_batches(
         records, parse = pair_with_maps(source, maps, max_missing=config.data.max_missing_maps)
     local = process_batch_size(config.batch_size, process_index, process_count)
     check_batch(local, config.image_size, "config.batch_size")
-    order = train_order(source, config)
+    order = train_order(source, config, device_shards)
+    places = batch_permutation(order, process_index, process_count)
     threads = thread_count(config.data.threads)
     prepare = _training_example(parse, source.exif, maps, config)
     key_of = lambda raw: parse(raw)["key"]
@@ -99,7 +105,10 @@ def train_batches(
             data = corruption.replace_corrupt(data, prepare, key_of, threads=threads).map(check_pair)
         else:
             data = data.map(prepare_sound, num_parallel_calls=threads, deterministic=True)
-        return data.batch(local, drop_remainder=True).prefetch(2)
+        data = data.batch(local, drop_remainder=True)
+        if places is not None:
+            data = data.map(lambda batch: tf.nest.map_structure(lambda x: tf.gather(x, places), batch))
+        return data.prefetch(2)
 
     locate = lambda done: corruption.locate_damage(source, maps, order, first_step + done)
     arrays = corruption.read_batches(batches, threads=threads, corrupt=corrupt, locate=locate)
@@ -206,7 +215,7 @@ def steps_per_epoch(source: Source, batch_size: int) -> int:
     return source.num_examples // batch_size
 
 
-def train_order(source: Source, config: Config) -> Order:
+def train_order(source: Source, config: Config, device_shards: int = 1) -> Order:
     """The order in which `train_batches` reads a source.
 
     Raises:
@@ -226,6 +235,7 @@ def train_order(source: Source, config: Config) -> Order:
         record_bytes=source.record_bytes,
         shuffle_bytes=int(budget),
         repeats=config.augment.repeats,
+        shards=device_shards,
     )
 
 

@@ -10,7 +10,9 @@ memory. A process reads only the streams that its slice of the batches needs. Th
 size, the shards and the memory budget, but not on the number of processes.
 
 With repeated augmentation a record fills `repeats` consecutive positions. An epoch has as many positions as
-without, so it visits one record in `repeats`.
+without, so it visits one record in `repeats`. Where several devices share a batch, consecutive positions are
+on different devices, because the images of a device are mixed with each other. `Order.positions` has the
+places of the positions in a batch.
 """
 
 import dataclasses
@@ -41,6 +43,7 @@ class Order:
       streams: number of parts that are read in parallel; divides B.
       window: number of records that are permuted together in one stream.
       repeats: consecutive positions that a record fills, each with its own augmentation.
+      shards: number of devices that share a batch; divides B.
     """
 
     shard_lengths: tuple[int, ...]
@@ -49,6 +52,7 @@ class Order:
     streams: int
     window: int
     repeats: int = 1
+    shards: int = 1
 
     @property
     def steps_per_epoch(self) -> int:
@@ -70,6 +74,21 @@ class Order:
         """Windows of a stream that contain records of full batches."""
         return math.ceil(self.steps_per_epoch * self.stream_batch / (self.window * self.repeats))
 
+    def positions(self, index: np.ndarray) -> np.ndarray:
+        """The positions, in [0, B), of the images with these indices in a global batch.
+
+        They are the same numbers with one shard or without repeats. Otherwise the shards form groups of at
+        least `repeats`, where there are as many, and the positions of a group are dealt out to its shards in
+        turn. Groups are as small as possible, so that a process needs few streams.
+        """
+        if self.repeats == 1:
+            return index
+        sizes = (size for size in range(1, self.shards + 1) if self.shards % size == 0)
+        in_group = next((size for size in sizes if size >= self.repeats), self.shards)
+        length = self.batch_size // self.shards
+        group, rest = np.divmod(index, in_group * length)
+        return group * in_group * length + rest % length * in_group + rest // length
+
     def window_at(self, step: int) -> int:
         """Number of the window that every stream reads at a step, counted from the start of training."""
         epoch, step = divmod(step, self.steps_per_epoch)
@@ -84,6 +103,7 @@ def make_order(
     record_bytes: float,
     shuffle_bytes: int,
     repeats: int = 1,
+    shards: int = 1,
 ) -> Order:
     """Chooses the order that shuffles best within a memory budget: one window of all records if that fits.
 
@@ -94,6 +114,7 @@ def make_order(
       record_bytes: mean size of a record, bytes.
       shuffle_bytes: host memory of the shuffle, bytes.
       repeats: see `Order`.
+      shards: see `Order`.
 
     Raises:
       ValueError: the images do not fill one batch.
@@ -104,7 +125,7 @@ def make_order(
     shard_lengths = tuple(shard_lengths)
     capacity = shuffle_bytes / COPIES / (record_bytes + MAP_BYTES)  # records
     if capacity >= total:
-        return Order(shard_lengths, seed, batch_size, streams=1, window=total, repeats=repeats)
+        return Order(shard_lengths, seed, batch_size, 1, total, repeats, shards)
     streams = 1
     # More streams shuffle better, but each needs memory in addition to its windows: at most half the budget.
     limit = min(
@@ -114,7 +135,7 @@ def make_order(
         streams *= 2
     capacity = (shuffle_bytes - streams * STREAM_BYTES) / COPIES / (record_bytes + MAP_BYTES)
     window = min(total, max(MIN_WINDOW, int(capacity / streams)))
-    return Order(shard_lengths, seed, batch_size, streams, window, repeats)
+    return Order(shard_lengths, seed, batch_size, streams, window, repeats, shards)
 
 
 def shuffle_memory(total: int, record_bytes: float) -> float:
@@ -136,7 +157,9 @@ def ordered_records(
     process_count: int = 1,
     replacements: int = 0,
 ) -> tf.data.Dataset:
-    """The records of one process's slice of every global batch, in order, starting at `first_step`; endless.
+    """The records of one process's slice of every global batch, starting at `first_step`; endless.
+
+    They come in the order of their positions. `batch_permutation` puts those of a batch in their places.
 
     Args:
       records: maps (shard, offset) to a Dataset of raw records, of any structure of tensors of fixed shape.
@@ -148,11 +171,10 @@ def ordered_records(
         ones of its window.
 
     Returns:
-      Dataset of (raw record, counter), counter = step * B + index in the global batch, int64. With
+      Dataset of (raw record, counter), counter = step * B + position in the global batch, int64. With
       replacements, the record's tensors have a leading axis of length 1 + replacements.
     """
-    local = process_batch_size(order.batch_size, process_index, process_count)
-    slots = np.arange(process_index * local, (process_index + 1) * local)
+    slots = np.sort(_own_positions(order, process_index, process_count))
     stream_of = slots // order.stream_batch
     streams = np.unique(stream_of)
     datasets = []
@@ -164,6 +186,18 @@ def ordered_records(
         return datasets[0]
     turns = tf.data.Dataset.from_tensor_slices(np.searchsorted(streams, stream_of)).repeat()
     return tf.data.Dataset.choose_from_datasets(datasets, turns, stop_on_empty_dataset=False)
+
+
+def batch_permutation(order: Order, process_index: int = 0, process_count: int = 1) -> np.ndarray | None:
+    """The permutation that puts the images of a batch of `ordered_records` in their places.
+
+    Returns:
+      For every place in the process's slice of a batch, the index of its image in the order of the records;
+      None if that is the same order.
+    """
+    positions = _own_positions(order, process_index, process_count)
+    permutation = np.argsort(np.argsort(positions))
+    return None if (np.diff(permutation) == 1).all() else permutation
 
 
 def process_batch_size(batch_size: int, process_index: int, process_count: int) -> int:
@@ -225,6 +259,12 @@ def window_segments(
 def window_length(order: Order, window: tf.Tensor) -> tf.Tensor:
     """Number of records of a window; the last one of an epoch can be shorter."""
     return tf.minimum(tf.constant(order.window, tf.int64), order.stream_length - window * order.window)
+
+
+def _own_positions(order: Order, process_index: int, process_count: int) -> np.ndarray:
+    """The positions of a process's slice of a batch, in the order of their places."""
+    local = process_batch_size(order.batch_size, process_index, process_count)
+    return order.positions(np.arange(process_index * local, (process_index + 1) * local))
 
 
 def _stream_records(

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import AxisType
 
 from tlvit.shapes import Float
 from tlvit.types import Array, Dtype
@@ -106,6 +107,18 @@ def drop_path_rates(rate: float, depth: int) -> list[float]:
     if not 0.0 <= rate < 1.0:
         raise ValueError(f"drop_path must be in [0, 1), not {rate}.")
     return [rate * i / max(depth - 1, 1) for i in range(depth)]
+
+
+def model_axis() -> int:
+    """The size of the axis `model` of the device mesh, over which a model is split; 1 without one.
+
+    A program sets the mesh with `jax.sharding.use_abstract_mesh` (`tlvit.training.mesh.model_parallel`).
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    automatic = [
+        axis for axis, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto
+    ]
+    return mesh.shape["model"] if "model" in automatic else 1
 
 
 def split_key(key: jax.Array | None, count: int) -> list[jax.Array | None]:

@@ -2,9 +2,11 @@
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import nnx
+from jax.sharding import PartitionSpec
 
-from tlvit.models.layers import Conv, drop_path, gelu, layer_norm, linear, split_key
+from tlvit.models.layers import Conv, drop_path, gelu, layer_norm, linear, model_axis, split_key
 from tlvit.ops.attention import attend, attention_weights, dropout, merge_heads, split_heads
 from tlvit.shapes import Float
 from tlvit.types import Array, Dtype
@@ -72,7 +74,26 @@ class Attention(nnx.Module):
 
     def _heads(self, x: Array) -> list[Array]:
         """[B, N, D] -> query, key and value, [B, heads, N, d] each."""
+        if model_axis() > 1 and self.num_heads % model_axis() == 0:
+            return self._parallel_heads(x)
         return [split_heads(part, self.num_heads) for part in jnp.split(self.qkv(x), 3, axis=-1)]
+
+    def _parallel_heads(self, x: Array) -> list[Array]:
+        """`_heads` if the heads are split over the axis `model` of the device mesh.
+
+        Devices exchange columns of the kernel before the product. That moves less than the product, in which
+        the heads of query, key and value are not adjacent.
+        """
+        x, kernel, bias = self.qkv.promote_dtype(
+            (x, self.qkv.kernel[...], None if self.qkv.bias is None else self.qkv.bias[...]),
+            dtype=self.qkv.dtype,
+        )
+        kernel = rearrange(kernel, "i (t h d) -> i t h d", t=3, h=self.num_heads)
+        kernel = jax.lax.with_sharding_constraint(kernel, PartitionSpec(None, None, "model", None))
+        heads = jnp.einsum("bni,ithd->tbhnd", x, kernel)
+        if bias is not None:
+            heads += rearrange(bias, "(t h d) -> t 1 h 1 d", t=3, h=self.num_heads)
+        return list(heads)
 
 
 class Mlp(nnx.Module):

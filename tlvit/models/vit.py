@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterable, Sequence
 import jax
 import jax.numpy as jnp
 from einops import rearrange, repeat
+from jax.sharding import PartitionSpec
 
-from tlvit.models.layers import run_block, run_blocks, split_key
+from tlvit.models.layers import model_axis, run_block, run_blocks, split_key
 from tlvit.models.model import Model, check_images, check_indices
 from tlvit.models.transformer import Block
 from tlvit.ops.attention import dropout
@@ -167,7 +168,13 @@ class TokenModel(Model):
     def _patches(self, images: Array, key: jax.Array | None = None) -> Array:
         """The stem, for images that are checked."""
         check_images(images)
-        return self.embed_patches(images, key)
+        mesh = jax.sharding.get_abstract_mesh()
+        if model_axis() == 1 or images.shape[0] % mesh.size:
+            return self.embed_patches(images, key)
+        # Tensor parallelism: devices that divide the heads of the blocks divide the images of the stem.
+        spread = lambda x, axes: jax.lax.with_sharding_constraint(x, PartitionSpec(axes, None, None, None))
+        x = spread(self.embed_patches(spread(images, mesh.axis_names), key), mesh.axis_names)
+        return spread(x, tuple(axis for axis in mesh.axis_names if axis != "model"))
 
     def _sequence(self, x: Array, any_size: bool = False) -> Array:
         """[B, h, w, D] -> [B, P + N, D], with positions, which are resized if `any_size`."""

@@ -158,7 +158,7 @@ def draw_image_mix(
 ) -> ImageMix:
     """Draws mixup (Zhang et al. 2018, arXiv:1710.09412) or CutMix (Yun et al. 2019, arXiv:1905.04899).
 
-    If both are on, each is used for half of the batches.
+    If both are on, every shard draws one of them, each with probability 1/2.
 
     Args:
       key: PRNG key.
@@ -178,9 +178,12 @@ def draw_image_mix(
     key_choice, key_blend, key_box = jax.random.split(key, 3)
     box = draw_mixtoken_mask(key_box, image_size, shards, alpha=cutmix or 1.0)
     blend = _beta(key_blend, mixup or 1.0, shards)
-    choose = jax.random.bernoulli(key_choice) if mixup and cutmix else jnp.bool_(bool(cutmix))
+    both = jax.random.bernoulli(key_choice, shape=(shards,))
+    choose = both if mixup and cutmix else jnp.full((shards,), bool(cutmix))
     return ImageMix(
-        mask=box.mask & choose, blend=jnp.where(choose, 1.0, blend), lam=jnp.where(choose, box.lam, blend)
+        mask=box.mask & choose[:, None, None],
+        blend=jnp.where(choose, 1.0, blend),
+        lam=jnp.where(choose, box.lam, blend),
     )
 
 

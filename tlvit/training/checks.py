@@ -8,6 +8,7 @@ from typing import Any
 
 from tlvit.config import Config, to_dict
 from tlvit.models.functional import Net
+from tlvit.models.table import model_options
 from tlvit.ops.randaugment_policy import parse_policy
 from tlvit.records import read_json
 
@@ -49,6 +50,38 @@ def check_model(config: Config, net: Net) -> None:
         )
     if teacher and not net.has_distillation_token:
         raise ValueError(f"config.distill.teacher is {teacher}, but {name} has no distillation token.")
+
+
+def check_heads(config: Config, devices: int) -> None:
+    """Checks that the devices of the mesh axis `model` divide the model's attention heads.
+
+    Args:
+      config: settings.
+      devices: size of the axis.
+
+    Raises:
+      ValueError: the model has no attention heads, or their number is not a multiple of `devices`.
+    """
+    name = config.model.name
+    heads = {**model_options(name), **config.model.options}.get("num_heads", 0)
+    if devices == 1 or (heads and heads % devices == 0):
+        return
+    if not heads:
+        raise ValueError(
+            f"config.mesh.model={devices} divides attention heads, but {name} has none: set it to 1."
+        )
+    fitting = ", ".join(str(count) for count in range(1, heads + 1) if heads % count == 0)
+    raise ValueError(
+        f"config.mesh.model={devices} cannot divide the {heads} attention heads of {name} evenly; "
+        f"{fitting} can."
+    )
+
+
+def mixes_images(config: Config) -> bool:
+    """Whether a training step mixes the images of a device in pairs: MixToken, mixup or cutmix."""
+    if config.token_labels:
+        return config.loss.mixtoken
+    return bool(config.augment.mixup or config.augment.cutmix)
 
 
 def check_workdir(workdir: pathlib.Path, config: Config, saved: Mapping[str, Any] | None = None) -> None:

@@ -13,7 +13,7 @@ from tlvit.checkpoints.model_info import ModelInfo
 from tlvit.config import Config, parse_image_size
 from tlvit.files import as_path
 from tlvit.models.functional import functionalize
-from tlvit.training.mesh import local_batch_size, make_mesh, replicated
+from tlvit.training.mesh import batch_part, local_batch_size, make_mesh, state_shardings
 from tlvit.training.prefetch import Prefetch
 from tlvit.training.state import TrainState
 from tlvit.training.step import make_eval_step
@@ -98,7 +98,7 @@ def evaluate_checkpoint(
     from tlvit.data.pipeline import eval_batches
     from tlvit.data.sources.open import open_source
 
-    mesh = make_mesh(data=config.mesh.data)
+    mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, model=config.mesh.model)
     local_batch_size(config.eval_batch_size, mesh)
     model, info = _open(as_path(path), config, weights)
     data = config.data
@@ -108,15 +108,17 @@ def evaluate_checkpoint(
             f"{path} has {info.num_classes} classes, but {source.identity} has {source.num_classes}."
         )
     net, params, stats = functionalize(model)
-    arrays = jax.device_put({"params": params, "stats": stats}, replicated(mesh))
+    arrays = {"params": params, "stats": stats}
+    arrays = jax.device_put(arrays, state_shardings(arrays, mesh))
+    part, parts = batch_part(mesh)
     batches = eval_batches(
         source,
         info,
         batch_size=config.eval_batch_size,
         max_corrupt=config.eval.max_corrupt,
         threads=config.data.threads,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=part,
+        process_count=parts,
     )
     step = make_eval_step(net, mesh, info.preprocessing)
     return evaluate(step, {"": arrays}, Prefetch(batches, mesh))[""]

@@ -22,7 +22,7 @@ from tlvit.config import Config, resolve
 from tlvit.models.functional import functionalize
 from tlvit.models.table import model_options
 from tlvit.records import read_json
-from tlvit.training.mesh import replicated
+from tlvit.training.mesh import state_shardings
 from tlvit.training.state import TrainState, abstract_state, init_state, state_from
 
 log = logging.getLogger("tlvit")
@@ -79,7 +79,8 @@ def initial_state(
         return init_state(build, tx, mesh=mesh, seed=config.seed, ema=ema)
     model = _load_weights(config.model.init_from, build(), info)
     _, params, stats = functionalize(model)
-    return jax.device_put(state_from(params, stats, tx, seed=config.seed, ema=ema), replicated(mesh))
+    state = state_from(params, stats, tx, seed=config.seed, ema=ema)
+    return jax.device_put(state, state_shardings(state, mesh))
 
 
 def _options_of_the_start(config: Config, workdir: pathlib.Path) -> tuple[str, Mapping[str, Any]]:

@@ -107,10 +107,12 @@ def _train(
 ) -> TrainResult:
     # Checks that need no data.
     config = take_options(config, workdir)
-    mesh = make_mesh(data=config.mesh.data)
-    local_batch_size(config.batch_size, mesh, parts=config.optim.accumulate)
+    mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, model=config.mesh.model)
+    mixed = checks.mixes_images(config)
+    local_batch_size(config.batch_size, mesh, parts=config.optim.accumulate, mixed=mixed)
     local_batch_size(config.eval_batch_size, mesh)
     checks.check_model(config, _abstract_net(config))
+    checks.check_heads(config, mesh.shape.get("model", 1))
     make_workdir(workdir)
     stack.enter_context(lock_workdir(workdir))
     checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep))
@@ -149,8 +151,8 @@ def _train(
     # The compiled programs and the stream of batches, which starts at this run's first step.
     train_step = make_train_step(net, tx, mesh, config, info, teacher=teacher)
     eval_step = make_eval_step(net, mesh, info.preprocessing)
-    batches = Prefetch(run_data.train_batches(data, config, first_step), mesh)
-    eval_batches = lambda: stop.watch(Prefetch(run_data.eval_batches(data, config, info), mesh))
+    batches = Prefetch(run_data.train_batches(data, config, first_step, mesh), mesh)
+    eval_batches = lambda: stop.watch(Prefetch(run_data.eval_batches(data, config, info, mesh), mesh))
     metrics_file = stack.enter_context(
         run_log.MetricsFile(workdir, first_step, evaluate_again=evaluation_due, writers=writers)
     )

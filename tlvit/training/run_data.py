@@ -5,11 +5,13 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import jax
+from jax.sharding import Mesh
 
 from tlvit.checkpoints.model_info import ModelInfo, Preprocessing
 from tlvit.config import Config
 from tlvit.host_memory import check_batch
 from tlvit.models.table import published_crop_pct
+from tlvit.training.mesh import batch_part, batch_shards
 from tlvit.types import Batch
 
 if TYPE_CHECKING:  # the modules import TensorFlow
@@ -92,30 +94,33 @@ def steps_per_epoch(data: RunData, config: Config) -> int:
     return steps
 
 
-def train_batches(data: RunData, config: Config, first_step: int) -> Iterator[Batch]:
+def train_batches(data: RunData, config: Config, first_step: int, mesh: Mesh) -> Iterator[Batch]:
     """The augmented batches of this process, from a step on."""
     from tlvit.data import pipeline
 
+    part, parts = batch_part(mesh)
     return pipeline.train_batches(
         data.train,
         data.maps,
         config,
         first_step=first_step,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=part,
+        process_count=parts,
+        device_shards=batch_shards(mesh),
     )
 
 
-def eval_batches(data: RunData, config: Config, info: ModelInfo) -> Iterator[Batch]:
+def eval_batches(data: RunData, config: Config, info: ModelInfo, mesh: Mesh) -> Iterator[Batch]:
     """The batches of the evaluation split of this process."""
     from tlvit.data import pipeline
 
+    part, parts = batch_part(mesh)
     return pipeline.eval_batches(
         data.eval,
         info,
         batch_size=config.eval_batch_size,
         max_corrupt=config.eval.max_corrupt,
         threads=config.data.threads,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=part,
+        process_count=parts,
     )

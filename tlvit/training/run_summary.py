@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from tlvit.config import Augment, Config
 from tlvit.models.functional import Net, count_parameters
 from tlvit.models.macs import model_macs
+from tlvit.training.mesh import describe_mesh, state_bytes
 from tlvit.training.optimizer import peak_learning_rate
 from tlvit.training.run_data import RunData
 from tlvit.training.state import TrainState
@@ -37,6 +38,7 @@ def print_summary(
     rows = {
         "devices": _devices(mesh),
         "model": _model(config, net, state),
+        "state": _state(state),
         "train images": f"{train.num_examples} of {train.num_classes} classes, {train.identity}",
         "eval images": f"{evaluation.num_examples}, {evaluation.identity}",
         "token labels": _token_labels(config, data),
@@ -52,7 +54,12 @@ def print_summary(
 def _devices(mesh: Mesh) -> str:
     device, count = mesh.devices.flat[0], mesh.devices.size
     processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
-    return f"{count} x {device.device_kind} ({device.platform}){processes}, mesh axis data={count}"
+    return f"{count} x {device.device_kind} ({device.platform}){processes}, mesh {describe_mesh(mesh)}"
+
+
+def _state(state: TrainState) -> str:
+    on_device, whole = (size / 1e6 for size in state_bytes(state))
+    return f"{on_device:.1f} of {whole:.1f} MB on each device (parameters, optimizer and average)"
 
 
 def _model(config: Config, net: Net, state: TrainState) -> str:

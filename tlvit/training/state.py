@@ -9,7 +9,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from tlvit.models.functional import Net, functionalize
-from tlvit.training.mesh import replicated
+from tlvit.training.mesh import state_shardings
 from tlvit.types import Array, PyTree, pytree
 
 
@@ -45,8 +45,8 @@ def abstract_state(
     """The shapes and shardings of a state, for restoring a checkpoint; nothing is allocated."""
     _, params, stats = abstract_model(build)
     shapes = jax.eval_shape(lambda p, s: state_from(p, s, tx, ema=ema), params, stats)
-    place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh))
-    return jax.tree.map(place, shapes)
+    place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+    return jax.tree.map(place, shapes, state_shardings(shapes, mesh))
 
 
 def init_state(
@@ -73,7 +73,8 @@ def init_state(
 
     # The program runs once. On a CPU, compiling it with optimizations takes five times what they save.
     options = {"xla_backend_optimization_level": 0} if mesh.devices.flat[0].platform == "cpu" else None
-    return jax.jit(init, out_shardings=replicated(mesh), compiler_options=options)()
+    shardings = state_shardings(jax.eval_shape(init), mesh)
+    return jax.jit(init, out_shardings=shardings, compiler_options=options)()
 
 
 def state_from(

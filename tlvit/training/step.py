@@ -22,7 +22,14 @@ from tlvit.ops.randaugment import randaugment
 from tlvit.ops.randaugment_policy import parse_policy
 from tlvit.ops.random_erasing import random_erasing
 from tlvit.ops.targets import make_targets, smooth_one_hot
-from tlvit.training.mesh import replicated
+from tlvit.training.mesh import (
+    batch_shards,
+    constrain_state,
+    gather,
+    model_parallel,
+    replicated,
+    shares_state,
+)
 from tlvit.training.optimizer import update_ema
 from tlvit.training.state import TrainState
 from tlvit.types import Array, Batch, PyTree
@@ -36,7 +43,7 @@ class Teacher:
 
     Attributes:
       net: its computation, from `functionalize`.
-      params: its parameters, replicated over the mesh.
+      params: its parameters, placed as those of a state.
       stats: its BatchNorm statistics and buffers, replicated over the mesh.
     """
 
@@ -64,18 +71,19 @@ def make_train_step(
     Args:
       net: the model's computation, from `functionalize`.
       tx: the optimizer.
-      mesh: the devices; the batch is split over them and the state is replicated.
+      mesh: the devices; the batch and the state are split over them as `tlvit.training.mesh` says.
       config: settings; the sections augment, loss, distill, ema and optim.accumulate count.
       info: number of classes and normalization of the model.
       teacher: for a model with a distillation token.
-      mix_shards: number of parts of a batch that are mixed independently; None: one for each device.
+      mix_shards: number of parts of a batch that are mixed independently; None: one for each device that
+        shares the batch.
 
     Returns:
       The step. Its metrics are float32 scalars: `loss` (mean over accumulated parts) and `grad_norm` (before
       clipping).
     """
-    loss_fn = _make_loss(net, mesh, config, info, teacher, mix_shards or mesh.devices.size)
-    gradients = _accumulate(jax.value_and_grad(loss_fn, has_aux=True), config.optim.accumulate)
+    loss_fn = _make_loss(net, mesh, config, info, teacher, mix_shards or batch_shards(mesh))
+    gradients = _accumulate(_gradient(loss_fn, mesh), config.optim.accumulate)
 
     def step(
         state: TrainState, batch: Batch, teacher_arrays: tuple[PyTree, ...] = ()
@@ -89,9 +97,12 @@ def make_train_step(
             new = {"params": params, "stats": stats}
             ema = update_ema(ema, new, state.step, decay=config.ema.decay, warmup=config.ema.warmup)
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
-        return TrainState(state.step + 1, params, stats, opt_state, ema, state.key), metrics
+        new_state = TrainState(state.step + 1, params, stats, opt_state, ema, state.key)
+        return constrain_state(new_state, mesh), metrics
 
-    jitted = jax.jit(step, donate_argnums=0, out_shardings=replicated(mesh))
+    # A state that is split is placed inside of the step: None leaves it there.
+    state_out = None if shares_state(mesh) else replicated(mesh)
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(state_out, replicated(mesh)))
     if teacher is None:
         return jitted
     # The teacher's arrays are arguments of the program; as constants they would be compiled into it.
@@ -105,7 +116,8 @@ def make_eval_step(
 
     def step(params: PyTree, stats: PyTree, batch: Batch) -> Metrics:
         images = normalize(batch.image, preprocessing.mean, preprocessing.std)
-        output, _ = net.apply(params, stats, images)
+        with model_parallel(mesh):
+            output, _ = net.apply(gather(params, mesh), stats, images)
         return classification_sums(output.logits, batch.label, batch.mask, batch.real_labels)
 
     return jax.jit(step, out_shardings=replicated(mesh))
@@ -133,8 +145,9 @@ def _make_loss(
         if config.augment.random_erasing:
             images = random_erasing(key_erase, images, probability=config.augment.random_erasing)
         batch = dataclasses.replace(batch, image=images, geometry=geometry)
-        forward = functools.partial(net.apply, params, stats, train=True, key=key_net)
-        return objective(forward, batch, key_mix, teacher_arrays)
+        forward = functools.partial(net.apply, gather(params, mesh), stats, train=True, key=key_net)
+        with model_parallel(mesh):
+            return objective(forward, batch, key_mix, teacher_arrays)
 
     return loss_fn
 
@@ -187,7 +200,7 @@ def _image_label_objective(
         if teacher is None:
             return config.loss.cls_weight * jnp.mean(soft_cross_entropy(output.cls, labels)), stats
         teacher_params, teacher_stats = teacher_arrays
-        logits = teacher.net.apply(teacher_params, teacher_stats, images)[0].logits
+        logits = teacher.net.apply(gather(teacher_params, mesh), teacher_stats, images)[0].logits
         return distillation_loss(output, labels, logits, **distill), stats
 
     return objective
@@ -196,6 +209,17 @@ def _image_label_objective(
 def _on_every_device(mask: PyTree, mesh: Mesh) -> PyTree:
     """Makes every device draw all masks; otherwise XLA splits the drawing and the devices synchronize."""
     return jax.lax.with_sharding_constraint(mask, replicated(mesh))
+
+
+def _gradient(loss_fn: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """(params, …) -> ((loss, stats), gradients), the gradients placed as the parameters."""
+    value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+
+    def gradient(params: PyTree, *inputs: Any) -> tuple[tuple[Array, PyTree], PyTree]:
+        result, grads = value_and_grad(params, *inputs)
+        return result, constrain_state(grads, mesh)
+
+    return gradient
 
 
 def _accumulate(grad_fn: Callable[..., Any], count: int) -> Callable[..., Any]:

@@ -9,14 +9,14 @@ from tlvit.checkpoints.load import load
 from tlvit.checkpoints.model_info import ModelInfo
 from tlvit.config import Config
 from tlvit.models.functional import functionalize
-from tlvit.training.mesh import replicated
+from tlvit.training.mesh import replicated, state_shardings
 from tlvit.training.step import Teacher
 
 log = logging.getLogger("tlvit")
 
 
 def load_teacher(config: Config, info: ModelInfo, mesh: Mesh) -> Teacher:
-    """Opens `config.distill.teacher` at the image size of the run and copies it to every device.
+    """Opens `config.distill.teacher` at the image size of the run and places it as the state of a run.
 
     Raises:
       ValueError: the teacher has another number of classes than the data.
@@ -28,6 +28,7 @@ def load_teacher(config: Config, info: ModelInfo, mesh: Mesh) -> Teacher:
             f"The teacher {path} has {found.num_classes} classes, but the data have {info.num_classes}."
         )
     net, params, stats = functionalize(model)
-    params, stats = jax.device_put((params, stats), replicated(mesh))
+    params = jax.device_put(params, state_shardings(params, mesh))
+    stats = jax.device_put(stats, replicated(mesh))
     log.info("teacher: %s from %s, %s distillation", found.model, path, config.distill.kind)
     return Teacher(net, params, stats)
