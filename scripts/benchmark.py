@@ -29,6 +29,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, Sharding
 
+from scripts.hlo_traffic import hbm_traffic
 from tlvit import create_model
 from tlvit.checkpoints.model_info import ModelInfo
 from tlvit.config import Augment, Config, Loss, Model, Optim
@@ -51,6 +52,7 @@ CHIPS = {
     "NVIDIA H100": (989e12, 3.35e12),
     "NVIDIA H200": (989e12, 4.8e12),
 }
+LARGEST = 10  # sources of memory traffic that the report names
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
 
@@ -120,12 +122,14 @@ def inspect_program(options: argparse.Namespace, mesh: Mesh) -> dict[str, Any]:
     if cost is None or memory is None or text is None:
         raise ValueError(f"JAX cannot analyze a program for {kind}.")
     images = options.batch_size / chips  # XLA counts the program of one chip
-    flops, moved = cost["flops"], cost["bytes accessed"]
+    flops, moved, traffic = cost["flops"], cost["bytes accessed"], hbm_traffic(text)
     result: dict[str, Any] = {
         "device": f"{chips} x {kind}",
         "mesh": describe_mesh(mesh),
         "flops_per_image": flops / images,
         "bytes_per_image": moved / images,
+        "hbm_bytes_per_image": sum(traffic.values()) / images,
+        "hbm_largest": {source: count / images for source, count in traffic.most_common(LARGEST)},
         "state_bytes": state_bytes(train_state)[0],
         "argument_bytes": memory.argument_size_in_bytes,
         "temp_bytes": memory.temp_size_in_bytes,
@@ -135,7 +139,7 @@ def inspect_program(options: argparse.Namespace, mesh: Mesh) -> dict[str, Any]:
     }
     peak = next((v for k, v in CHIPS.items() if kind.startswith(k)), None)
     if peak:
-        seconds = {"compute_s": flops / peak[0], "memory_s": moved / peak[1]}
+        seconds = {"compute_s": flops / peak[0], "memory_s": sum(traffic.values()) / peak[1]}
         bound = max(seconds, key=lambda name: seconds[name])
         rate = options.batch_size / seconds[bound]
         result["roofline"] = {**seconds, "bound": bound.removesuffix("_s"), "images_per_s_at_most": rate}
@@ -223,7 +227,7 @@ def topology_devices(name: str) -> list[jax.Device]:
     from jax.experimental import topologies
 
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    shape = {"chips_per_host_bounds": "1x1x1"} if name.endswith("1x1") else {}
+    shape = {"chips_per_host_bounds": [1, 1, 1]} if name.endswith("1x1") else {}
     return topologies.get_topology_desc(platform="tpu", topology_name=name, **shape).devices
 
 

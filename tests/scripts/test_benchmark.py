@@ -72,11 +72,13 @@ def compiled():
 
 def test_compile_prints_the_documented_keys(capsys):
     found = run(capsys, "compile", *ARGUMENTS, "--dtype=bfloat16")
-    keys = {"flops_per_image", "bytes_per_image", "state_bytes", "argument_bytes", "temp_bytes",
-            "collectives", "roofline"}  # fmt: skip
+    keys = {"flops_per_image", "bytes_per_image", "hbm_bytes_per_image", "hbm_largest", "state_bytes",
+            "argument_bytes", "temp_bytes", "collectives", "roofline"}  # fmt: skip
     assert found.keys() == COMMON | keys
     assert (found["model"], found["batch"], found["dtype"]) == ("lvvit_s", 16, "bfloat16")
     assert found["roofline"] is None  # no data sheet for this machine
+    assert len(found["hbm_largest"]) == 10
+    assert 0 < sum(found["hbm_largest"].values()) < found["hbm_bytes_per_image"]
 
 
 def test_eight_devices_exchange_gradients_and_nothing_else(compiled):
