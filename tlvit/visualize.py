@@ -1,9 +1,9 @@
 """Draws report.png of a run.
 
-python -m tlvit.visualize --checkpoint=WORKDIR [--annotator=PATH]
+tlvit visualize --checkpoint=WORKDIR [--annotator=PATH]
 
-report.png shows the curves of the run, and what the annotator and the student see in every cell of a few test
-images.
+report.png shows the curves of the run, and the classes that the annotator and the student predict for every
+cell of a few evaluation images.
 """
 
 import argparse
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, FigureBase
 
-EXAMPLES = """  python -m tlvit.visualize --checkpoint=runs/student
-  python -m tlvit.visualize --checkpoint=runs/student --annotator=runs/annotator --baseline=runs/baseline
+EXAMPLES = """  tlvit visualize --checkpoint=runs/student
+  tlvit visualize --checkpoint=runs/student --annotator=runs/annotator --baseline=runs/baseline
 """
 
 LEGEND = 24  # most classes that the legend names
@@ -47,7 +47,7 @@ log = logging.getLogger("tlvit")
 
 @dataclasses.dataclass(frozen=True)
 class ClassMap:
-    """A model's view of images, cell by cell.
+    """The classes that a model predicts for the cells of images.
 
     Attributes:
       title: label of the row.
@@ -101,7 +101,7 @@ def report(
             continue
         if own.image_size != info.image_size:
             model, own = load(paths[name], weights=weights, image_size=info.image_size)
-        views.append(class_map(f"what the {name}\nsees in each cell", model, own, images))
+        views.append(class_map(f"{name}:\nclass of each cell", model, own, images))
     names = info.class_names
     curves = {"this run": read_metrics(workdir)}
     if baseline:
@@ -298,10 +298,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--checkpoint", required=True, metavar="WORKDIR", help="workdir of the run")
     add("--weights", choices=WEIGHTS, default="auto",
-        help="averaged (ema), not averaged (raw), or those that scored best in the run (auto)")  # fmt: skip
-    add("--annotator", metavar="PATH", help="checkpoint of the annotator, to show its maps too")
-    add("--baseline", metavar="WORKDIR", help="run without token labels, to compare the curves with")
-    add("--count", type=command.integer(1, 100), default=5, metavar="N", help="number of test images")
+        help="ema (averaged), raw (not averaged) or auto (those that scored best in the run)")  # fmt: skip
+    add("--annotator", metavar="PATH", help="checkpoint of the annotator, whose cells are drawn too")
+    add("--baseline", metavar="WORKDIR", help="workdir of a run without token labels, whose accuracy is drawn too")
+    add("--count", type=command.integer(1, 100), default=5, metavar="N", help="number of evaluation images, each of another class")
     return parser.parse_args(arguments)
 
 
