@@ -189,8 +189,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         epilog="example:\n  python -m scripts.prepare_imagenet ~/Downloads --data-dir=/data/tfds --prepare",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", metavar="DOWNLOADS", help="folder of ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar")
-    parser.add_argument("--data-dir", default="~/tensorflow_datasets", help="folder of the TFDS data sets (default: ~/tensorflow_datasets)")
+    parser.add_argument(
+        "folder", metavar="DOWNLOADS", help="folder of ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar"
+    )
+    parser.add_argument(
+        "--data-dir",
+        default="~/tensorflow_datasets",
+        help="folder of the TFDS data sets (default: ~/tensorflow_datasets)",
+    )
     parser.add_argument(
         "--quick", action="store_true", help="check names and sizes only, without reading the files"
     )

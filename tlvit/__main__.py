@@ -3,8 +3,8 @@
     tlvit train --config=lvvit_s --workdir=/runs/lvvit_s --config.data.score_maps=/data/score_maps
     tlvit predict --checkpoint=/runs/lvvit_s photo.jpg
 
-`tlvit train` and `tlvit eval` are `python -m tlvit.main` with --mode=train and --mode=eval; the other commands
-are `python -m tlvit.NAME`.
+`tlvit train` and `tlvit eval` are `python -m tlvit.main` with --mode=train and --mode=eval. The other
+commands are `python -m tlvit.NAME`.
 """
 
 import importlib

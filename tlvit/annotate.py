@@ -75,7 +75,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default="auto",
         help="ema (averaged), raw (not averaged) or auto (those that scored best in the run)",
     )
-    add("--data", metavar="NAME", required=True, help='a TFDS data set, "digits", or a folder with SPLIT/CLASS/IMAGE')
+    add(
+        "--data",
+        metavar="NAME",
+        required=True,
+        help='a TFDS data set, "digits", or a folder with SPLIT/CLASS/IMAGE',
+    )
     add("--split", default="train", help="split of the data set")
     add("--data-dir", metavar="FOLDER", help="folder of the TFDS data sets (default: ~/tensorflow_datasets)")
     add("--out", required=True, metavar="FOLDER", help="folder of the score maps")

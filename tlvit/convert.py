@@ -104,8 +104,18 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="ema (averaged), raw (not averaged) or auto (those that scored best in the run)",
     )
     add("--classes", metavar="FILE", help="class names, one a line (default: the checkpoint's)")
-    add("--heads", choices=("keep", "drop"), default="keep", help="keep the classification heads, or drop them and initialize new ones")
-    add("--num-classes", type=command.integer(1, 1_000_000), metavar="N", help="number of classes of the new heads (default: the checkpoint's)")
+    add(
+        "--heads",
+        choices=("keep", "drop"),
+        default="keep",
+        help="keep the classification heads, or drop them and initialize new ones",
+    )
+    add(
+        "--num-classes",
+        type=command.integer(1, 1_000_000),
+        metavar="N",
+        help="number of classes of the new heads (default: the checkpoint's)",
+    )
     add(
         "--image-size",
         type=command.parsed(parse_image_size),
@@ -116,10 +126,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--pos-grid",
         type=command.parsed(parse_image_size),
         metavar="GRID",
-        help="height x width, such as 14x24, of the position embeddings of a PyTorch file (default: a square)",
+        help="height x width, such as 14x24, of a PyTorch file's position embeddings (default: a square)",
     )
     add("--allow", action="append", default=[], metavar="PREFIX",
-        help="accept tensors with this prefix that are missing, unexpected or of another shape; may be repeated")  # fmt: skip
+        help="accept tensors with this prefix that are missing, unexpected or of another shape; may be "
+        "repeated")  # fmt: skip
     return parser.parse_args(arguments)
 
 

@@ -155,7 +155,7 @@ def help_text() -> str:
         default = options[name].default
         shown = str(default).lower() if isinstance(default, bool) else default
         lines.append(f"  --{name:<12}{options[name].help} (default: {shown or 'none'})")
-    lines += ["", "Settings (--config.NAME=VALUE) with default and range; a recipe changes some of the defaults:"]
+    lines += ["", "Settings (--config.NAME=VALUE) with default and range; a recipe changes some defaults:"]
     for name, value, limits, meaning in settings.settings():
         shown = "empty" if value in ("", (), {}) else value
         lines.append(f"  {name:<28}{shown}" + (f"   ({limits})" if limits else ""))
@@ -179,7 +179,9 @@ def _define_flags() -> flags.FlagValues:
         **own,
     )
     text("profile", None, "START:STEPS, write a profiler trace of STEPS steps from step START.", **own)
-    text("writer", None, "Python file with make_writer(workdir, config), which returns an experiment tracker.", **own)
+    text(
+        "writer", None, "Python file whose make_writer(workdir, config) returns an experiment tracker.", **own
+    )
     switch("multihost", False, "Run as one of several processes (SLURM, GKE, TPU pods, Open MPI).", **own)
     switch("debug", False, "Print the traceback of an error.", **own)
     return values

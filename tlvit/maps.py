@@ -85,7 +85,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = command.parser("maps", text, EXAMPLES)
     add = parser.add_argument
     add("folder", metavar="DIR", help="folder of score maps")
-    add("--data", metavar="NAME", help='their images: a TFDS data set, "digits", or a folder with SPLIT/CLASS/IMAGE')
+    add(
+        "--data",
+        metavar="NAME",
+        help='their images: a TFDS data set, "digits", or a folder with SPLIT/CLASS/IMAGE',
+    )
     add("--split", default="train", help="split of the data set")
     add("--data-dir", metavar="FOLDER", help="folder of the TFDS data sets (default: ~/tensorflow_datasets)")
     group = parser.add_argument_group("import of published score maps")

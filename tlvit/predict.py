@@ -310,7 +310,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--batch-size", type=command.integer(1, MAX_BATCH), default=32, metavar="N", help="images in a batch")
     add("--json", action="store_true", help="print all results as one JSON list")
     add("--tokens", metavar="PNG",
-        help="draw the classes of the tokens into PNG; for several images, out.png becomes out_0001_NAME.png, …")  # fmt: skip
+        help="draw the classes of the tokens into PNG; with several images out.png becomes "
+        "out_0001_NAME.png and so on")  # fmt: skip
     add("--exif", choices=("apply", "ignore"), default="apply",
         help="turn images as their EXIF orientation says")  # fmt: skip
     return parser.parse_args(arguments)

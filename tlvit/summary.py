@@ -238,7 +238,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("names", nargs="*", metavar="NAME", help="names of models")
     add("--all", action="store_true", help="all models, as a Markdown table")
-    add("--checkpoint", metavar="PATH", help="a workdir, a model folder, or a .pth, .pt, .pth.tar or .safetensors file")
+    add(
+        "--checkpoint",
+        metavar="PATH",
+        help="a workdir, a model folder, or a .pth, .pt, .pth.tar or .safetensors file",
+    )
     add("--model", metavar="NAME", help="with --checkpoint: architecture, if several have its tensors")
     add("--image-size", type=command.parsed(parse_image_size), metavar="SIZE",
         help="224 or 384x256 (default: the published size, or the checkpoint's)")  # fmt: skip

@@ -9,7 +9,6 @@ cell of a few evaluation images.
 import argparse
 import dataclasses
 import io
-import json
 import logging
 import math
 import pathlib
@@ -300,8 +299,18 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--weights", choices=WEIGHTS, default="auto",
         help="ema (averaged), raw (not averaged) or auto (those that scored best in the run)")  # fmt: skip
     add("--annotator", metavar="PATH", help="checkpoint of the annotator, whose cells are drawn too")
-    add("--baseline", metavar="WORKDIR", help="workdir of a run without token labels, whose accuracy is drawn too")
-    add("--count", type=command.integer(1, 100), default=5, metavar="N", help="number of evaluation images, each of another class")
+    add(
+        "--baseline",
+        metavar="WORKDIR",
+        help="workdir of a run without token labels, whose accuracy is drawn too",
+    )
+    add(
+        "--count",
+        type=command.integer(1, 100),
+        default=5,
+        metavar="N",
+        help="number of evaluation images, each of another class",
+    )
     return parser.parse_args(arguments)
 
 

@@ -236,9 +236,9 @@ def _write_shards(
         )  # fmt: skip
     if near_chance(agreed, images, info.num_classes):
         log.warning(
-            "The mean map agrees with the label on %.1f%% of %d images, and chance is %.1f%%: these score "
-            "maps teach noise. Train the annotator further, or check that its classes are those of the "
-            "images, in the same order.",
+            "The mean map agrees with the label on %.1f%% of %d images, and chance is %.1f%%: a student "
+            "learns little from such score maps. Train the annotator further, or check that its classes are "
+            "those of the images, in the same order.",
             100 * agreed / images, images, 100 / info.num_classes,
         )  # fmt: skip
 

@@ -80,8 +80,7 @@ def evaluate_checkpoint(
 
     Args:
       path: a workdir (its best checkpoint), a model folder or a PyTorch file. A file whose tensors do not
-      tell
-        their model is opened as `config.model`.
+        tell their model is opened as `config.model`.
       config: data and evaluation settings. The image size and crop_pct are the checkpoint's unless
         `config.eval.image_size` and `config.eval.crop_pct` are set.
       weights: "ema", "raw" or "auto", see `tlvit.load`.
@@ -91,8 +90,7 @@ def evaluate_checkpoint(
 
     Raises:
       ValueError: the checkpoint has another number of classes than the data, or the batch size does not fit
-      the
-        devices.
+        the devices.
     """
     # TensorFlow is imported here, not above, so that the lower layers run without it.
     from tlvit.data.pipeline import eval_batches
