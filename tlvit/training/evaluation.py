@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 import jax
 from flax import nnx
 
-from tlvit.checkpoints.load import load
+from tlvit.checkpoints.load import open_checkpoint
 from tlvit.checkpoints.model_info import ModelInfo
 from tlvit.config import Config, parse_image_size
 from tlvit.files import as_path
@@ -123,12 +123,14 @@ def evaluate_checkpoint(
 def _open(path: pathlib.Path, config: Config, weights: str) -> tuple[nnx.Module, ModelInfo]:
     size = parse_image_size(config.eval.image_size) if config.eval.image_size else None
     try:
-        model, info = load(path, weights=weights, image_size=size)
+        opened = open_checkpoint(path, weights=weights, image_size=size)
     except ValueError:
         if path.is_dir():
             raise
         options = dict(config.model.options)
-        model, info = load(path, weights=weights, image_size=size, model=config.model.name, **options)
+        opened = open_checkpoint(path, weights=weights, image_size=size, model=config.model.name, **options)
+    log.info("evaluating %s: %s", path, opened.section)
+    model, info = opened.model, opened.info
     if config.eval.crop_pct:
         preprocessing = dataclasses.replace(info.preprocessing, crop_pct=config.eval.crop_pct)
         info = dataclasses.replace(info, preprocessing=preprocessing)
