@@ -1,6 +1,6 @@
 """Checks a download of ImageNet (names, sizes, counts, free space) before TFDS spends hours preparing it.
 
-python scripts/prepare_imagenet.py ~/Downloads --data-dir=~/tensorflow_datasets [--prepare]
+python -m scripts.prepare_imagenet ~/Downloads --data-dir=~/tensorflow_datasets [--prepare]
 """
 
 import argparse
@@ -184,12 +184,19 @@ def check_space(data_dir: str, *, needed: int = NEEDED_SPACE) -> str | None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command. Returns the exit status: 0 if there are no problems."""
     parser = argparse.ArgumentParser(
+        prog="python -m scripts.prepare_imagenet",
         description="Checks a download of ImageNet before TFDS prepares it.",
-        epilog="example:\n  python scripts/prepare_imagenet.py ~/Downloads --data-dir=/data/tfds --prepare",
+        epilog="example:\n  python -m scripts.prepare_imagenet ~/Downloads --data-dir=/data/tfds --prepare",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", help="folder of ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar")
-    parser.add_argument("--data-dir", default="~/tensorflow_datasets", help="folder of the TFDS data sets")
+    parser.add_argument(
+        "folder", metavar="DOWNLOADS", help="folder of ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar"
+    )
+    parser.add_argument(
+        "--data-dir",
+        default="~/tensorflow_datasets",
+        help="folder of the TFDS data sets (default: ~/tensorflow_datasets)",
+    )
     parser.add_argument(
         "--quick", action="store_true", help="check names and sizes only, without reading the files"
     )

@@ -137,9 +137,7 @@ def test_help_shows_an_example(capsys):
     with pytest.raises(SystemExit) as caught:
         main(["--help"])
     assert caught.value.code == 0
-    assert (
-        "python -m tlvit.convert --checkpoint=weights.pth --model=lvvit_s --out=" in capsys.readouterr().out
-    )
+    assert "tlvit convert --checkpoint=weights.pth --model=lvvit_s --out=" in capsys.readouterr().out
 
 
 def test_a_file_of_other_sizes_needs_its_options(tensors, tmp_path, capsys):

@@ -37,6 +37,13 @@ def test_a_class_has_one_color_in_all_images():
     assert (drawn[0][30 * zoom, 70 * zoom] != drawn[1][30 * zoom, 70 * zoom]).any()
 
 
+def test_the_first_colors_are_those_of_report_png():
+    from matplotlib import colormaps
+
+    for k in range(10):
+        np.testing.assert_array_equal(np.array(class_color(k)) / 255, colormaps["tab10"](k)[:3])
+
+
 def test_the_colors_of_the_first_classes_differ():
     colors = np.array([class_color(i) for i in range(21)])
     distance = np.abs(colors[:, None] - colors[None]).max(-1)

@@ -12,7 +12,7 @@ from conftest import ROOT
 import tlvit
 from tlvit import __main__ as tlvit_command
 from tlvit import main
-from tlvit.config import Config, Data, Eval, resolve, to_dict
+from tlvit.config import Config, Data, Eval, resolve, settings, to_dict
 from tlvit.training.loop import ProfileWindow
 
 
@@ -86,10 +86,22 @@ def test_profile_windows():
 def test_help_shows_examples_and_every_flag(capsys):
     assert main.main(["--help"]) == 0
     text = capsys.readouterr().out
-    assert "python -m tlvit.main --config=configs/lvvit_s.py --workdir=/runs/lvvit_s" in text
+    assert "tlvit train --config=lvvit_s --workdir=/runs/lvvit_s" in text
     assert "Recipes: deit, digits, lvvit_finetune, lvvit_folder, lvvit_l" in text
     for flag in main.FLAGS:
         assert f"--{flag} " in text
+    words = " ".join(text.split())
+    for name, _, _, meaning in settings():
+        assert f" {name} " in words
+        assert " ".join(meaning.split()) in words
+
+
+def test_help_into_a_closed_pipe_has_no_traceback():
+    done = subprocess.run(
+        f"{sys.executable} -m tlvit train --help | head -1", shell=True, cwd=ROOT,
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert (done.stdout, done.stderr) == ("Trains or resumes a run, or evaluates a checkpoint.\n", "")
 
 
 @pytest.mark.parametrize("name", sorted(tlvit_command.COMMANDS))

@@ -3,7 +3,8 @@
     tlvit train --config=lvvit_s --workdir=/runs/lvvit_s --config.data.score_maps=/data/score_maps
     tlvit predict --checkpoint=/runs/lvvit_s photo.jpg
 
-`tlvit train` and `tlvit eval` are `python -m tlvit.main`, the other commands are `python -m tlvit.NAME`.
+`tlvit train` and `tlvit eval` are `python -m tlvit.main` with --mode=train and --mode=eval. The other
+commands are `python -m tlvit.NAME`.
 """
 
 import importlib
@@ -21,7 +22,7 @@ COMMANDS = {
     "predict": ("tlvit.predict", "classify image files"),
     "convert": ("tlvit.convert", "convert checkpoints from and to PyTorch"),
     "summary": ("tlvit.summary", "parameters, multiply-adds and published accuracy of models"),
-    "visualize": ("tlvit.visualize", "draw score maps and token predictions"),
+    "visualize": ("tlvit.visualize", "draw the curves of a run and the classes of its tokens"),
 }
 
 

@@ -1,8 +1,8 @@
 """Scores every cell of every image of a data set once, with a trained annotator.
 
-python -m tlvit.annotate --checkpoint=WORKDIR --data=imagenet2012 --split=train --out=/data/score_maps
+tlvit annotate --checkpoint=WORKDIR --data=imagenet2012 --split=train --out=/data/score_maps
 
-`tlvit.maps` verifies the result and imports published score maps. In Python: `tlvit.annotate(annotator, …)`.
+`tlvit maps` verifies the result and imports published score maps. In Python: `tlvit.annotate(annotator, …)`.
 """
 
 import argparse
@@ -63,22 +63,28 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    text = "Writes the score maps of a data set. The same command continues an interrupted run."
+    text = "Writes the score maps of a data set. The same command continues an interrupted annotation."
     parser = command.parser("annotate", text, EXAMPLE)
     add = parser.add_argument
-    add("--checkpoint", required=True, help="the annotator: a workdir, a model folder or a PyTorch file")
-    add("--model", help="architecture of a PyTorch file, where its tensors do not identify it")
+    add("--checkpoint", required=True, metavar="PATH",
+        help="the annotator: a workdir, a model folder or a PyTorch file")  # fmt: skip
+    add("--model", metavar="NAME", help="architecture of a PyTorch file, if several have its tensors")
     add(
         "--weights",
         choices=WEIGHTS,
         default="auto",
-        help="of a workdir: averaged (ema), not averaged (raw), or those that scored best (auto)",
+        help="ema (averaged), raw (not averaged) or auto (those that scored best in the run)",
     )
-    add("--data", required=True, help='TFDS name, "digits", or a folder with ROOT/SPLIT/CLASS/IMAGE')
+    add(
+        "--data",
+        metavar="NAME",
+        required=True,
+        help='a TFDS data set, "digits", or a folder with SPLIT/CLASS/IMAGE',
+    )
     add("--split", default="train", help="split of the data set")
-    add("--data-dir", help="folder of the TFDS data sets (default: ~/tensorflow_datasets)")
-    add("--out", required=True, help="folder of the score maps")
-    add("--top-k", type=command.integer(1, 65535), default=5, help="classes kept for each cell")
+    add("--data-dir", metavar="FOLDER", help="folder of the TFDS data sets (default: ~/tensorflow_datasets)")
+    add("--out", required=True, metavar="FOLDER", help="folder of the score maps")
+    add("--top-k", type=command.integer(1, 65535), default=5, metavar="K", help="classes kept for each cell")
     add("--image-size", type=command.parsed(parse_image_size), metavar="SIZE",
         help="384 or 384x256 (default: the annotator's image size)")  # fmt: skip
     add("--batch-size", type=command.integer(1, MAX_BATCH), default=64, metavar="N",

@@ -197,7 +197,8 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescrip
     """Shows each default once, and none where there is none."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default in (None, False, []) or "default" in (action.help or ""):
+        none = action.default is None or action.default is False or action.default == []  # 0 is shown
+        if none or "default" in (action.help or ""):
             return action.help
         return super()._get_help_string(action)
 

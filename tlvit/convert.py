@@ -1,8 +1,8 @@
 """Converts checkpoints: PyTorch files to model folders, workdirs to model folders, and both to PyTorch files.
 
-python -m tlvit.convert --checkpoint=weights.pth --model=lvvit_s --out=FOLDER    # PyTorch -> model folder
-python -m tlvit.convert --checkpoint=WORKDIR --out=weights.safetensors           # run -> PyTorch (or .pth)
-python -m tlvit.convert --checkpoint=own.pth --model=lvvit_s --option=depth=8 --out=FOLDER  # of other sizes
+tlvit convert --checkpoint=weights.pth --model=lvvit_s --out=FOLDER    # PyTorch -> model folder
+tlvit convert --checkpoint=WORKDIR --out=weights.safetensors           # run -> PyTorch (or .pth)
+tlvit convert --checkpoint=own.pth --model=lvvit_s --option=depth=8 --out=FOLDER  # a model of other sizes
 """
 
 import argparse
@@ -83,7 +83,7 @@ def _parse_option(text: str) -> tuple[str, Any]:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    description, examples = __doc__.replace("\npython", "\n  python").split("\n\n", 1)
+    description, examples = __doc__.replace("\ntlvit", "\n  tlvit").split("\n\n", 1)
     parser = command.parser("convert", description, examples)
     add = parser.add_argument
     add(
@@ -93,7 +93,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="a workdir, a model folder, or a .pth, .pt, .pth.tar or .safetensors file",
     )
     add("--out", required=True, metavar="PATH", help="model folder, or .safetensors or .pth file, to write")
-    add("--to", choices=("tlvit", "pytorch"), help="format of --out; default: by its ending")
+    add("--to", choices=("tlvit", "pytorch"), help="format of --out (default: by its ending)")
     add("--model", metavar="NAME", help="architecture of a PyTorch file, if several have its tensors")
     add("--option", action="append", default=[], type=_parse_option, metavar="NAME=VALUE",
         help="option of the model, such as depth=12 (see tlvit summary NAME); may be repeated")  # fmt: skip
@@ -101,25 +101,36 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--weights",
         choices=WEIGHTS,
         default="auto",
-        help="averaged (ema), not averaged (raw), or those that scored best in the run (auto)",
+        help="ema (averaged), raw (not averaged) or auto (those that scored best in the run)",
     )
-    add("--classes", metavar="FILE", help="class names, one a line")
-    add("--heads", choices=("keep", "drop"), default="keep", help="drop: initialize new heads")
-    add("--num-classes", type=command.integer(1, 1_000_000), metavar="N", help="classes of new heads")
+    add("--classes", metavar="FILE", help="class names, one a line (default: the checkpoint's)")
+    add(
+        "--heads",
+        choices=("keep", "drop"),
+        default="keep",
+        help="keep the classification heads, or drop them and initialize new ones",
+    )
+    add(
+        "--num-classes",
+        type=command.integer(1, 1_000_000),
+        metavar="N",
+        help="number of classes of the new heads (default: the checkpoint's)",
+    )
     add(
         "--image-size",
         type=command.parsed(parse_image_size),
         metavar="SIZE",
-        help="224 or 384x256; position embeddings are resized",
+        help="224 or 384x256; position embeddings are resized (default: the checkpoint's)",
     )
     add(
         "--pos-grid",
         type=command.parsed(parse_image_size),
         metavar="GRID",
-        help="height x width, such as 14x24, of the position embeddings of a PyTorch file; default: a square",
+        help="height x width, such as 14x24, of a PyTorch file's position embeddings (default: a square)",
     )
     add("--allow", action="append", default=[], metavar="PREFIX",
-        help="tensors that may be missing, unexpected or of another shape; may be repeated")  # fmt: skip
+        help="accept tensors with this prefix that are missing, unexpected or of another shape; may be "
+        "repeated")  # fmt: skip
     return parser.parse_args(arguments)
 
 

@@ -15,12 +15,17 @@ FONTS = (
 )  # the first that is installed is used
 FONT_SIZE = 12
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
+CAPTION = "most probable class of each token; stronger color: higher probability"
+FIRST_COLORS = (  # of the classes 0 to 9: Matplotlib's tab10
+    (31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40), (148, 103, 189),
+    (140, 86, 75), (227, 119, 194), (127, 127, 127), (188, 189, 34), (23, 190, 207),
+)  # fmt: skip
 
 
 def draw_tokens(image: Image.Image, tokens: np.ndarray, names: Sequence[str] | None = None) -> Image.Image:
     """Draws an image next to the classes of its tokens; the color is the class, its opacity the probability.
 
-    A class has the same color in every image. The most frequent classes are named below.
+    A class has the same color in every image and in report.png. The most frequent classes are named below.
 
     Args:
       image: the image as the model saw it.
@@ -36,12 +41,14 @@ def draw_tokens(image: Image.Image, tokens: np.ndarray, names: Sequence[str] | N
     enlarge = lambda cells: Image.fromarray(cells).resize(image.size, Image.Resampling.NEAREST)
     flat, alpha = enlarge(colors), enlarge((70 + 130 * probability).astype(np.uint8))
     shown = [int(c) for c in order[:8]]
-    canvas = Image.new("RGB", (2 * image.width + 8, image.height + 8 + 16 * len(shown)), "white")
+    canvas = Image.new("RGB", (2 * image.width + 8, image.height + 24 + 16 * len(shown)), "white")
     canvas.paste(image, (0, 0))
-    canvas.paste(Image.composite(flat, image, alpha), (image.width + 8, 0))
+    gray = image.convert("L").convert("RGB")  # its own colors would change those of the classes
+    canvas.paste(Image.composite(flat, gray, alpha), (image.width + 8, 0))
     drawing, font = ImageDraw.Draw(canvas), _font()
+    drawing.text((4, image.height + 8), CAPTION, fill="black", font=font)
     for i, c in enumerate(shown):
-        y, cells = image.height + 8 + 16 * i, int((classes == c).sum())
+        y, cells = image.height + 24 + 16 * i, int((classes == c).sum())
         drawing.rectangle((4, y, 16, y + 12), fill=class_color(c))
         text = _writable(f"{names[c] if names else c}: {cells} of {classes.size} tokens", font)
         drawing.text((22, y), text, fill="black", font=font)
@@ -72,11 +79,13 @@ def token_path(requested: str, image: pathlib.Path, number: int, count: int) -> 
 def class_color(index: int) -> tuple[int, int, int]:
     """The color of a class, (red, green, blue) from 0 to 255.
 
-    The hue moves by the golden ratio, so that the colors of successive classes differ strongly, and every
-    seventh class is darker or paler.
+    The first ten classes have the colors of Matplotlib's tab10. Then the hue moves by the golden ratio, so
+    that the colors of successive classes differ strongly, and every seventh class is darker or paler.
     """
+    if index < len(FIRST_COLORS):
+        return FIRST_COLORS[index]
     saturation, value = ((0.85, 0.95), (0.9, 0.6), (0.5, 0.95))[index // 7 % 3]
-    red, green, blue = colorsys.hsv_to_rgb((0.02 + 0.618034 * index) % 1, saturation, value)
+    red, green, blue = colorsys.hsv_to_rgb((0.69 + 0.618034 * index) % 1, saturation, value)
     return round(255 * red), round(255 * green), round(255 * blue)
 
 

@@ -1,9 +1,11 @@
 """Trains or resumes a run, or evaluates a checkpoint.
 
-    python -m tlvit.main --config=configs/lvvit_s.py --workdir=/runs/lvvit_s \\
-        --config.data.score_maps=/data/score_maps --config.optim.learning_rate=8e-4
-    python -m tlvit.main --workdir=/runs/lvvit_s --mode=eval
-    python -m tlvit.main --config=lvvit_s --checkpoint=lvvit_s.pth.tar --mode=eval
+    tlvit train --config=lvvit_s --workdir=/runs/lvvit_s --config.data.score_maps=/data/score_maps
+    tlvit train --config=my_recipe.py --workdir=/runs/mine --config.optim.learning_rate=8e-4
+    tlvit eval --workdir=/runs/lvvit_s
+    tlvit eval --config=lvvit_s --checkpoint=lvvit_s.pth.tar
+
+`tlvit train` and `tlvit eval` are `python -m tlvit.main` with --mode=train and --mode=eval.
 
 --config is a recipe file or the name of a shipped recipe, with :VARIANT for recipes that have variants. A
 workdir keeps the settings of its run in config.json; without --config these are used. Every setting is
@@ -24,6 +26,7 @@ import json
 import logging
 import pathlib
 import re
+import textwrap
 from collections.abc import Sequence
 
 import jax
@@ -47,8 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if any(a in ("-h", "-help", "--help", "--helpfull") for a in arguments):
-        print(help_text())
-        return 0
+        return command.run(lambda: print(help_text()) or 0)
     status = command.EXIT_INTERRUPTED if "--mode=eval" in arguments else EXIT_STOPPED
     return command.run(lambda: _run(arguments), debug="--debug" in arguments, interrupted=status)
 
@@ -153,11 +155,11 @@ def help_text() -> str:
         default = options[name].default
         shown = str(default).lower() if isinstance(default, bool) else default
         lines.append(f"  --{name:<12}{options[name].help} (default: {shown or 'none'})")
-    lines += ["", "Settings (--config.NAME=VALUE) with default and range:"]
-    for name, value, limits, _ in settings.settings():
+    lines += ["", "Settings (--config.NAME=VALUE) with default and range; a recipe changes some defaults:"]
+    for name, value, limits, meaning in settings.settings():
         shown = "empty" if value in ("", (), {}) else value
-        lines.append(f"  {name:<28}{shown}" + (f"   {limits}" if limits else ""))
-    lines.append("docs/settings.md says what each of them means.")
+        lines.append(f"  {name:<28}{shown}" + (f"   ({limits})" if limits else ""))
+        lines.append(textwrap.fill(meaning, 100, initial_indent=" " * 6, subsequent_indent=" " * 6))
     return "\n".join(lines)
 
 
@@ -173,12 +175,14 @@ def _define_flags() -> flags.FlagValues:
         "weights",
         "auto",
         ["auto", "ema", "raw"],
-        "With --mode=eval: ema (averaged) or raw (not averaged).",
+        "With --mode=eval: ema (averaged), raw (not averaged) or auto (both for a workdir).",
         **own,
     )
-    text("profile", None, "START:STEPS, write a profiler trace of these steps.", **own)
-    text("writer", None, "Python file whose make_writer(workdir, config) is an experiment tracker.", **own)
-    switch("multihost", False, "One of several processes (SLURM, GKE, TPU pods, Open MPI).", **own)
+    text("profile", None, "START:STEPS, write a profiler trace of STEPS steps from step START.", **own)
+    text(
+        "writer", None, "Python file whose make_writer(workdir, config) returns an experiment tracker.", **own
+    )
+    switch("multihost", False, "Run as one of several processes (SLURM, GKE, TPU pods, Open MPI).", **own)
     switch("debug", False, "Print the traceback of an error.", **own)
     return values
 

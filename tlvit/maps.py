@@ -1,7 +1,7 @@
 """Verifies a folder of score maps, or imports the published ones.
 
-python -m tlvit.maps /data/score_maps [--data=imagenet2012 --split=train]
-python -m tlvit.maps /data/score_maps --import-published=LABEL_DIR --data=imagenet2012 --split=train
+tlvit maps /data/score_maps [--data=imagenet2012 --split=train]
+tlvit maps /data/score_maps --import-published=LABEL_DIR --data=imagenet2012 --split=train
 """
 
 import argparse
@@ -85,9 +85,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = command.parser("maps", text, EXAMPLES)
     add = parser.add_argument
     add("folder", metavar="DIR", help="folder of score maps")
-    add("--data", help='their images: TFDS name, "digits", or a folder with ROOT/SPLIT/CLASS/IMAGE')
+    add(
+        "--data",
+        metavar="NAME",
+        help='their images: a TFDS data set, "digits", or a folder with SPLIT/CLASS/IMAGE',
+    )
     add("--split", default="train", help="split of the data set")
-    add("--data-dir", help="folder of the TFDS data sets (default: ~/tensorflow_datasets)")
+    add("--data-dir", metavar="FOLDER", help="folder of the TFDS data sets (default: ~/tensorflow_datasets)")
     group = parser.add_argument_group("import of published score maps")
     add = group.add_argument
     add("--import-published", metavar="LABEL_DIR", help="write DIR from the .pt files in this folder")
@@ -102,7 +106,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--max-missing", type=command.fraction, default=0.0, metavar="FRACTION",
         help="largest fraction of images without a file")  # fmt: skip
     add("--threads", type=command.integer(0, 1024), default=0, metavar="N",
-        help="threads that read files; 0: eight")  # fmt: skip
+        help="threads that read files; 0: 8")  # fmt: skip
     options = parser.parse_args(arguments)
     if options.import_published and not options.data:
         parser.error("--import-published needs --data")

@@ -1,9 +1,9 @@
 """Classifies image files with a trained model.
 
-python -m tlvit.predict --checkpoint=WORKDIR photo.jpg                    # a run or a model folder
-python -m tlvit.predict --checkpoint=weights.pth photos/ 'more/*.png'     # a PyTorch file, many images
-python -m tlvit.predict --checkpoint=WORKDIR photo.jpg --json             # machine-readable
-python -m tlvit.predict --checkpoint=WORKDIR photo.jpg --tokens=out.png   # draw the classes of the tokens
+tlvit predict --checkpoint=WORKDIR photo.jpg                    # a run or a model folder
+tlvit predict --checkpoint=weights.pth photos/ 'more/*.png'     # a PyTorch file, many images
+tlvit predict --checkpoint=WORKDIR photo.jpg --json             # machine-readable
+tlvit predict --checkpoint=WORKDIR photo.jpg --tokens=out.png   # draw the classes of the tokens
 """
 
 import argparse
@@ -290,15 +290,15 @@ def _record(result: Prediction) -> dict[str, Any]:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    description, examples = __doc__.replace("\npython", "\n  python").split("\n\n", 1)
+    description, examples = __doc__.replace("\ntlvit", "\n  tlvit").split("\n\n", 1)
     parser = command.parser("predict", description, examples)
     add = parser.add_argument
     add("--checkpoint", required=True, metavar="PATH",
-        help="a workdir, a model folder, or a .pth or .safetensors file")  # fmt: skip
+        help="a workdir, a model folder, or a .pth, .pt, .pth.tar or .safetensors file")  # fmt: skip
     add("images", nargs="+", metavar="IMAGE", help="image files, folders or glob patterns")
     add("--model", metavar="NAME", help="architecture of a PyTorch file, if several have its tensors")
     add("--weights", choices=WEIGHTS, default="auto",
-        help="averaged (ema), not averaged (raw), or those that scored best in the run (auto)")  # fmt: skip
+        help="ema (averaged), raw (not averaged) or auto (those that scored best in the run)")  # fmt: skip
     add("--classes", metavar="FILE", help="class names, one a line (default: the checkpoint's)")
     add(
         "--image-size",
@@ -310,7 +310,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--batch-size", type=command.integer(1, MAX_BATCH), default=32, metavar="N", help="images in a batch")
     add("--json", action="store_true", help="print all results as one JSON list")
     add("--tokens", metavar="PNG",
-        help="draw the classes of the tokens; for several images into PNG_NUMBER_NAME.png")  # fmt: skip
+        help="draw the classes of the tokens into PNG; with several images out.png becomes "
+        "out_0001_NAME.png and so on")  # fmt: skip
     add("--exif", choices=("apply", "ignore"), default="apply",
         help="turn images as their EXIF orientation says")  # fmt: skip
     return parser.parse_args(arguments)

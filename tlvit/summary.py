@@ -1,8 +1,8 @@
 """Prints the size and cost of models: parameters, multiply-adds, activation memory and published accuracy.
 
-    python -m tlvit.summary lvvit_s                    # one model or several, with their options
-    python -m tlvit.summary --checkpoint=runs/student  # the model of a checkpoint
-    python -m tlvit.summary --all                      # all models, as a markdown table
+    tlvit summary lvvit_s                    # one model or several, with their options
+    tlvit summary --checkpoint=runs/student  # the model of a checkpoint
+    tlvit summary --all                      # all models, as a Markdown table
 
 Multiply-adds are counted in the traced program and activations in the arrays that its derivative keeps. No
 weights are allocated for named models.
@@ -30,9 +30,9 @@ from tlvit.models.macs import model_macs
 from tlvit.models.table import create_model, list_models, model_options, published_image_size
 from tlvit.types import Array, PyTree
 
-EXAMPLES = """  python -m tlvit.summary lvvit_s lvvit_m --image-size=384
-  python -m tlvit.summary --checkpoint=runs/student
-  python -m tlvit.summary --all
+EXAMPLES = """  tlvit summary lvvit_s lvvit_m --image-size=384
+  tlvit summary --checkpoint=runs/student
+  tlvit summary --all
 """
 
 PAPERS = {
@@ -237,8 +237,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = command.parser("summary", text, EXAMPLES)
     add = parser.add_argument
     add("names", nargs="*", metavar="NAME", help="names of models")
-    add("--all", action="store_true", help="all models, as a markdown table")
-    add("--checkpoint", metavar="PATH", help="a workdir, a model folder, or a .pth or .safetensors file")
+    add("--all", action="store_true", help="all models, as a Markdown table")
+    add(
+        "--checkpoint",
+        metavar="PATH",
+        help="a workdir, a model folder, or a .pth, .pt, .pth.tar or .safetensors file",
+    )
     add("--model", metavar="NAME", help="with --checkpoint: architecture, if several have its tensors")
     add("--image-size", type=command.parsed(parse_image_size), metavar="SIZE",
         help="224 or 384x256 (default: the published size, or the checkpoint's)")  # fmt: skip

@@ -1,9 +1,9 @@
 """Draws report.png of a run.
 
-python -m tlvit.visualize --checkpoint=WORKDIR [--annotator=PATH]
+tlvit visualize --checkpoint=WORKDIR [--annotator=PATH]
 
-report.png shows the curves of the run, and what the annotator and the student see in every cell of a few test
-images.
+report.png shows the curves of the run, and the classes that the annotator and the student predict for every
+cell of a few evaluation images.
 """
 
 import argparse
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, FigureBase
 
-EXAMPLES = """  python -m tlvit.visualize --checkpoint=runs/student
-  python -m tlvit.visualize --checkpoint=runs/student --annotator=runs/annotator --baseline=runs/baseline
+EXAMPLES = """  tlvit visualize --checkpoint=runs/student
+  tlvit visualize --checkpoint=runs/student --annotator=runs/annotator --baseline=runs/baseline
 """
 
 LEGEND = 24  # most classes that the legend names
@@ -46,7 +46,7 @@ log = logging.getLogger("tlvit")
 
 @dataclasses.dataclass(frozen=True)
 class ClassMap:
-    """A model's view of images, cell by cell.
+    """The classes that a model predicts for the cells of images.
 
     Attributes:
       title: label of the row.
@@ -74,7 +74,7 @@ def report(
       weights: "ema", "raw" or "auto", as in `tlvit.load`.
       annotator: checkpoint of the annotator, to show its maps above the student's.
       baseline: another workdir, whose accuracy is drawn for comparison.
-      count: number of test images, at least 1.
+      count: number of evaluation images, at least 1.
 
     Returns:
       The path of report.png.
@@ -100,7 +100,7 @@ def report(
             continue
         if own.image_size != info.image_size:
             model, own = load(paths[name], weights=weights, image_size=info.image_size)
-        views.append(class_map(f"what the {name}\nsees in each cell", model, own, images))
+        views.append(class_map(f"{name}:\nclass of each cell", model, own, images))
     names = info.class_names
     curves = {"this run": read_metrics(workdir)}
     if baseline:
@@ -185,15 +185,16 @@ def draw(
     top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=[3.4, 2.45 * rows + 1])[:, 0]
     _draw_curves(top, curves)
     axes = bottom.subplots(rows, len(images), squeeze=False)
+    side = 72 * min(2.0, 11.5 / len(images))
     for j, image in enumerate(images):
         axes[0, j].imshow(image)
         axes[0, j].set_title(f"class {name(int(labels[j]))}", fontsize=11)
         for i, view in enumerate(views, start=1):
-            _draw_map(axes[i, j], image, view.probability[j], colors, name)
+            _draw_map(axes[i, j], image, view.probability[j], colors, name, side=side)
             right = view.prediction[j] == labels[j]
             verdict = f"whole image: {name(int(view.prediction[j]))}{'' if right else ' (wrong)'}"
             axes[i, j].set_xlabel(verdict, fontsize=9, color="0.2" if right else "tab:red")
-    for i, text in enumerate(["test images", *[view.title for view in views]]):
+    for i, text in enumerate(["evaluation images", *[view.title for view in views]]):
         axes[i, 0].set_ylabel(text, fontsize=10)
     for axis in axes.flat:
         axis.set_xticks([])
@@ -208,9 +209,12 @@ def _draw_map(
     probability: np.ndarray,
     colors: Mapping[int, np.ndarray],
     name: Callable[[int], str],
+    *,
+    side: float,
 ) -> None:
     """Draws every cell in the color of its most probable class, with an opacity that grows with the
-    probability, and writes the class into cells of high probability."""
+    probability. Classes with short names are written into the cells of high probability; `side` is the size
+    of the picture in points."""
     height, width = image.shape[:2]
     best, sure = probability.argmax(-1), probability.max(-1)
     chance = 1 / probability.shape[-1]
@@ -222,10 +226,14 @@ def _draw_map(
     paint[..., 3] = 0.75 * strength
     axis.imshow(paint, extent=(-0.5, width - 0.5, height - 0.5, -0.5), interpolation="nearest")
     h, w = best.shape
+    size = max(5.0, 0.375 * side / max(h, w))
+    fits = int(side / w / (0.65 * size))  # letters
     for y, x in zip(*np.nonzero(strength > 0.5), strict=True):
         center = ((x + 0.5) * width / w - 0.5, (y + 0.5) * height / h - 0.5)
-        text = {"fontsize": max(5, 54 / max(h, w)), "color": "white", "fontweight": "bold"}
-        axis.text(*center, name(int(best[y, x]))[:6], ha="center", va="center", **text)
+        text = name(int(best[y, x]))
+        style = {"fontsize": size, "color": "white", "fontweight": "bold", "ha": "center", "va": "center"}
+        if len(text) <= fits:  # longer names are in the legend
+            axis.text(*center, text, **style)
 
 
 def _draw_curves(figure: "FigureBase", curves: dict[str, list[dict[str, float]]]) -> None:
@@ -240,12 +248,13 @@ def _draw_curves(figure: "FigureBase", curves: dict[str, list[dict[str, float]]]
             key = f"eval/{kind}_top1"
             points = [(epoch.get(line["step"], math.nan), line[key]) for line in lines if key in line]
             if points:
-                label = f"{run}, {'averaged' if kind == 'ema' else 'raw'} weights: {points[-1][1]:.1f} %"
+                words = "averaged (EMA)" if kind == "ema" else "not averaged (raw)"
+                label = f"{run}, weights {words}: {points[-1][1]:.1f} %"
                 accuracy.plot(*zip(*points, strict=True), style, marker=".", color=color, label=label)
     losses.set(title="training loss", xlabel="epoch")
-    accuracy.set(title="top-1 accuracy on the test images, %", xlabel="epoch")
+    accuracy.set(title="top-1 accuracy on the evaluation images, %", xlabel="epoch")
     if accuracy.lines:
-        accuracy.legend(fontsize=8, loc="lower right")
+        accuracy.legend(fontsize=8)
     for axis in (losses, accuracy):
         axis.grid(alpha=0.3)
 
@@ -260,16 +269,15 @@ def _draw_legend(
     frequent = sorted(int(k) for k in classes[np.argsort(-counts, kind="stable")][:LEGEND])
     patches = [Patch(color=tuple(colors[k]), label=name(k)[:24]) for k in frequent]
     others = len(classes) - len(frequent)
-    title = f"class of a cell ({others} less frequent ones are not named)" if others else "class of a cell"
+    title = "most probable class of a cell; the stronger the color, the higher its probability"
+    title += f" ({others} less frequent classes are not named)" if others else ""
     style = {"ncols": 6, "fontsize": 8, "title_fontsize": 9}
     figure.legend(handles=patches, title=title, loc="outside lower center", **style)
 
 
 def _color(index: int) -> np.ndarray:
-    """The color of a class, float [3] in [0, 1]: Matplotlib's for the first ten, then `class_color`."""
-    from matplotlib import colormaps
-
-    return np.array(colormaps["tab10"](index)[:3]) if index < 10 else np.array(class_color(index)) / 255
+    """The color of a class, float [3] in [0, 1]."""
+    return np.array(class_color(index)) / 255
 
 
 def _test_images(config: dict[str, Any], info: ModelInfo, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -297,10 +305,20 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--checkpoint", required=True, metavar="WORKDIR", help="workdir of the run")
     add("--weights", choices=WEIGHTS, default="auto",
-        help="averaged (ema), not averaged (raw), or those that scored best in the run (auto)")  # fmt: skip
-    add("--annotator", metavar="PATH", help="checkpoint of the annotator, to show its maps too")
-    add("--baseline", metavar="WORKDIR", help="run without token labels, to compare the curves with")
-    add("--count", type=command.integer(1, 100), default=5, metavar="N", help="number of test images")
+        help="ema (averaged), raw (not averaged) or auto (those that scored best in the run)")  # fmt: skip
+    add("--annotator", metavar="PATH", help="checkpoint of the annotator, whose cells are drawn too")
+    add(
+        "--baseline",
+        metavar="WORKDIR",
+        help="workdir of a run without token labels, whose accuracy is drawn too",
+    )
+    add(
+        "--count",
+        type=command.integer(1, 100),
+        default=5,
+        metavar="N",
+        help="number of evaluation images, each of another class",
+    )
     return parser.parse_args(arguments)
 
 

@@ -60,8 +60,8 @@ def test_with_token_labels(caplog):
         "random erasing 0.25, MixToken"
     )
     assert found["schedule"] == (
-        "300 + 10 epochs = 8 steps of 1024 images; peak learning rate 1.60e-03 (0.0016 for batch 1024), "
-        "changes every epoch"
+        "300 + 10 epochs = 8 steps of 1024 images (cosine + cooldown); peak learning rate 1.60e-03 (0.0016 "
+        "for batch 1024), changes every epoch"
     )
     assert found["start"] == "new weights"
 
@@ -70,7 +70,7 @@ def test_without_token_labels(caplog):
     config = deit.get_config()
     config.model.init_from = "weights.pth"
     found = {k: v.strip() for k, v in summary(config, None, caplog).items()}
-    assert found["token labels"] == "OFF: the class token learns the labels"
+    assert found["token labels"] == "OFF: trained on the labels of the images"
     assert found["augmentation"].startswith("3 views of an image, crop 0.08-1, bicubic resize")
     assert found["augmentation"].endswith("mixup 0.8, cutmix 1")
     assert "MixToken" not in found["augmentation"]

@@ -15,8 +15,14 @@ GOOD = {"epochs": 100, "cooldown_epochs": 0, "batch_size": 64, "ema": Ema(warmup
         (
             {"epochs": 2},
             2000,
-            "The warm-up takes 5 of 2 epochs, so for most of the run the learning rate is below its peak of "
+            "The warm-up takes 5 epochs and the run has 2, so the learning rate never reaches its peak of "
             "0.001. Try --config.optim.warmup_epochs=0.1.",
+        ),
+        (
+            {"epochs": 8},
+            2000,
+            "The warm-up takes 5 of 8 epochs, so for most of the run the learning rate is below its peak of "
+            "0.001. Try --config.optim.warmup_epochs=0.4.",
         ),
         (
             {"optim": Optim(min_lr=0)},

@@ -88,7 +88,10 @@ class Stage(nnx.Module):
         drop_path: Sequence[float], dtype: Dtype = None, rngs: nnx.Rngs,
     ):  # fmt: skip
         if width % group_width:
-            raise ValueError(f"Stage width {width} is not a multiple of the group width {group_width}.")
+            raise ValueError(
+                f"Stage width {width} is not a multiple of the group width {group_width} (options widths and "
+                "group_width)."
+            )
         self.depth = len(drop_path)
         for i, rate in enumerate(drop_path):
             block = Bottleneck(

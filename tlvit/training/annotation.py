@@ -211,9 +211,10 @@ def _write_shards(
     own = range(jax.process_index(), len(source.shard_lengths), jax.process_count())
     todo = [shard for shard in own if shard not in done]
     log.info(
-        "%s scores %d images of %s at %dx%d: maps of %d x %d x %d; %d of %d shards are already written",
-        info.annotator, source.num_examples, source.identity, *annotator.input_size, info.top_k, *info.grid,
-        len(done), len(source.shard_lengths),
+        "%s scores %d images of %s at %dx%d: maps of %dx%d cells with the top %d of %d classes; %d of %d "
+        "shards are already written",
+        info.annotator, source.num_examples, source.identity, *annotator.input_size, *info.grid, info.top_k,
+        info.num_classes, len(done), len(source.shard_lengths),
     )  # fmt: skip
     start, images, agreed = time.perf_counter(), 0, 0
     for position, shard in enumerate(todo):
@@ -236,9 +237,9 @@ def _write_shards(
         )  # fmt: skip
     if near_chance(agreed, images, info.num_classes):
         log.warning(
-            "The mean map agrees with the label on %.1f%% of %d images, and chance is %.1f%%: these score "
-            "maps teach noise. Train the annotator further, or check that its classes are those of the "
-            "images, in the same order.",
+            "The mean map agrees with the label on %.1f%% of %d images, and chance is %.1f%%: a student "
+            "learns little from such score maps. Train the annotator further, or check that its classes are "
+            "those of the images, in the same order.",
             100 * agreed / images, images, 100 / info.num_classes,
         )  # fmt: skip
 

@@ -40,8 +40,8 @@ def check_model(config: Config, net: Net) -> None:
     if config.token_labels and not config.data.score_maps:
         raise ValueError(
             "config.token_labels is on, but config.data.score_maps is empty. Make score maps of the training "
-            "images once (python -m tlvit.annotate --help), or train without them: "
-            "--config.token_labels=False with mixup and cutmix."
+            "images once (tlvit annotate --help), or train without them: "
+            "--config.token_labels=False --config.augment.mixup=0.8 --config.augment.cutmix=1.0."
         )
     if net.has_distillation_token and not teacher:
         raise ValueError(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 import jax
 from flax import nnx
 
-from tlvit.checkpoints.load import load
+from tlvit.checkpoints.load import open_checkpoint
 from tlvit.checkpoints.model_info import ModelInfo
 from tlvit.config import Config, parse_image_size
 from tlvit.files import as_path
@@ -80,8 +80,7 @@ def evaluate_checkpoint(
 
     Args:
       path: a workdir (its best checkpoint), a model folder or a PyTorch file. A file whose tensors do not
-      tell
-        their model is opened as `config.model`.
+        tell their model is opened as `config.model`.
       config: data and evaluation settings. The image size and crop_pct are the checkpoint's unless
         `config.eval.image_size` and `config.eval.crop_pct` are set.
       weights: "ema", "raw" or "auto", see `tlvit.load`.
@@ -91,8 +90,7 @@ def evaluate_checkpoint(
 
     Raises:
       ValueError: the checkpoint has another number of classes than the data, or the batch size does not fit
-      the
-        devices.
+        the devices.
     """
     # TensorFlow is imported here, not above, so that the lower layers run without it.
     from tlvit.data.pipeline import eval_batches
@@ -127,12 +125,14 @@ def evaluate_checkpoint(
 def _open(path: pathlib.Path, config: Config, weights: str) -> tuple[nnx.Module, ModelInfo]:
     size = parse_image_size(config.eval.image_size) if config.eval.image_size else None
     try:
-        model, info = load(path, weights=weights, image_size=size)
+        opened = open_checkpoint(path, weights=weights, image_size=size)
     except ValueError:
         if path.is_dir():
             raise
         options = dict(config.model.options)
-        model, info = load(path, weights=weights, image_size=size, model=config.model.name, **options)
+        opened = open_checkpoint(path, weights=weights, image_size=size, model=config.model.name, **options)
+    log.info("evaluating %s: %s", path, opened.section)
+    model, info = opened.model, opened.info
     if config.eval.crop_pct:
         preprocessing = dataclasses.replace(info.preprocessing, crop_pct=config.eval.crop_pct)
         info = dataclasses.replace(info, preprocessing=preprocessing)

@@ -147,6 +147,8 @@ def _train(
     for text in run_warnings(config, data.train.num_examples, steps_per_epoch):
         log.warning("warning: %s", text)
     log.info("curves: tensorboard --logdir=%s", workdir)
+    if config.ema.decay > 0:
+        log.info("evaluations: of the weights as trained (raw) and of their moving average (ema)")
 
     # The compiled programs and the stream of batches, which starts at this run's first step.
     train_step = make_train_step(net, tx, mesh, config, info, teacher=teacher)
@@ -171,7 +173,6 @@ def _train(
         return values
 
     # The loop.
-    progress = run_log.Progress(first_step, total_steps, steps_per_epoch, config.batch_size)
     trace = _profiler(workdir, profile)
     result: dict[str, float] = {}
     batch: Batch | None = None
@@ -179,6 +180,7 @@ def _train(
     if evaluation_due:
         log.info("the evaluation of step %d was not finished", first_step)
         result = evaluate_and_record(saved=True)
+    progress = run_log.Progress(first_step, total_steps, steps_per_epoch, config.batch_size)
     if first_step < total_steps:
         log.info("compiling the training step: minutes for a large model")
     for step in range(first_step + 1, total_steps + 1):

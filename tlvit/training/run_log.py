@@ -58,17 +58,15 @@ class Progress:
         self._norms: list[float] = []
         self._timed = 0  # steps since _start
         self._start: float | None = None
+        self._created = time.perf_counter()
 
     def add(self, metrics: dict[str, Array]) -> None:
         """Adds the metrics of a step, still on the device. The first step, which compiles, is waited for."""
         self._pending.append(metrics)
         if self._start is None:
-            start = time.perf_counter()
             jax.block_until_ready(metrics)
-            log.info(
-                "first step done, compilation included (waited %.1f s for it)", time.perf_counter() - start
-            )
             self._start = time.perf_counter()
+            log.info("first step done after %.0f s: first batch and compilation", self._start - self._created)
         else:
             self._timed += 1
 

@@ -70,8 +70,8 @@ def _model(config: Config, net: Net, state: TrainState) -> str:
 
 def _token_labels(config: Config, data: RunData) -> str:
     if data.maps is None:
-        teacher = ", the distillation token a teacher" if config.distill.teacher else ""
-        return f"OFF: the class token learns the labels{teacher}"
+        teacher = ", the distillation token on a teacher" if config.distill.teacher else ""
+        return f"OFF: trained on the labels of the images{teacher}"
     info = data.maps.info
     grid = "x".join(map(str, info.grid))
     return (
@@ -111,8 +111,8 @@ def _schedule(config: Config, total_steps: int) -> str:
     peak = peak_learning_rate(optim, config.batch_size)
     return (
         f"{config.epochs} + {config.cooldown_epochs} epochs = {total_steps} steps of {config.batch_size} "
-        f"images; peak learning rate {peak:.2e} ({optim.learning_rate:g} for batch {optim.base_batch_size}), "
-        f"changes every {optim.schedule_unit}"
+        f"images (cosine + cooldown); peak learning rate {peak:.2e} ({optim.learning_rate:g} for batch "
+        f"{optim.base_batch_size}), changes every {optim.schedule_unit}"
     )
 
 

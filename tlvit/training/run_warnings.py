@@ -33,9 +33,12 @@ def _warmup(config: Config) -> str:
     if optim.warmup_epochs <= total / 2 or optim.learning_rate == 0:
         return ""
     peak = peak_learning_rate(optim, config.batch_size)
+    if optim.warmup_epochs >= total:
+        what = f"{optim.warmup_epochs:g} epochs and the run has {total}, so the learning rate never reaches"
+    else:
+        what = f"{optim.warmup_epochs:g} of {total} epochs, so for most of the run the learning rate is below"
     return (
-        f"The warm-up takes {optim.warmup_epochs:g} of {total} epochs, so for most of the run the learning "
-        f"rate is below its peak of {peak:.2g}. Try --config.optim.warmup_epochs={total / 20:g}."
+        f"The warm-up takes {what} its peak of {peak:.2g}. Try --config.optim.warmup_epochs={total / 20:g}."
     )
 
 

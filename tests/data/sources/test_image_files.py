@@ -103,6 +103,9 @@ def test_damaged_lists_of_classes_are_named(tmp_path, content, message):
 def test_validation_is_val_where_only_that_exists(tmp_path):
     write(tmp_path, "train/cat/1.jpg", "val/cat/2.jpg")
     assert find_split(str(tmp_path), "validation") == "val"
+    (tmp_path / "val").rename(tmp_path / "validation")
+    assert find_split(str(tmp_path), "val") == "validation"
+    (tmp_path / "validation").rename(tmp_path / "val")
     (tmp_path / "validation").mkdir()
     assert find_split(str(tmp_path), "validation") == "validation"
 

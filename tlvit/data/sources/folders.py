@@ -28,8 +28,8 @@ def open_folder(root: str, split: str, *, exif: bool = True) -> Source:
 
     Args:
       root: a local folder.
-      split: a folder in it, or a part of that folder: "train", "val", "train[:90%]", "train[500:]". Without a
-        folder "validation", that is "val".
+      split: a folder in it, or a part of that folder: "train", "val", "train[:90%]", "train[500:]". Where
+        only one of "val" and "validation" exists, both names mean that folder.
       exif: whether images are turned as their EXIF orientation says.
 
     Raises:

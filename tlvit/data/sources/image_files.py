@@ -69,7 +69,7 @@ def list_images(root: str, split: str) -> ImageFiles:
 
 
 def find_split(root: str, name: str) -> str:
-    """The name of a split's folder in ROOT: `name`, or "val" for "validation" where only that one exists.
+    """The name of a split's folder in ROOT: `name`, where "val" and "validation" stand for each other.
 
     Raises:
       ValueError: there is no such folder; says which there are.
@@ -78,8 +78,9 @@ def find_split(root: str, name: str) -> str:
         raise ValueError(f"There is no folder {printable(root)}.")
     if os.path.isdir(os.path.join(root, name)):
         return name
-    if name == "validation" and os.path.isdir(os.path.join(root, "val")):
-        return "val"
+    other = {"validation": "val", "val": "validation"}.get(name)
+    if other and os.path.isdir(os.path.join(root, other)):
+        return other
     with os.scandir(root) as entries:
         folders = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
     splits = [
