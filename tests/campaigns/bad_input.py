@@ -252,7 +252,10 @@ SETTINGS = (
     ("optim.clip_norm=-1", "config.optim.clip_norm must be at least 0, not -1.0."),
     ("optim.warmup_epochs=nan", "config.optim.warmup_epochs must be a finite number, not nan."),
     ("optim.accumulate=0", "config.optim.accumulate must be at least 1, not 0."),
-    ("optim.accumulate=3", "A batch of 16 images cannot be split evenly over 1 devices in 3 accumulated pa"),
+    (
+        "optim.accumulate=3",
+        "A batch of 16 images cannot be split evenly over 1 device in 3 accumulated parts",
+    ),
     ("optim.name=adam", "config.optim.name must be adamw or lamb or sgd, not 'adam'."),
     ("optim.base_batch_size=0", "config.optim.base_batch_size must be at least 1, not 0."),
     ("optim.schedule_unit=days", "config.optim.schedule_unit must be epoch or step, not 'days'."),
@@ -293,8 +296,9 @@ SETTINGS = (
     ("eval.crop_pct=2", "config.eval.crop_pct must be at most 1, not 2.0."),
     ("eval.interpolation=best", "config.eval.interpolation must be bilinear or bicubic, not 'best'."),
     ("checkpoint.keep=0", "config.checkpoint.keep must be at least 1, not 0."),
-    ("mesh.data=0", "A mesh over 0 devices is not possible: there are 1."),
-    ("mesh.data=100", "A mesh over 100 devices is not possible: there are 1."),
+    ("mesh.data=0", "config.mesh: data 0 x fsdp 1 x model 1: sizes are at least 1, and one of"),
+    ("mesh.data=100", "config.mesh: data 100 = 100 devices, but there are 1."),
+    ("mesh.fsdp=2", "config.mesh: data 1 x fsdp 2 = 2 devices, but there are 1."),
     ("mesh.heartbeat_timeout=1", "config.mesh.heartbeat_timeout must be at least 10, not 1."),
     (
         "data.name=no_such_data",
@@ -487,6 +491,11 @@ SUMMARY_FLAGS = {
 CASES = (
     *(Case(f"train --config.{text}", train(f"--config.{text}"), phrase) for text, phrase in SETTINGS),
     # flags of train
+    Case(
+        "train with an odd batch and MixToken",
+        train("--config.batch_size=17", "--config.loss.mixtoken=true"),
+        "A batch of 17 images over 1 device is 17 for each: MixToken, mixup and cutmix",
+    ),
     Case("train without anything", ("train",), "--workdir is missing"),
     Case("train without workdir", ("train", "--config=digits"), "--workdir is missing"),
     Case(
