@@ -13,7 +13,7 @@
     python -m tlvit.main --config=configs/digits.py:no_token_labels --workdir=/tmp/demo/baseline \\
         --config.data.dir=/tmp/demo/data
 
-Hardware: two CPU cores. Published: nothing. Measured with tlvit: the README's table
+Hardware: two CPU cores. Published: no result. Measured with tlvit: the README's table
 (python -m scripts.compare_token_labels).
 """
 

@@ -1,7 +1,7 @@
 """Fine-tunes an LV-ViT at a larger image size with token labels (Jiang et al. 2021, arXiv:2104.10858).
 
     python -m tlvit.main --config=configs/lvvit_finetune.py:lvvit_s --workdir=/runs/lvvit_s_384 \\
-        --config.model.init_from=/runs/lvvit_s --config.data.score_maps=/data/score_maps/imagenet2012-train
+        --config.model.init_from=/runs/lvvit_s --config.data.score_maps=/data/score_maps
 
 The variant after the colon is lvvit_s, lvvit_m or lvvit_l. The image size is 384 (L: 512); another one is set
 with --config.image_size=448,448. Position embeddings are resized, and the token labels are sampled on the

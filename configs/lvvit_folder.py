@@ -20,8 +20,8 @@ Without a folder val, split the training folder: --config.data.train_split='trai
 Start from published weights with --config.model.init_from=FILE.pth; heads for another number of classes are
 reinitialized. This matters most for the annotator (a RegNetY-1.6GF), because its accuracy limits the quality
 of the token labels. The settings are for 200 to 20,000 images; with more, take a larger batch, which also
-scales the learning rate. Hardware: one GPU. Published: nothing. Measured with tlvit: nothing on photographs;
-see configs/digits.py.
+scales the learning rate. Hardware: one GPU. Published: no result. Measured with tlvit: nothing on
+photographs; configs/digits.py has results.
 """
 
 from tlvit.config import check_variant, default

@@ -1,7 +1,7 @@
 """LV-ViT-L on ImageNet at 448 pixels with token labels (Jiang et al. 2021, arXiv:2104.10858).
 
     python -m tlvit.main --config=configs/lvvit_l.py --workdir=/runs/lvvit_l \\
-        --config.data.score_maps=/data/score_maps/imagenet2012-train
+        --config.data.score_maps=/data/score_maps
 
 Hardware: 16 or more accelerators of 16 GB at batch 1024; fewer with --config.optim.accumulate=N, which runs a
 batch in N parts. The blocks are recomputed in the backward pass (remat) to save memory. Published: 86.2 %

@@ -1,7 +1,7 @@
 """LV-ViT-M on ImageNet at 224 pixels with token labels (Jiang et al. 2021, arXiv:2104.10858).
 
     python -m tlvit.main --config=configs/lvvit_m.py --workdir=/runs/lvvit_m \\
-        --config.data.score_maps=/data/score_maps/imagenet2012-train
+        --config.data.score_maps=/data/score_maps
 
 Hardware: 8 GPUs or a TPU v5e-8 at batch 1024. Published: 84.0 % top-1 (55.8 M parameters, 12.7 G
 multiply-adds) after 310 epochs. Measured with tlvit: nothing yet.

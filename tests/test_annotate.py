@@ -208,7 +208,7 @@ def test_the_command_opens_a_model_folder_or_file(name, weights, annotator, sour
         "--image-size=32x64", "--threads=1",
     ]  # fmt: skip
     assert main(command) == 0
-    assert "maps of 2 x 4 x 8; 0 of 3 shards are already written" in messages.text
+    assert "maps of 4x8 cells with the top 2 of 5 classes; 0 of 3 shards are already written" in messages.text
     described = json.loads((tmp_path / "maps" / "score_maps.json").read_text())
     assert (described["grid"], described["top_k"], described["num_images"]) == ([4, 8], 2, 19)
 

@@ -209,7 +209,9 @@ def test_report_of_a_run(tmp_path, data, monkeypatch):
     assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     ((images, labels, views, curves), figure), = figures  # fmt: skip
     assert len(set(labels.tolist())) == len(images) == 4
-    assert [v.title.split()[2] for v in views] == ["annotator", "student"]
+    assert [v.title.split("\n")[0] for v in views] == [
+        "class of each cell, annotator:", "class of each cell, student:"
+    ]  # fmt: skip
     assert {k: len(v) for k, v in curves.items()} == {"this run": 3, "without token labels": 3}
     np.testing.assert_allclose(
         views[0].probability, class_map("", info_of().build(seed=5), info_of(), images).probability, rtol=1e-4

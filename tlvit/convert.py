@@ -60,9 +60,8 @@ def convert(options: argparse.Namespace) -> int:
         names = read_class_names(options.classes, info.num_classes)
         info = dataclasses.replace(info, class_names=names)
     size = "x".join(map(str, info.image_size))
-    print(
-        f"{options.checkpoint}: {opened.section} -> {info.model}, {info.num_classes} classes, {size} pixels"
-    )
+    model = f"{info.model}, {info.num_classes} classes, {size} pixels"
+    print(f"{options.checkpoint}: {opened.section} -> {model}; tensors:")
     print(opened.report)
     if to_pytorch:
         export(opened.model, out, info=info)

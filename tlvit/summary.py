@@ -27,6 +27,7 @@ from tlvit.config import parse_image_size
 from tlvit.models.functional import Net, count_parameters, functionalize
 from tlvit.models.layers import Buffer
 from tlvit.models.macs import model_macs
+from tlvit.models.options import MEANINGS
 from tlvit.models.table import create_model, list_models, model_options, published_image_size
 from tlvit.types import Array, PyTree
 
@@ -214,10 +215,12 @@ def _describe(s: Summary, options: Mapping[str, Any]) -> str:
             "unknown at this size" if s.top1 is None else f"{s.top1} % top-1 on ImageNet ({s.source})",
         ),
     ]
-    values = {**model_options(s.model), **options}
-    text = ", ".join(f"{name}={value!r}".replace(" ", "") for name, value in values.items())
-    lines = [f"{title:<12}{text}" for title, text in [*rows, ("options", text)]]
-    return "\n".join(textwrap.fill(line, 110, subsequent_indent=" " * 12) for line in lines)
+    lines = [f"{title:<12}{text}" for title, text in rows]
+    lines.append("options, set by --config.model.options.NAME=VALUE or create_model(…, NAME=VALUE):")
+    for name, value in {**model_options(s.model), **options}.items():
+        text = f"{name}={value!r}".replace(" ", "")
+        lines.append(f"  {text:<23} {MEANINGS.get(name, '')}".rstrip())
+    return "\n".join(textwrap.fill(line, 110, subsequent_indent=" " * 26) for line in lines)
 
 
 def _natural_key(name: str) -> list[tuple[bool, int, str]]:

@@ -21,7 +21,7 @@ import numpy as np
 from flax import nnx
 
 from tlvit import command
-from tlvit.checkpoints.load import load
+from tlvit.checkpoints.load import open_checkpoint
 from tlvit.checkpoints.model_info import WEIGHTS, ModelInfo
 from tlvit.draw_tokens import class_color
 from tlvit.files import as_path
@@ -91,16 +91,17 @@ def report(
     workdir = as_path(workdir)
     config = read_json(workdir / "config.json")
     paths = {"annotator": annotator, "student": workdir} if annotator else {"model": workdir}
-    loaded = {name: load(path, weights=weights) for name, path in paths.items()}
-    info = loaded[list(paths)[-1]][1]
+    loaded = {name: open_checkpoint(path, weights=weights) for name, path in paths.items()}
+    info = loaded[list(paths)[-1]].info
     images, labels = _test_images(config, info, count)
     views = []
-    for name, (model, own) in loaded.items():
-        if not model.has_dense_logits:
+    for name, opened in loaded.items():
+        if not opened.model.has_dense_logits:
             continue
-        if own.image_size != info.image_size:
-            model, own = load(paths[name], weights=weights, image_size=info.image_size)
-        views.append(class_map(f"{name}:\nclass of each cell", model, own, images))
+        if opened.info.image_size != info.image_size:
+            opened = open_checkpoint(paths[name], weights=weights, image_size=info.image_size)
+        label = f"class of each cell, {name}:\n{opened.section}"
+        views.append(class_map(label, opened.model, opened.info, images))
     names = info.class_names
     curves = {"this run": read_metrics(workdir)}
     if baseline:

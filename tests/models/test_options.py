@@ -6,7 +6,7 @@ from flax import nnx
 from model_goldens import SMALL
 
 import tlvit
-from tlvit.models.options import UnknownOption, check_image_size
+from tlvit.models.options import MEANINGS, UnknownOption, check_image_size
 from tlvit.models.table import MODELS, model_options
 
 TINY = SMALL["lvvit"]
@@ -113,3 +113,8 @@ def test_models_are_listed_by_pattern():
 def test_seeds_have_64_bits():
     with pytest.raises(ValueError, match="seed must be an integer of 64 bits, not 1180591620717411303424"):
         tlvit.create_model("lvvit_t", seed=2**70)
+
+
+def test_every_option_has_a_meaning():
+    options = {option for name in MODELS for option in model_options(name)}
+    assert options == set(MEANINGS)

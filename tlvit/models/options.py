@@ -29,6 +29,47 @@ RANGES: dict[str, tuple[float, float]] = {
 }  # fmt: skip
 
 
+# What an option does, for `tlvit summary NAME`.
+MEANINGS = {
+    "patch_size": "side of a patch, pixels",
+    "dim": "width of a token",
+    "depth": "number of transformer blocks (dense T2T-ViT: of each stage)",
+    "num_heads": "attention heads of a block",
+    "mlp_ratio": "hidden width of the MLPs / dim",
+    "stem_width": "channels of the first convolutions (LV-ViT: None for one linear layer)",
+    "skip_lam": "residual branches are divided by it",
+    "token_head": "a classifier for every patch token, which token labels train",
+    "distilled": "a distillation token with its own classifier",
+    "rule": 'the logits: those of the class token ("class") + token_weight * the maximum ("max") or mean '
+    '("mean") over the patch tokens',
+    "token_weight": "weight of the patch tokens in the logits, see rule",
+    "tokens": 'attention of the tokens-to-token layers, "performer" or "transformer"',
+    "block": 'kind of the blocks, "plain", "se" (squeeze-and-excitation), "ghost" or "dense"',
+    "growth": "channels that a dense block adds",
+    "widths": "channels of each stage",
+    "depths": "number of blocks of each stage",
+    "strides": "stride of each stage; None: 2",
+    "stem_stride": "stride of the first convolution",
+    "group_width": "channels of a group of the grouped convolutions",
+    "se_ratio": "width of squeeze-and-excitation / input width of the block; 0: none",
+    "alpha": "scale of the residual branches",
+    "backbone": "name of the LV-ViT, DeiT or T2T-ViT, whose options may be given too",
+    "out_indices": "the four blocks whose tokens become feature maps; None: evenly spaced",
+    "head": 'kind of the head, "upernet" or "fcn"',
+    "channels": "channels of the head",
+    "auxiliary": "a second head for training",
+    "head_drop": "dropout of the heads' channels",
+    "mlp_dropout": "use drop_path as dropout in the MLPs, as the published code does, and no drop path",
+    "epsilon": "epsilon of the blocks' LayerNorms; None: the backbone's",
+    "drop_rate": "dropout of the layers (convolutional models: before the classifier)",
+    "attn_drop": "dropout of the attention weights",
+    "drop_path": "probability of skipping the last residual branch; it grows linearly with the depth",
+    "token_drop": "dropout in the tokens-to-token layers",
+    "remat": "compute activations a second time in the backward pass, to save memory",
+    "dtype": "type of the computation; None: float32. In a run it is set by config.model.dtype",
+}
+
+
 class UnknownOption(TypeError, ValueError):
     """An option that the model does not have: a TypeError, as of any unknown keyword, with a suggestion."""
 

@@ -108,7 +108,7 @@ def _load_weights(path: str, model: nnx.Module, info: ModelInfo) -> nnx.Module:
     except ValueError as error:
         raise ValueError(_explain(path, other_info, info, error)) from error
     set_model_arrays(model, arrays)
-    log.info("starting from %s:\n%s", path, report)
+    log.info("starting from %s; tensors:\n%s", path, report)
     return model
 
 

@@ -38,7 +38,7 @@ def _warmup(config: Config) -> str:
     else:
         what = f"{optim.warmup_epochs:g} of {total} epochs, so for most of the run the learning rate is below"
     return (
-        f"The warm-up takes {what} its peak of {peak:.2g}. Try --config.optim.warmup_epochs={total / 20:g}."
+        f"The warm-up takes {what} its peak of {peak:.3g}. Try --config.optim.warmup_epochs={total / 20:g}."
     )
 
 
@@ -48,7 +48,7 @@ def _learning_rate(config: Config) -> str:
         return ""
     return (
         f"The learning rate {optim.learning_rate:g} is given for a batch of {optim.base_batch_size} and "
-        f"scaled to {peak_learning_rate(optim, size):.2g} for {size} images. For {optim.learning_rate:g} "
+        f"scaled to {peak_learning_rate(optim, size):.3g} for {size} images. For {optim.learning_rate:g} "
         f"itself: --config.optim.base_batch_size={size}."
     )
 

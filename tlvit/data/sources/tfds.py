@@ -29,7 +29,8 @@ def open_tfds(name: str, split: str, *, data_dir: str | None = None) -> Source:
     except tfds.core.DatasetNotFoundError as error:
         where = data_dir or "~/tensorflow_datasets"
         raise ValueError(
-            f"TFDS does not know a data set {name!r}, {where} has none, and there is no folder of this name."
+            f"TFDS does not know a data set {name!r}, {where} has none, and there is no folder of this name "
+            f"in {os.getcwd()}."
         ) from error
     if not tf.io.gfile.exists(os.path.join(str(builder.data_dir), "dataset_info.json")):
         command = f"tfds build {name}" + (f" --data_dir={data_dir}" if data_dir else "")
