@@ -154,7 +154,8 @@ def test_model_of_a_checkpoint(tmp_path, capsys):
     assert f"parameters  {found.parameters:,} " in printed
     assert "image       64 x 96" in printed
     assert "tokens      4 x 6" in printed
-    assert "dim=24, depth=2, num_heads=2" in printed
+    for option in ("dim=24", "depth=2", "num_heads=2"):
+        assert f"  {option} " in printed
     assert main([f"--checkpoint={tmp_path / 'missing'}"]) == 1
     assert "missing" in capsys.readouterr().err
 

@@ -236,7 +236,10 @@ def test_the_command(tmp_path, data, caplog, monkeypatch):
     assert visualize.main([f"--checkpoint={run}", "--count=2"]) == 0
     assert (run / "report.png").exists()
     assert visualize.main([f"--checkpoint={tmp_path / 'nothing'}"]) == 1
-    assert "nothing" in caplog.records[-1].getMessage()
+    assert "nothing is not the workdir of a run" in caplog.records[-1].getMessage()
+    (tmp_path / "weights.pth").touch()
+    assert visualize.main([f"--checkpoint={tmp_path / 'weights.pth'}"]) == 1
+    assert "weights.pth is not the workdir of a run" in caplog.records[-1].getMessage()
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "config.json").write_text((run / "config.json").read_text())
     assert visualize.main([f"--checkpoint={tmp_path / 'empty'}"]) == 1

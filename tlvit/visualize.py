@@ -89,6 +89,11 @@ def report(
     if baseline and not (as_path(baseline) / "metrics.jsonl").exists():
         raise FileNotFoundError(f"{baseline} has no metrics.jsonl: it is not the workdir of a run.")
     workdir = as_path(workdir)
+    if not (workdir / "config.json").exists():
+        raise FileNotFoundError(
+            f"{workdir / 'config.json'} does not exist. {workdir} is not the workdir of a run; tlvit predict "
+            "--tokens draws the tokens of other checkpoints."
+        )
     config = read_json(workdir / "config.json")
     paths = {"annotator": annotator, "student": workdir} if annotator else {"model": workdir}
     loaded = {name: open_checkpoint(path, weights=weights) for name, path in paths.items()}
@@ -122,7 +127,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     start_logging()
-    command.check_writable(as_path(options.checkpoint) / "report.png", folder=False)
+    if as_path(options.checkpoint).is_dir():
+        command.check_writable(as_path(options.checkpoint) / "report.png", folder=False)
     path = report(
         options.checkpoint,
         weights=options.weights,

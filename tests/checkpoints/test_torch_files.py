@@ -63,7 +63,7 @@ def test_pickles_of_both_formats(torch, tensors, tmp_path, legacy, name):
     path = tmp_path / name
     torch.save(as_torch(torch, tensors), path, _use_new_zipfile_serialization=not legacy)
     weights = torch_files.read_weights(path)
-    assert weights.section == "top level"
+    assert weights.section == "top level of the file"
     check_equal(weights.tensors, tensors)
 
 

@@ -41,7 +41,7 @@ class Weights:
 
     Attributes:
       tensors: official name -> array, as float32.
-      section: key of the file that holds them, such as "state_dict_ema", or "top level".
+      section: key of the file that holds them, such as "state_dict_ema", or "top level of the file".
       info: the ModelInfo in a file written by `export`, else None.
     """
 
@@ -184,7 +184,7 @@ def _read_safetensors(path: pathlib.Path, weights: str) -> Weights:
         raise ValueError(f"{path} is truncated or not a safetensors file: {error}") from error
     if not tensors:
         raise ValueError(f"{path} has no tensors.")
-    return _verified(path, "top level", tensors, header)
+    return _verified(path, "top level of the file", tensors, header)
 
 
 def _choose_section(path: pathlib.Path, record: Any, weights: str) -> Weights:
@@ -193,7 +193,7 @@ def _choose_section(path: pathlib.Path, record: Any, weights: str) -> Weights:
         raise ValueError(f"{path} holds a {type(record).__name__}, not a dict of tensors.")
     sections = {section: record.get(section) for section in SECTIONS[weights]}
     if weights != "ema":
-        sections["top level"] = record
+        sections["top level of the file"] = record
     for section, state_dict in sections.items():
         if tensors := _tensors_of(state_dict):
             header = vars(state_dict) if isinstance(state_dict, collections.OrderedDict) else {}
