@@ -137,3 +137,15 @@ def test_shards_without_a_description_are_not_continued(source, tmp_path):
     (tmp_path / "m" / "score_maps.started.json").unlink()
     with pytest.raises(ValueError, match="has score-map shards but no description"):
         make_writer(tmp_path / "m", source)
+
+
+def test_equal_maps_are_equal_bytes(source, tmp_path):
+    """The order of the features of a record is that of their names. Without a fixed order it differs between
+    processes."""
+    make_writer(tmp_path, source).write_shard(0, *arrays(source))
+    [shard] = tmp_path.glob("maps-*")
+    content = shard.read_bytes()
+    for _ in range(source.shard_lengths[0]):
+        positions = [content.index(name) for name in (b"index", b"key", b"value")]
+        assert positions == sorted(positions)
+        content = content[positions[-1] + len("value") :]

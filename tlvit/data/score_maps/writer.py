@@ -207,6 +207,6 @@ class ScoreMapWriter:
 
 
 def _encode(fields: dict[str, bytes]) -> bytes:
-    """A serialized tf.train.Example."""
+    """A serialized tf.train.Example, its features in the order of their names."""
     feature = {k: tf.train.Feature(bytes_list=tf.train.BytesList(value=[v])) for k, v in fields.items()}
-    return tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString()
+    return tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString(deterministic=True)
