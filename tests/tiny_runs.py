@@ -22,6 +22,12 @@ TINY = [
     "--config.checkpoint.every_epochs=1",
     "--config.log_every=2",
 ]
+ANNOTATOR = [
+    "--config.model.options.widths=(16,32)",
+    "--config.model.options.depths=(1,1)",
+    "--config.model.options.strides=(2,1)",
+    "--config.model.options.group_width=16",
+]
 STUDENT = ["--config.model.options.depth=1", "--config.model.options.dim=48"]
 STEPS = 16  # of the student's run: four epochs of four
 
@@ -91,8 +97,14 @@ def build_scene(folder):
 
 
 def annotator_command(scenes, workdir):
-    """Trains the annotator for four epochs of four steps."""
-    return ["--config=digits:annotator", f"--workdir={workdir}", f"--config.data.dir={scenes}", *TINY]
+    """Trains a small annotator for four epochs of four steps."""
+    return [
+        "--config=digits:annotator",
+        f"--workdir={workdir}",
+        f"--config.data.dir={scenes}",
+        *TINY,
+        *ANNOTATOR,
+    ]
 
 
 def annotate_command(scenes, annotator, maps):

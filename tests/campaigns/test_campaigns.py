@@ -7,7 +7,7 @@ import pytest
 from campaigns import bad_input, damage, kill
 from campaigns.worker import Worker
 
-QUICK = 12  # every 12th case of bad input is quick
+QUICK = 12  # every 12th case of bad input that is refused is quick; others train
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,8 @@ def check(case: bad_input.Case, scene: pathlib.Path, folder: pathlib.Path, worke
 
 
 def marked(number: int, case: bad_input.Case):
-    return pytest.param(case, id=case.name, marks=() if number % QUICK == 0 else pytest.mark.slow)
+    quick = number % QUICK == 0 and case.status != 0 and "lvvit_folder" not in " ".join(case.command)
+    return pytest.param(case, id=case.name, marks=() if quick else pytest.mark.slow)
 
 
 @pytest.mark.parametrize("case", [marked(i, case) for i, case in enumerate(bad_input.CASES)])

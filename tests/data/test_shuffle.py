@@ -180,7 +180,13 @@ def placed(order, steps, **process):
 
 
 @pytest.mark.parametrize(
-    ("shards", "repeats", "streams", "window"), [(8, 3, 1, 64), (8, 3, 4, 9), (2, 3, 4, 9), (12, 4, 4, 9)]
+    ("shards", "repeats", "streams", "window"),
+    [
+        (8, 3, 1, 64),
+        (12, 4, 4, 9),
+        pytest.param(8, 3, 4, 9, marks=pytest.mark.slow),
+        pytest.param(2, 3, 4, 9, marks=pytest.mark.slow),
+    ],
 )
 def test_views_are_spread_over_the_devices(shards, repeats, streams, window):
     """Every device has the images of a step only once, if there are as many devices as views."""

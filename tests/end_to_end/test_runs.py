@@ -72,6 +72,7 @@ def test_finished_run_is_only_evaluated(scene, student, tmp_path, capfd):
     assert "evaluation on 40 images" in text
 
 
+@pytest.mark.slow
 def test_checkpoint_of_one_device_is_resumed_on_four(scene, student, tmp_path, capfd):
     shutil.copytree(student, tmp_path / "w")
     longer = student_command(scene, tmp_path / "w", "--config.epochs=5", "--config.mesh.data=4")
