@@ -71,7 +71,7 @@ def build_scene(folder):
 
     data/         64 training and 40 test images of digits, as a TFDS data set of 4 shards
     annotator/    workdir of a trained annotator
-    maps/         its score maps of the training images, made by one device without interruption
+    maps/         its score maps of the training images
     student/      workdir of a student, trained by one device without interruption
     student.txt   what it printed
     images/       train/ and val/ with two classes of photographs
@@ -84,7 +84,8 @@ def build_scene(folder):
     data, annotator, maps = folder / "data", folder / "annotator", folder / "maps"
     digits.prepare(data, num_train=64, num_test=40, num_shards=4)
     assert main.main(annotator_command(data, annotator)) == 0
-    run("tlvit.annotate", *annotate_command(data, annotator, maps))
+    annotate = importlib.import_module("tlvit.annotate")  # tlvit.annotate is a function
+    assert annotate.main(annotate_command(data, annotator, maps)) == 0
     text = run("tlvit.main", *student_command(folder, folder / "student"))
     (folder / "student.txt").write_text(text)
     for split, count in (("train", 8), ("val", 2)):

@@ -70,7 +70,8 @@ def train_with_stops(scene: pathlib.Path, seed: int, stops: int) -> collections.
 
 
 def annotate_with_stops(scene: pathlib.Path, seed: int, stops: int) -> collections.Counter:
-    """Stops an annotation `stops` times, lets it end, and compares its files byte for byte."""
+    """Stops an annotation `stops` times, lets it end, and compares its files with those of another one that is
+    not stopped, byte for byte."""
     rng, done = random.Random(seed), collections.Counter()
     with tempfile.TemporaryDirectory() as name:
         maps = pathlib.Path(name) / "maps"
@@ -78,8 +79,10 @@ def annotate_with_stops(scene: pathlib.Path, seed: int, stops: int) -> collectio
         for _ in range(stops):
             done[stop_somewhere("tlvit.annotate", arguments, pathlib.Path(name), rng)] += 1
         tiny_runs.run("tlvit.annotate", *arguments)
-        wanted = {path.name: path.read_bytes() for path in (scene / "maps").iterdir()}
-        assert {path.name: path.read_bytes() for path in maps.iterdir()} == wanted
+        whole = pathlib.Path(name) / "whole"
+        tiny_runs.run("tlvit.annotate", *annotate_command(scene / "data", scene / "annotator", whole))
+        found, wanted = ({p.name: p.read_bytes() for p in f.iterdir()} for f in (maps, whole))
+        assert found == wanted
     return done
 
 
