@@ -66,7 +66,17 @@ def example_folder(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if PYTHON.search(p.read_text())], ids=name_of)
+LONG = ("docs/reference/models.md", "docs/token_labeling.md")  # they compile models of full size
+
+
+def example_pages():
+    """The pages with Python blocks."""
+    pages = [page for page in PAGES if PYTHON.search(page.read_text())]
+    slow = lambda page: pytest.mark.slow if name_of(page) in LONG else ()
+    return [pytest.param(page, id=name_of(page), marks=slow(page)) for page in pages]
+
+
+@pytest.mark.parametrize("page", example_pages())
 def test_python_blocks_run_as_printed(page, example_folder, monkeypatch):
     """In their order and in one namespace for each page."""
     monkeypatch.chdir(example_folder)

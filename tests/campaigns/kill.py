@@ -70,8 +70,8 @@ def train_with_stops(scene: pathlib.Path, seed: int, stops: int) -> collections.
 
 
 def annotate_with_stops(scene: pathlib.Path, seed: int, stops: int) -> collections.Counter:
-    """Stops an annotation `stops` times, lets it end, and compares its files with those of another one that is
-    not stopped, byte for byte."""
+    """Stops an annotation `stops` times, lets it end, and compares its files with those of another run, which
+    is not stopped, byte for byte."""
     rng, done = random.Random(seed), collections.Counter()
     with tempfile.TemporaryDirectory() as name:
         maps = pathlib.Path(name) / "maps"

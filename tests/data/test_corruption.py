@@ -41,7 +41,7 @@ def jpeg(number, damage=""):
     return {"": complete, "truncated": truncated, "garbage": b"GIF or what?", "empty": b""}[damage]
 
 
-@pytest.fixture(params=["records", "files"])
+@pytest.fixture(params=["records", pytest.param("files", marks=pytest.mark.slow)])
 def make_source(request, tmp_path_factory):
     """Makes the images of a source, some of them damaged: in a TFDS data set or in class folders."""
 

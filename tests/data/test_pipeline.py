@@ -131,7 +131,7 @@ def test_the_published_label_crop_is_the_transposed_one(source, maps):
     assert any(np.abs(a.geometry - b.geometry).max() > 0.1 for a, b in zip(aligned, published, strict=True))
 
 
-@pytest.mark.parametrize("fraction", [1.0, 0.875])
+@pytest.mark.parametrize("fraction", [pytest.param(1.0, marks=pytest.mark.slow), 0.875])
 def test_maps_of_the_center_square(source, tmp_path, fraction):
     centered = tiny_images.write_maps(
         tmp_path, source, grid=GRID, geometry="center", center_fraction=fraction
@@ -198,6 +198,7 @@ def test_repeats_are_different_views_of_an_image(source, maps):
         train(source, augment={"repeats": 0})
 
 
+@pytest.mark.slow
 def test_views_are_on_different_devices(source, maps):
     """Three devices with two images each: the same views as on one device, each image once a device."""
     options = {"steps": 2, "augment": {"repeats": 3}}
@@ -219,7 +220,7 @@ def test_maps_do_not_change_order_or_augmentation(source, maps):
         assert a.maps is None
 
 
-@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("count", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_processes_partition_the_global_batches(source, maps, count):
     complete = train(source, maps, steps=7, first_step=2)
     parts = [train(source, maps, 7, first_step=2, process_index=p, process_count=count) for p in range(count)]

@@ -131,6 +131,7 @@ def test_the_student_is_exported_and_opened_again(student, tmp_path, capfd):
     np.testing.assert_array_equal(one(images).logits, other(images).logits)
 
 
+@pytest.mark.slow
 def test_fine_tuning_starts_from_other_weights_at_another_size(scene, student, tmp_path, capfd):
     options = (f"--config.model.init_from={student}", "--config.image_size=64", "--config.epochs=1")
     text = call(capfd, "tlvit.main", *student_command(scene, tmp_path, *options))

@@ -251,6 +251,7 @@ def test_drop_rates_reach_the_layers():
         assert np.abs(model(x, key=jax.random.key(1)).cls - model(x).cls).max() > 1e-6, option
 
 
+@pytest.mark.slow
 def test_remat_changes_no_number():
     plain, remat = small(drop_path=0.3), small(drop_path=0.3, remat=True)
     grads = []

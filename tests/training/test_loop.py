@@ -113,6 +113,7 @@ def test_result_and_metrics(plain):
     assert [line["train/epoch"] for line in lines if "train/epoch" in line] == [0.5, 1.0, 1.5, 2.0]
 
 
+@pytest.mark.slow
 def test_bfloat16_and_accumulation_compute_the_same(plain, data, maps, tmp_path):
     """Two parts of every batch in bfloat16 against whole batches in float32: the same images, the same
     targets, so the same losses to bfloat16's three digits."""
@@ -419,6 +420,7 @@ def distilled(data, teacher, **changes):
     return config
 
 
+@pytest.mark.slow
 def test_a_run_is_a_teacher(plain, data, tmp_path, caplog):
     with caplog.at_level("INFO", "tlvit"):
         result = train(distilled(data, plain[0]), tmp_path)
@@ -443,7 +445,7 @@ def test_teachers_that_do_not_fit_are_refused(plain, data, maps, tmp_path):
         train(distilled(data, tmp_path / "seven"), tmp_path / "w")
 
 
-@pytest.mark.parametrize("kind", [ValueError, MemoryError])
+@pytest.mark.parametrize("kind", [ValueError, pytest.param(MemoryError, marks=pytest.mark.slow)])
 def test_evaluation_that_fails_does_not_lose_the_epoch(kind, data, maps, tmp_path, monkeypatch):
     """A corrupt evaluation image is found only after the first epoch."""
 
