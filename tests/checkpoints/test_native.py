@@ -331,7 +331,7 @@ def test_nothing_readable_is_an_error_and_nothing_is_renamed(tmp_path):
     for step in ("1", "2"):
         truncate(tmp_path / step)
     ours = Checkpoints(tmp_path)
-    with pytest.raises(ValueError, match=r"None of the checkpoints of steps \[1, 2\] can be read: \w+"):
+    with pytest.raises(ValueError, match=r"None of the checkpoints of steps \[1, 2\] can be read: .*1/state/.* is damaged"):
         ours.restore(make_state())
     ours.close()
     assert folders(tmp_path) == ["1", "2"]
@@ -477,7 +477,7 @@ def test_folders_that_are_not_model_folders(tmp_path):
         load_model(tmp_path)
     save_model_folder(tmp_path / "m", Small(), INFO)
     delete("model/d")(tmp_path / "m")
-    with pytest.raises(ValueError, match=r"The model folder .*m cannot be read: \w+"):
+    with pytest.raises(ValueError, match=r"The model folder .*m cannot be read: .* is missing"):
         load_model(tmp_path / "m")
 
 
@@ -547,5 +547,5 @@ def test_missing_and_damaged_weights_of_a_run(workdir, tmp_path):
         restore_for_inference(workdir, weights="best")
     shutil.copytree(workdir, tmp_path / "w")
     truncate(tmp_path / "w" / "checkpoints" / "2")
-    with pytest.raises(ValueError, match=r"The checkpoint of step 2 in .* cannot be read: \w+"):
+    with pytest.raises(ValueError, match=r"The checkpoint of step 2 in .* cannot be read: .* is damaged"):
         restore_for_inference(tmp_path / "w")
