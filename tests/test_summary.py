@@ -167,6 +167,7 @@ def test_one_way_to_choose_models(arguments, capsys):
     assert "give names of models, --checkpoint or --all" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_table_of_all_models(capsys, monkeypatch):
     monkeypatch.setattr(summary, "list_models", lambda: ["lvvit_t", "regnety_004", "t2t_vit_10", "t2t_vit_7"])
     assert main(["--all"]) == 0

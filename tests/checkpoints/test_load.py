@@ -85,6 +85,7 @@ def test_fixed_tables_are_regenerated_at_another_size(tmp_path):
     np.testing.assert_array_equal(features(opened.model), features(model))
 
 
+@pytest.mark.slow
 def test_model_without_tokens_at_another_size(tmp_path):
     info = ModelInfo("regnety_002", 2, (32, 32))
     model = info.build(seed=7)

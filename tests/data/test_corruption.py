@@ -221,6 +221,7 @@ def test_annotation_keeps_the_index_of_a_corrupt_image(make_source):
         assert mask.tolist() == sound
 
 
+@pytest.mark.slow
 def test_a_lost_shard_is_tried_again(make_source, tmp_path, caplog, monkeypatch, pauses):
     """The shard comes back during the second pause."""
     source = make_source({})

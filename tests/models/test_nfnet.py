@@ -33,7 +33,10 @@ def test_parameter_counts_are_the_published_ones(name, millions):
 
 @pytest.mark.parametrize(
     ("name", "size", "classes"),
-    [("dm_nfnet_f0", 192, 1000), pytest.param("dm_nfnet_f1", 160, 10, marks=pytest.mark.slow)],
+    [
+        pytest.param("dm_nfnet_f0", 192, 1000, marks=pytest.mark.slow),
+        pytest.param("dm_nfnet_f1", 160, 10, marks=pytest.mark.slow),
+    ],
 )
 def test_logits_features_and_score_maps_equal_the_published_ones(golden, name, size, classes):
     z = golden("teacher_visible.npz")
@@ -123,6 +126,7 @@ def test_drop_path_and_dropout_act_with_a_key_only():
         )
 
 
+@pytest.mark.slow
 def test_every_parameter_gets_a_gradient_and_remat_changes_none():
     grads = []
     for remat in (False, True):

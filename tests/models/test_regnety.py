@@ -117,6 +117,7 @@ def test_drop_path_and_dropout_act_with_a_key_only():
     np.testing.assert_allclose(rates, [0, 0.1, 0.2, 0.3])
 
 
+@pytest.mark.slow
 def test_it_learns():
     """Twenty steps on ten noisy patterns: the loss falls from log 10 and the running statistics move."""
     net, params, stats = functional.functionalize(fresh())

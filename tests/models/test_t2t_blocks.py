@@ -67,7 +67,13 @@ def test_token_gate_is_driven_by_the_mean_over_tokens():
 
 
 @pytest.mark.parametrize(
-    ("kind", "depth", "width"), [("plain", 2, 32), ("se", 2, 32), ("ghost", 2, 32), ("dense", (2, 1), 24)]
+    ("kind", "depth", "width"),
+    [
+        ("plain", 2, 32),
+        ("se", 2, 32),
+        ("ghost", 2, 32),
+        pytest.param("dense", (2, 1), 24, marks=pytest.mark.slow),
+    ],
 )
 def test_every_kind_drops_and_shows_its_attention(kind, depth, width):
     blocks, got = t2t_blocks.make_blocks(

@@ -99,7 +99,9 @@ def test_positions_are_a_sinusoid_that_starts_at_the_class_token():
     np.testing.assert_array_equal(stats["pos_embed"], t2t_vit.sinusoid_table(5, 32))
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("t2t_vit_7", "bfloat16"), ("t2t_vit_t_14", None)])
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("t2t_vit_7", "bfloat16"), pytest.param("t2t_vit_t_14", None, marks=pytest.mark.slow)]
+)
 def test_the_network_is_finite_for_activations_scaled_by_100(name, dtype):
     model = small(name, dtype=dtype, depth=0)
     for layer in (model.tokens_to_token.attention1, model.tokens_to_token.attention2):
@@ -146,7 +148,7 @@ def test_performer_dropout_is_an_option():
     np.testing.assert_array_equal(performer(x, key), performer(x))
 
 
-@pytest.mark.parametrize("name", ["t2t_vit_7", "t2t_vit_t_14"])
+@pytest.mark.parametrize("name", ["t2t_vit_7", pytest.param("t2t_vit_t_14", marks=pytest.mark.slow)])
 def test_token_labels_train_it(name):
     """Token head, MixToken and the token-label loss: the gradient reaches every trained tensor."""
     norms = token_label_gradients(small(name, token_head=True))

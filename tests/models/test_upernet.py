@@ -405,6 +405,7 @@ def test_published_settings_are_defaults_with_an_option_each():
     assert (plain.skip_lam, plain.norm1.epsilon, plain.mlp.drop_rate) == (3.0, 1e-5, 0.0)
 
 
+@pytest.mark.slow
 def test_a_key_drops_in_the_blocks_and_in_the_heads():
     """The first block's rate is 0, so the auxiliary head, which sees only that, shows its own dropout."""
     net, params, stats = functionalize(

@@ -66,6 +66,7 @@ def test_the_matrix_of_a_move_points_at_its_pixels(shape):
         assert seen > 0.3
 
 
+@pytest.mark.slow
 def test_chains_keep_their_geometry(monkeypatch):
     """The whole function with moves only, over a geometry that is a crop and a flip already."""
     image = tiny_images.position_image(0, 120, 160)

@@ -204,6 +204,7 @@ def test_the_command_line_says_what_is_missing(capfd):
     assert "--workdir is missing, or --checkpoint" in main(capfd, status=1)[0]
 
 
+@pytest.mark.slow
 def test_another_image_size_than_the_checkpoints(tmp_path, data):
     folder, images, labels = data
     save_model_folder(tmp_path / "m", model := INFO.build(seed=1), INFO)

@@ -429,6 +429,7 @@ def test_a_run_is_a_teacher(plain, data, tmp_path, caplog):
     assert all(np.isfinite(line["train/loss"]) for line in metrics_of(tmp_path) if "train/loss" in line)
 
 
+@pytest.mark.slow
 def test_teachers_that_do_not_fit_are_refused(plain, data, maps, tmp_path):
     with pytest.raises(
         ValueError, match=r"deit_tiny_distilled.* has a distillation token, which only a teacher"
@@ -535,6 +536,7 @@ def test_without_an_average_the_raw_weights_are_the_best(data, tmp_path):
     assert ModelInfo.from_json(restore_for_inference(tmp_path)[2]).best_weights == "raw"
 
 
+@pytest.mark.slow
 def test_init_from_without_an_average(plain, data, tmp_path):
     """The run keeps no average. It takes the model's sizes from the checkpoint, and resumes without it."""
     start = tmp_path / "start"

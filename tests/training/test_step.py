@@ -150,11 +150,14 @@ def largest_difference(a, b):
 @pytest.mark.parametrize(
     "options",
     [
-        {"config": PLAIN},
-        {"config": ERASING, "mix_shards": 8},
-        {"config": settings(augment={"mixup": 0.8, "cutmix": 1.0}, token_labels=False), "mix_shards": 8},
+        pytest.param({"config": PLAIN}, id="plain", marks=pytest.mark.slow),
+        pytest.param({"config": ERASING, "mix_shards": 8}, id="mixtoken"),
+        pytest.param(
+            {"config": settings(augment={"mixup": 0.8, "cutmix": 1.0}, token_labels=False), "mix_shards": 8},
+            id="mixup",
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["plain", "mixtoken", "mixup"],
 )
 def test_one_and_eight_devices_give_the_same_losses(options):
     one, eight = Run(1, **options), Run(8, **options)
@@ -224,6 +227,7 @@ def test_accumulation_equals_one_batch_without_batch_norm():
     assert largest_difference(whole.state.params, spread.state.params) < 1e-5
 
 
+@pytest.mark.slow
 def test_accumulation_moves_the_statistics_once_a_part():
     """Two parts of equal content move BatchNorm twice: 1 - 0.9^2 of the way."""
     half = make_batch(8)
@@ -238,6 +242,7 @@ def test_accumulation_moves_the_statistics_once_a_part():
     assert largest_difference(run.state.stats, twice) < 1e-5
 
 
+@pytest.mark.slow
 def test_accumulation_stays_on_the_devices():
     run = Run(8, config=settings(optim=Optim(accumulate=2)))
     text = run.step.lower(run.state, to_global(make_batch(), run.mesh)).compile().as_text()
@@ -253,6 +258,7 @@ def test_the_old_state_is_given_away():
     assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves(run.state))
 
 
+@pytest.mark.slow
 def test_the_average_follows_parameters_and_statistics():
     run = Run(1)
     expected = host(run.state.ema)
@@ -295,6 +301,7 @@ def test_bfloat16_computes_low_and_keeps_high():
     assert "tensor<16x4x4x16xbf16>" in text  # the stem's output
 
 
+@pytest.mark.slow
 def test_a_tiny_problem_is_learned():
     """Color tells the class; eight images, eighty steps."""
     rng = np.random.RandomState(0)
@@ -345,7 +352,7 @@ def test_token_labels_without_maps_are_a_clear_error():
         Run(1)(make_batch(maps=False))
 
 
-@pytest.mark.parametrize("kind", losses.DISTILLATION)
+@pytest.mark.parametrize("kind", ["hard", pytest.param("soft", marks=pytest.mark.slow)])
 def test_a_teacher_trains_the_distillation_token(kind):
     """The loss of the first step, computed from its parts; the teacher's arrays are neither constants nor
     changed."""
