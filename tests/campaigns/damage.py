@@ -1,9 +1,5 @@
-"""Damages every file of a workdir in turn and resumes the run: it ends as if undamaged, or names the file.
+"""Damages every file of a workdir in turn and resumes the run: it ends as if undamaged, or names the file."""
 
-python -m campaigns.damage                 # in the folder tests
-"""
-
-import collections
 import dataclasses
 import pathlib
 import shutil
@@ -102,18 +98,3 @@ def campaign(scene: pathlib.Path, every: int = 1) -> Iterator[Result]:
     with Worker() as worker:
         for file, damage in pairs[::every]:
             yield resume(worker, scene, file, damage)
-
-
-def main() -> None:
-    """Runs the campaign and prints its counts."""
-    with tempfile.TemporaryDirectory() as name:
-        tiny_runs.build_scene(pathlib.Path(name) / "scene")
-        ends = collections.Counter()
-        for result in campaign(pathlib.Path(name) / "scene"):
-            ends[result.end] += 1
-            print(f"{result.damage:<8}{result.file:<60}{result.end}", flush=True)
-    print(dict(ends))
-
-
-if __name__ == "__main__":
-    main()

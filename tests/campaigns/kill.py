@@ -1,13 +1,7 @@
-"""Stops runs at random moments, again and again, and compares what they leave with an uninterrupted run.
+"""Stops runs at random moments, again and again, and compares what they leave with an uninterrupted run."""
 
-python -m campaigns.kill --count=30        # in the folder tests
-"""
-
-import argparse
-import collections
 import pathlib
 import random
-import shutil
 import signal
 import subprocess
 import tempfile
@@ -20,8 +14,8 @@ SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 STOPPED = 75
 
 
-def stop_somewhere(module: str, arguments: list[str], folder: pathlib.Path, rng: random.Random) -> str:
-    """Starts a command and sends it a signal at a random moment; what happened, in words.
+def stop_somewhere(module: str, arguments: list[str], folder: pathlib.Path, rng: random.Random) -> None:
+    """Starts a command and sends it a signal at a random moment.
 
     The moment is a line of its output, chosen at random among those of a whole run, and up to a second more,
     so starts, compilations, steps, saves and evaluations are all hit.
@@ -50,58 +44,34 @@ def stop_somewhere(module: str, arguments: list[str], folder: pathlib.Path, rng:
         assert "Traceback" not in text, f"{after}: status {status}\n{text}"
         asked = (0, STOPPED) if module == "tlvit.main" else (0, 130, -signal.SIGINT, -signal.SIGTERM)
         assert status in asked, f"{after}: status {status}\n{text}"
-    return number.name
 
 
-def train_with_stops(scene: pathlib.Path, seed: int, stops: int) -> collections.Counter:
+def train_with_stops(scene: pathlib.Path, seed: int, stops: int) -> None:
     """Stops a training run `stops` times, lets it end, and compares it with the scene's bit for bit."""
-    rng, done = random.Random(seed), collections.Counter()
+    rng = random.Random(seed)
     with tempfile.TemporaryDirectory() as name:
         workdir = pathlib.Path(name) / "run"
         arguments = student_command(scene, workdir)
         for _ in range(stops):
-            done[stop_somewhere("tlvit.main", arguments, pathlib.Path(name), rng)] += 1
+            stop_somewhere("tlvit.main", arguments, pathlib.Path(name), rng)
         tiny_runs.run("tlvit.main", *arguments)
         check_equal_states(workdir, scene / "student")
         check_equal_losses(workdir, scene / "student")
         left = [path.name for path in (workdir / "checkpoints").iterdir() if not path.name.isdigit()]
         assert not [file for file in left if "tmp" in file], left
-    return done
 
 
-def annotate_with_stops(scene: pathlib.Path, seed: int, stops: int) -> collections.Counter:
+def annotate_with_stops(scene: pathlib.Path, seed: int, stops: int) -> None:
     """Stops an annotation `stops` times, lets it end, and compares its files with those of another run, which
     is not stopped, byte for byte."""
-    rng, done = random.Random(seed), collections.Counter()
+    rng = random.Random(seed)
     with tempfile.TemporaryDirectory() as name:
         maps = pathlib.Path(name) / "maps"
         arguments = annotate_command(scene / "data", scene / "annotator", maps)
         for _ in range(stops):
-            done[stop_somewhere("tlvit.annotate", arguments, pathlib.Path(name), rng)] += 1
+            stop_somewhere("tlvit.annotate", arguments, pathlib.Path(name), rng)
         tiny_runs.run("tlvit.annotate", *arguments)
         whole = pathlib.Path(name) / "whole"
         tiny_runs.run("tlvit.annotate", *annotate_command(scene / "data", scene / "annotator", whole))
         found, wanted = ({p.name: p.read_bytes() for p in f.iterdir()} for f in (maps, whole))
         assert found == wanted
-    return done
-
-
-def main() -> None:
-    """Runs the campaign and prints its counts."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=10, help="runs; each is stopped three times")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    folder = pathlib.Path(tempfile.mkdtemp())
-    tiny_runs.build_scene(folder / "scene")
-    total = collections.Counter()
-    for seed in range(options.seed, options.seed + options.count):
-        campaign = annotate_with_stops if seed % 4 == 3 else train_with_stops
-        for name, times in campaign(folder / "scene", seed, 3).items():
-            total[f"{name}, {campaign.__name__}"] += times
-        print(f"seed {seed}: equal; so far {dict(total)}", flush=True)
-    shutil.rmtree(folder)
-
-
-if __name__ == "__main__":
-    main()

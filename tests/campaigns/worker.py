@@ -42,7 +42,9 @@ class Worker:
         return self
 
     def __exit__(self, *_) -> None:
-        self._stop()
+        if self._process is not None:
+            self._process.stdin.close()
+            self._process.wait()
 
     def run(self, arguments: list[str], *, cwd: pathlib.Path, limit: float = 120) -> Outcome:
         """Runs `tlvit ARGUMENTS` in the folder `cwd`, at most `limit` seconds long."""
@@ -67,12 +69,6 @@ class Worker:
             late = time.monotonic() - start >= limit
             return Outcome(None if late else died, text, time.monotonic() - start, 0.0)
         return Outcome(text=text, **json.loads(answer))
-
-    def _stop(self) -> None:
-        if self._process is not None:
-            self._process.stdin.close()
-            self._process.wait()
-            self._process = None
 
 
 def serve() -> None:

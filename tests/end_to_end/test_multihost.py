@@ -2,32 +2,18 @@
 process with eight."""
 
 import json
-import os
 import re
 import signal
-import socket
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from process_jobs import BATCH, finish, output_of, results, start
 
 pytestmark = pytest.mark.slow  # a minute for the first three, most of it imports and compilation
-SETUP = """
-import json, os, pathlib, sys
-import jax
-port, count, index, folder = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), pathlib.Path(sys.argv[4])
-jax.config.update("jax_numpy_rank_promotion", "raise")
-if count > 1:
-    seconds = int(os.environ["HEARTBEAT"])
-    jax.distributed.initialize(
-        f"127.0.0.1:{port}", num_processes=count, process_id=index,
-        heartbeat_timeout_seconds=seconds, shutdown_timeout_seconds=seconds)
-assert (jax.process_count(), len(jax.devices())) == (count, 8)
-"""
-WORK = """
+WORK = (
+    BATCH
+    + """
 import numpy as np
 import tlvit
 from tlvit.checkpoints.model_info import ModelInfo, Preprocessing
@@ -56,16 +42,7 @@ local = local_batch_size(16, mesh)
 
 def batch(number):
     "This process's part of global batch `number`."
-    rng = np.random.RandomState(number)
-    whole = Batch(
-        image=rng.randint(256, size=(16, 48, 48, 3)).astype(np.uint8),
-        label=rng.randint(10, size=16).astype(np.int32),
-        mask=np.ones(16, bool),
-        maps=ScoreMaps(rng.standard_normal((16, 2, 6, 6)).astype(np.float16),
-                       np.broadcast_to(np.arange(2, dtype=np.uint16)[:, None, None], (16, 2, 6, 6))),
-        geometry=np.broadcast_to(np.array([[0.8, 0, 0.1], [0, 0.7, 0.2]], np.float32), (16, 2, 3)),
-    )
-    return jax.tree.map(lambda x: x[index * local : (index + 1) * local], whole)
+    return jax.tree.map(lambda x: x[index * local : (index + 1) * local], whole_batch(number, 48))
 
 
 def train(train_state, numbers):
@@ -110,6 +87,7 @@ eval_step = make_eval_step(net, mesh, info.preprocessing)
 result["evaluation"] = evaluate(eval_step, weights, Prefetch(batches(), mesh))
 (folder / f"result-{index}.json").write_text(json.dumps(result))
 """
+)
 RUN = """
 from configs import digits as recipe
 from tlvit.config import resolve
@@ -150,54 +128,6 @@ def shared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shared")
     digits.prepare(folder / "data", num_train=32, num_test=37, num_shards=3)
     return folder
-
-
-def start(code, count, folder, *arguments, heartbeat=100):
-    """Starts the processes of one job, which share a folder. A lost one is missed after `heartbeat` s."""
-    folder.mkdir(exist_ok=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={8 // count}",
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": str(ROOT),
-        "HEARTBEAT": str(heartbeat),
-    }
-    processes = []
-    for index in range(count):
-        with (folder / f"out-{index}.txt").open("w") as out:
-            command = [sys.executable, "-c", SETUP + code, port, count, index, folder, *arguments]
-            processes.append(
-                subprocess.Popen(
-                    [str(c) for c in command], cwd=ROOT, env=environment, stdout=out, stderr=subprocess.STDOUT
-                )
-            )
-    return processes
-
-
-def finish(processes, folder, timeout=300):
-    """Waits for a job; kills processes that hang and shows their output."""
-    deadline = time.monotonic() + timeout
-    try:
-        for process in processes:
-            process.wait(max(1, deadline - time.monotonic()))
-    except subprocess.TimeoutExpired:
-        pytest.fail(f"still running after {timeout} s:\n" + output_of(folder))
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    assert [p.returncode for p in processes] == [0] * len(processes), output_of(folder)
-
-
-def output_of(folder):
-    return "\n".join(p.read_text()[-3000:] for p in sorted(folder.glob("out-*.txt")))
-
-
-def results(folder, count):
-    return [json.loads((folder / f"result-{i}.json").read_text()) for i in range(count)]
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""SHA-256 checksums of the files of a checkpoint. They are kept beside the files, in checksums.json."""
+"""SHA-256 checksums of the files of a checkpoint. checksums.json in the same folder has them."""
 
 import concurrent.futures
 import hashlib
