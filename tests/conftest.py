@@ -8,13 +8,11 @@ import shutil
 import tempfile
 import zlib
 
-# The tests compile about as long as they compute, so XLA optimizes little (without optimization a step takes
-# 17 times as long). Equal programs are compiled once by all processes of a run. Set before the first import
-# of JAX; worker processes inherit it.
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "")
-    + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=1"
-)
+from xla_flags import xla_flags
+
+# Equal programs are compiled once by all processes of a run. Set before the first import of JAX; worker
+# processes inherit it.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla_flags(8)}"
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="tlvit-tests-")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"

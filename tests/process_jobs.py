@@ -12,6 +12,7 @@ import time
 
 import pytest
 from conftest import ROOT
+from xla_flags import xla_flags
 
 SETUP = """
 import json, os, pathlib, sys
@@ -49,7 +50,7 @@ def start(code, count, folder, *arguments, heartbeat=100):
         port = free.getsockname()[1]
     environment = {
         **os.environ,
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={8 // count}",
+        "XLA_FLAGS": xla_flags(8 // count),
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(ROOT),
         "HEARTBEAT": str(heartbeat),

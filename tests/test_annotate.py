@@ -111,6 +111,7 @@ def test_top_k_is_at_most_the_number_of_classes(annotator, source, tmp_path):
         np.testing.assert_array_equal(np.sort(index, axis=0)[:, 0, 0], np.arange(CLASSES))
 
 
+@pytest.mark.slow
 def test_larger_images_give_finer_maps(annotator, source, tmp_path):
     large = dataclasses.replace(annotator, image_size=(64, 96))
     info = annotate(large, source, tmp_path, batch_size=8)

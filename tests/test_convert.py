@@ -30,6 +30,7 @@ def check_equal(found, wanted):
         np.testing.assert_array_equal(found[name], array, err_msg=name)
 
 
+@pytest.mark.slow
 def test_pytorch_to_model_folder_and_back(tmp_path, capsys):
     torch = pytest.importorskip("torch")
     model = tlvit.create_model("regnety_002", num_classes=2)

@@ -183,6 +183,7 @@ def test_token_probabilities(model, photos):
         next(predict(plain.build(), plain, [photos / "a.jpg"], tokens=True))
 
 
+@pytest.mark.slow
 def test_convolutional_models_predict_too(photos):
     options = {"widths": (8, 8, 16, 16), "depths": (1, 1, 1, 1), "group_width": 8}
     info = ModelInfo("regnety_002", 4, (64, 96), options)

@@ -104,6 +104,7 @@ def test_activations_follow_depth_and_rematerialization():
     assert kept(depth=6, remat=True) - kept(depth=4, remat=True) < (six - four) / 5
 
 
+@pytest.mark.slow
 def test_published_accuracy_is_that_of_the_image_size():
     small, large, odd = (summarize("lvvit_t", image_size=s) for s in (224, 448, (64, 96)))
     assert (small.top1, large.top1, odd.top1) == (79.1, None, None)
@@ -138,6 +139,7 @@ def test_command(capsys):
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_several_models(capsys):
     assert main(["lvvit_t", "regnety_002", "--image-size=64"]) == 0
     names = [line for line in capsys.readouterr().out.splitlines() if line.startswith("model")]

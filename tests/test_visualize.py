@@ -219,6 +219,7 @@ def test_report_of_a_run(tmp_path, data, monkeypatch):
     assert len(panels(figure)) == 3 * 4
 
 
+@pytest.mark.slow
 def test_annotator_of_another_image_size(tmp_path, data):
     run = make_run(tmp_path / "run", data, info_of())
     save_model_folder(tmp_path / "annotator", info_of(size=(64, 64)).build(), info_of(size=(64, 64)))

@@ -10,6 +10,7 @@ import sys
 import numpy as np
 from PIL import Image
 from tiny_images import photographs
+from xla_flags import xla_flags
 
 ROOT = pathlib.Path(__file__).parent.parent
 TINY = [
@@ -36,7 +37,7 @@ def command(module, *arguments, devices=1):
     """[argv, environment] of a program of the checkout, quiet and small."""
     environment = {
         **os.environ,
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=1",
+        "XLA_FLAGS": xla_flags(devices),
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(ROOT),
     }

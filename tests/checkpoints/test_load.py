@@ -35,6 +35,7 @@ def assert_same_arrays(model, expected):
         np.testing.assert_array_equal(found[path], array, err_msg=path)
 
 
+@pytest.mark.slow
 def test_model_folder_round_trip(tmp_path):
     model = INFO.build(seed=7)
     save_model_folder(tmp_path / "m", model, INFO)

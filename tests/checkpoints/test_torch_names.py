@@ -129,7 +129,7 @@ def test_allow_may_be_one_string():
     )
 
 
-@pytest.mark.parametrize(("old", "new"), [(14, 24), (24, 14)])
+@pytest.mark.parametrize(("old", "new"), [(14, 24), pytest.param(24, 14, marks=pytest.mark.slow)])
 def test_position_embeddings_are_resized_as_published(golden, old, new):
     values = golden("target_visible.npz")
     build = lambda side: tiny(dim=8, image_size=16 * side)
@@ -175,6 +175,7 @@ def test_position_embeddings_of_another_width_are_refused():
         from_torch(tiny(), tensors, allow="pos_embed")
 
 
+@pytest.mark.slow
 def test_fixed_tables_are_regenerated():
     model = create_model("t2t_vit_7", num_classes=3, image_size=96)
     own = to_torch(model)["pos_embed"]
@@ -232,6 +233,7 @@ def test_models_are_recognized(name, size):
     assert info.options == {}
 
 
+@pytest.mark.slow
 def test_models_with_equal_tensors_are_not_guessed():
     shapes = official_shapes(nnx.eval_shape(lambda: create_model("t2t_vit_14")))
     tensors = {k: np.broadcast_to(np.float32(0), shape) for k, shape in shapes.items()}

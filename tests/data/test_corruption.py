@@ -80,7 +80,12 @@ def numbers(batches):
 
 
 @pytest.mark.parametrize(
-    ("data", "window"), [(SEVERAL_WINDOWS, 1), (ONE_WINDOW, 1), (ONE_WINDOW, corruption.FALLBACK_BATCHES)]
+    ("data", "window"),
+    [
+        (SEVERAL_WINDOWS, 1),
+        pytest.param(ONE_WINDOW, 1, marks=pytest.mark.slow),
+        (ONE_WINDOW, corruption.FALLBACK_BATCHES),
+    ],
 )
 def test_the_next_image_replaces_a_corrupt_one(make_source, data, window, caplog, monkeypatch):
     monkeypatch.setattr(corruption, "FALLBACK_BATCHES", window)
@@ -105,13 +110,14 @@ def test_the_next_image_replaces_a_corrupt_one(make_source, data, window, caplog
         assert "cannot be read and is replaced by the next one" in named[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make_source", "data", "starts"),
     [
-        ("records", SEVERAL_WINDOWS, (5,)),
-        pytest.param("records", ONE_WINDOW, (1, 5, 7), marks=pytest.mark.slow),
-        pytest.param("files", SEVERAL_WINDOWS, (1, 5, 7), marks=pytest.mark.slow),
-        pytest.param("files", ONE_WINDOW, (1, 5, 7), marks=pytest.mark.slow),
+        ("records", SEVERAL_WINDOWS, (1, 5, 7)),
+        ("records", ONE_WINDOW, (1, 5, 7)),
+        ("files", SEVERAL_WINDOWS, (1, 5, 7)),
+        ("files", ONE_WINDOW, (1, 5, 7)),
     ],
     indirect=["make_source"],
 )
@@ -129,6 +135,7 @@ def test_replacements_do_not_depend_on_restarts_threads_or_processes(make_source
         np.testing.assert_array_equal(np.concatenate([part[step].image for part in parts]), batch.image)
 
 
+@pytest.mark.slow
 def test_fallback_mode_ends_and_known_images_are_skipped(make_source, caplog, monkeypatch):
     """Every window in fallback mode ends. Once all corrupt images are known, none begins."""
     monkeypatch.setattr(corruption, "FALLBACK_BATCHES", 1)
@@ -156,6 +163,7 @@ def test_a_replacement_has_its_own_map(make_source, tmp_path):
         np.testing.assert_array_equal(batch.maps.value[:, 2, 0, 0], numbers([batch]))
 
 
+@pytest.mark.slow
 def test_the_map_of_another_image_does_not_count_as_a_corrupt_image(make_source, tmp_path):
     source = make_source({4: "garbage"})
     last = len(source.shard_lengths) - 1
@@ -243,6 +251,7 @@ def test_a_lost_shard_is_tried_again(make_source, tmp_path, caplog, monkeypatch,
         np.testing.assert_array_equal(a.image, b.image)
 
 
+@pytest.mark.slow
 def test_a_shard_that_stays_lost_is_an_error(make_source, tmp_path):
     source = make_source({})
     batches = pipeline.train_batches(source, None, tiny_images.train_config(image_size=(8, 8), seed=0))
@@ -253,6 +262,7 @@ def test_a_shard_that_stays_lost_is_an_error(make_source, tmp_path):
         without_hanging(lambda: list(itertools.islice(batches, 40)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make_source", ["files"], indirect=True)
 def test_the_reason_and_names_that_are_not_utf_8_are_shown(make_source, caplog):
     source = make_source({})
@@ -282,6 +292,7 @@ def test_the_reason_and_names_that_are_not_utf_8_are_shown(make_source, caplog):
         list(pipeline.eval_batches(source, info, batch_size=6))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make_source", ["files"], indirect=True)  # a record is never lost alone
 def test_a_single_lost_file_counts_as_a_corrupt_image(make_source, caplog, monkeypatch, pauses):
     monkeypatch.setattr(corruption, "FALLBACK_BATCHES", 1)  # afterwards it is skipped without reading it

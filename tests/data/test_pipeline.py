@@ -158,8 +158,14 @@ def test_label_data_of_the_published_maps_stay_below_8_kb(source, tmp_path):
     assert value.size * cell + batch.geometry[0].nbytes + batch.label[0].nbytes <= 8192
 
 
-@pytest.mark.parametrize("data", [{}, ONE_WINDOW])
-@pytest.mark.parametrize("starts", [(5, 8), pytest.param((1, 4, 11), marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("data", "starts"),
+    [
+        ({}, (5, 8)),
+        pytest.param({}, (1, 4, 11), marks=pytest.mark.slow),
+        pytest.param(ONE_WINDOW, (1, 4, 5, 8, 11), marks=pytest.mark.slow),
+    ],
+)
 def test_a_restart_gives_the_same_batches(source, maps, data, starts):
     """30 images in batches of 6 are 5 steps an epoch. Restarts are within and between epochs."""
     complete = train(source, maps, steps=13, data=data)
@@ -167,6 +173,7 @@ def test_a_restart_gives_the_same_batches(source, maps, data, starts):
         assert_same(train(source, maps, 13 - first, first_step=first, data=data), complete[first:])
 
 
+@pytest.mark.slow
 def test_threads_do_not_change_the_batches(source, maps):
     assert_same(train(source, maps, data={"threads": 1}), train(source, maps, data={"threads": 4}))
 
@@ -183,6 +190,7 @@ def test_the_augmentation_of_an_image_differs_between_epochs(source):
         assert (np.abs(first.geometry - second.geometry).max((1, 2)) > 1e-3).all()
 
 
+@pytest.mark.slow
 def test_repeats_are_different_views_of_an_image(source, maps):
     three = {"repeats": 3}
     for batch in train(source, maps, steps=5, augment=three):
@@ -340,6 +348,7 @@ def test_a_truncated_map_shard_is_found_at_the_start(source, tmp_path):
         open_score_maps(str(tmp_path))
 
 
+@pytest.mark.slow
 def test_damaged_and_lost_image_shards_are_named(tmp_path, monkeypatch):
     tiny_images.prepare(tmp_path, [tiny_images.position_image(i, 12, 12) for i in range(20)])
     source = open_source("tiny_images", "train", data_dir=str(tmp_path))
@@ -398,6 +407,7 @@ def test_a_map_that_is_missing_against_the_description_is_named(source, tmp_path
         train(source, wrong, steps=5)
 
 
+@pytest.mark.slow
 def test_maps_with_wrong_contents_end_the_run_before_its_second_epoch(source, tmp_path, monkeypatch):
     """A class index of 60000: the checksum is that of the shard, so another program wrote it."""
 
@@ -460,6 +470,7 @@ def test_evaluation_uses_the_preprocessing_of_the_model(tmp_path):
         assert difference == 0 if crop_pct == 0.5 else difference > 1  # at 0.5 the resize keeps the size
 
 
+@pytest.mark.slow
 def test_the_augmentation_settings_reach_the_images(tmp_path):
     tiny_images.prepare(tmp_path, [tiny_images.position_image(i, 50, 60) for i in range(12)])
     source = open_source("tiny_images", "train", data_dir=str(tmp_path))

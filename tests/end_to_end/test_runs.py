@@ -65,6 +65,7 @@ def test_workdir_has_config_metrics_events_checkpoints_and_picture(student):
     assert (workdir / "report.png").stat().st_size > 20_000
 
 
+@pytest.mark.slow
 def test_finished_run_is_only_evaluated(scene, student, tmp_path, capfd):
     shutil.copytree(student, tmp_path / "w")
     text = call(capfd, "tlvit.main", *student_command(scene, tmp_path / "w"))
@@ -99,6 +100,7 @@ def test_evaluation_mode_agrees_with_training_and_counts_every_image(scene, stud
         assert result["ema"]["top1"] == pytest.approx(best["eval/ema_top1"])
 
 
+@pytest.mark.slow
 def test_interrupted_annotation_resumes(scene, tmp_path, capfd):
     shutil.copytree(scene / "data", tmp_path / "data")
     [victim] = (tmp_path / "data").rglob("*train.tfrecord-00002-of-00004")
@@ -235,6 +237,7 @@ def test_workdir_of_another_model_is_refused_and_kept(scene, student, capfd):
     assert (student / "config.json").read_text() == before
 
 
+@pytest.mark.slow
 def test_not_finite_loss_stops_names_the_step_and_keeps_the_last_checkpoint(scene, tmp_path, capfd):
     blow_up = [
         "--config.optim.learning_rate=1000",

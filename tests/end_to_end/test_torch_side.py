@@ -78,7 +78,10 @@ def check_close(found, wanted):
 
 
 @pytest.mark.parametrize("ending", [".safetensors", ".pth"])
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] * (n in ("upernet", "t2t_performer"))) for n in PAIRS],
+)
 def test_exported_files_run_in_torch(name, ending, tmp_path):
     ours, theirs = (make() for make in PAIRS[name])
     fill_model(ours)

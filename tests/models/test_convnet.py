@@ -32,7 +32,7 @@ def test_the_classifier_of_the_average_is_the_average_of_the_dense_logits():
     ("name", "shapes"),
     [
         ("regnety_002", [(2, 16, 12, 64), (2, 8, 6, 128)]),
-        ("dm_nfnet_f0", [(2, 16, 12, 16), (2, 8, 6, 32)]),
+        pytest.param("dm_nfnet_f0", [(2, 16, 12, 16), (2, 8, 6, 32)], marks=pytest.mark.slow),
     ],
 )
 def test_intermediates_are_the_outputs_of_the_stages(name, shapes):

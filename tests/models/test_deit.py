@@ -131,6 +131,7 @@ def test_attention_maps_count_both_prefix_tokens():
     np.testing.assert_allclose(np.stack(maps).sum(-1), 1, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_drop_rates_reach_the_layers():
     model = small(depth=3, drop_path=0.4, drop_rate=0.1, attn_drop=0.2)
     np.testing.assert_allclose([b.drop_path for b in model.blocks], [0, 0.2, 0.4], atol=1e-9)

@@ -196,16 +196,16 @@ def test_overrides_and_shapes(options, size, grid):
     model = small(**options)
     dim = options.get("dim", 32)
     x = images(2, *size)
-    output = model(x)
+    output, features, dense, maps = jax.jit(
+        lambda x: (model(x), model.features(x), model.dense_logits(x), model.attention_maps(x))
+    )(x)
     count = grid[0] * grid[1]
     assert model.grid == grid
     assert (output.logits.shape, output.cls.shape, output.tokens.shape) == ((2, 7), (2, 7), (2, count, 7))
     assert len(model.blocks) == options.get("depth", 2)
-    features, dense = model.features(x), model.dense_logits(x)
     assert features.shape == (2, *grid, dim)
     np.testing.assert_allclose(dense.reshape(2, count, 7), output.tokens, atol=1e-5)
     np.testing.assert_allclose(model.aux_head(features), dense, atol=1e-5)
-    maps = model.attention_maps(x)
     assert [m.shape for m in maps] == [(2, options.get("num_heads", 2), 1 + count, 1 + count)] * len(
         model.blocks
     )

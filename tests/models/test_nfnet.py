@@ -99,6 +99,7 @@ def test_expected_variances_follow_the_paper():
         np.testing.assert_allclose(got, wanted, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_blocks_start_as_their_shortcut():
     block = nfnet.Bottleneck(
         16, 16, stride=1, group_width=8, alpha=0.2, beta=1.0, drop_path=0.0, rngs=nnx.Rngs(0)

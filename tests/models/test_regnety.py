@@ -95,6 +95,7 @@ def test_one_group_is_an_ordinary_convolution():
     assert blocks[1].conv2.conv.kernel.shape == (3, 3, 32, 64)
 
 
+@pytest.mark.slow
 def test_residual_branches_start_at_zero():
     model = fresh(widths=(64,), depths=(2,), strides=(1,))
     x = jax.nn.relu(model.s1.b1(jax.nn.relu(model.stem(images()))))
@@ -106,6 +107,7 @@ def test_squeezed_width_follows_the_blocks_input():
     assert model.s2.b1.se.fc1.kernel.shape == (1, 1, 64, 4)
 
 
+@pytest.mark.slow
 def test_drop_path_and_dropout_act_with_a_key_only():
     x = images()
     for options in ({"drop_path": 0.9}, {"drop_rate": 0.5}):

@@ -99,6 +99,7 @@ def test_positions_are_a_sinusoid_that_starts_at_the_class_token():
     np.testing.assert_array_equal(stats["pos_embed"], t2t_vit.sinusoid_table(5, 32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "dtype"), [("t2t_vit_7", "bfloat16"), pytest.param("t2t_vit_t_14", None, marks=pytest.mark.slow)]
 )
@@ -113,6 +114,7 @@ def test_the_network_is_finite_for_activations_scaled_by_100(name, dtype):
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
 
 
+@pytest.mark.slow
 def test_images_need_not_be_square():
     """A 32x64 image has 2x4 tokens in row-major order: painting the last patch moves the last token most."""
     x = images(1, 32, 64)
@@ -137,6 +139,7 @@ def test_random_features_are_orthogonal_fixed_and_of_the_published_length():
     assert "w" not in params
 
 
+@pytest.mark.slow
 def test_performer_dropout_is_an_option():
     """Dropout 0.1 after the projection and after the MLP: each of 2 * 64 * 50 values is dropped or scaled."""
     assert small().tokens_to_token.attention2.drop_rate == 0.1
@@ -148,6 +151,7 @@ def test_performer_dropout_is_an_option():
     np.testing.assert_array_equal(performer(x, key), performer(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["t2t_vit_7", pytest.param("t2t_vit_t_14", marks=pytest.mark.slow)])
 def test_token_labels_train_it(name):
     """Token head, MixToken and the token-label loss: the gradient reaches every trained tensor."""
@@ -155,6 +159,7 @@ def test_token_labels_train_it(name):
     assert all(norm > 0 for norm in norms.values()), norms
 
 
+@pytest.mark.slow
 def test_the_token_head_follows_lvvits_rule():
     model = small(token_head=True)
     output = run(model, images())

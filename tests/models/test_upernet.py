@@ -119,6 +119,7 @@ def test_classes_channels_and_heads_are_recognized(options):
     assert info.options == {"channels": 24, **options}
 
 
+@pytest.mark.slow
 def test_an_exported_model_is_opened_with_other_positions_and_classes(tmp_path):
     options = {k: v for k, v in {**SMALL, **TINY}.items() if k not in ("image_size", "num_classes")}
     info = tlvit.ModelInfo("upernet_lvvit_s", 5, (64, 64), options)

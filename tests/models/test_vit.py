@@ -120,7 +120,9 @@ def test_attention_maps_skip_blocks_without_attention():
     np.testing.assert_allclose(got, block.attn.weights(block.norm1(2 * x)), atol=1e-6)
 
 
-@pytest.mark.parametrize(("name", "options"), FAMILIES)
+@pytest.mark.parametrize(
+    ("name", "options"), [*FAMILIES[:3], pytest.param(*FAMILIES[3], marks=pytest.mark.slow)]
+)
 def test_the_norm_of_the_last_intermediate_is_the_features(name, options):
     model = model_goldens.small(name, image_size=(32, 64), **options)
     last, x = len(model.blocks) - 1, images(2, 32, 64)

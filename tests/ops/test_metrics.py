@@ -1,6 +1,7 @@
 """Evaluation sums: ties, padding and NaN."""
 
 import numpy as np
+import pytest
 
 from tlvit.ops.metrics import classification_sums
 
@@ -27,6 +28,7 @@ def test_against_numpy():
         np.testing.assert_allclose(got[key], value, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_ties_count_against_the_model():
     assert sums(np.zeros((3, 10)), [0, 4, 9])["top5"] == 0
     two_best = [[1, 1, 0, 0, 0, 0]]

@@ -110,6 +110,7 @@ def position_error(image, matrix, source=None):
     return error[:, inner].max(), inner.mean()
 
 
+@pytest.mark.slow
 def test_draws_are_the_keys_and_follow_the_policy(photographs, monkeypatch):
     policy = parse_policy("rand-m9-n2-mstd0.5-inc1")
     images, geometry = np.stack([photographs[0]] * 6), np.stack([np.eye(3, dtype=np.float32)[:2]] * 6)
@@ -135,6 +136,7 @@ def test_draws_are_the_keys_and_follow_the_policy(photographs, monkeypatch):
     assert set(sign) == {-1.0, 1.0}
 
 
+@pytest.mark.slow
 def test_batches_on_a_mesh_stay_where_they_are(photographs):
     """Eight devices: the same images as on one, and no communication between them."""
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))

@@ -67,6 +67,7 @@ def test_roi_weights_are_roi_align_for_plain_crops(map_grid, grid, box):
     np.testing.assert_allclose(weights[0] @ image.ravel(), expected.ravel(), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_weights_inside_the_map_sum_to_one_and_far_outside_to_zero():
     inside = roi_weights(crop_geometry(0.1, 0.2, 0.7, 0.6)[None], (9, 9), (5, 5))
     np.testing.assert_allclose(inside.sum(-1), 1, atol=1e-6)
@@ -78,8 +79,8 @@ def test_weights_inside_the_map_sum_to_one_and_far_outside_to_zero():
     np.testing.assert_allclose(edge[3, 3, :, 0].sum(), 1, atol=1e-6)
 
 
-@pytest.mark.parametrize("grid", [(4, 4), (3, 7), (10, 6)])
-@pytest.mark.parametrize("map_grid", [(12, 12), (9, 16)])
+@pytest.mark.parametrize("grid", [(4, 4), pytest.param((3, 7), marks=pytest.mark.slow), (10, 6)])
+@pytest.mark.parametrize("map_grid", [pytest.param((12, 12), marks=pytest.mark.slow), (9, 16)])
 def test_an_affine_map_keeps_its_value_at_the_mapped_points(map_grid, grid):
     """Rotation, shear, a flip, a shift: bilinear sampling is exact for maps linear in position."""
     c, s = 0.5 * math.cos(0.44), 0.5 * math.sin(0.44)

@@ -47,6 +47,7 @@ def count_tiny():
     return count_parameters(abstract_model(make)[1])
 
 
+@pytest.mark.slow
 def test_step(capsys):
     found = run(capsys, "step", *ARGUMENTS, "--steps=4")
     keys = {"images_per_s", "step_s", "step_s_quartiles", "host_step_s", "peak_memory_bytes"}
@@ -81,6 +82,7 @@ def test_compile_prints_the_documented_keys(capsys):
     assert 0 < sum(found["hbm_largest"].values()) < found["hbm_bytes_per_image"]
 
 
+@pytest.mark.slow
 def test_eight_devices_exchange_gradients_and_nothing_else(compiled):
     """One all-reduce of every parameter's gradient (and of the little that BatchNorm and the loss need)."""
     parameter_bytes = 4 * count_tiny()
@@ -194,6 +196,7 @@ def test_the_batch_has_shapes_and_ranges_of_a_recipe():
     assert high.max() <= 1
 
 
+@pytest.mark.slow
 def test_a_model_without_tokens_can_be_measured(monkeypatch):
     small = {"widths": (8,), "depths": (1,), "strides": (2,), "group_width": 8, "stem_width": 8}
     monkeypatch.setattr(benchmark, "create_model", functools.partial(tlvit.create_model, **small))

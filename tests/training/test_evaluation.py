@@ -188,6 +188,7 @@ def test_real_labels_by_the_command_line(tmp_path, always_class_2, capfd):
     assert "top-1 0.00%, top-5 0.00%, ReaL 50.00% on 5 images" in log
 
 
+@pytest.mark.slow
 def test_imagenet_v2_by_the_command_line(tmp_path, always_class_2, capfd):
     tiny_imagenet.prepare_v2(tmp_path, [2, 5, 2, 999])
     v2 = (

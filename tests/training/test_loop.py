@@ -203,6 +203,7 @@ def stop_at(monkeypatch, step):
     monkeypatch.setattr(run_log.Progress, "add", spying)
 
 
+@pytest.mark.slow
 def test_asked_to_stop_in_its_last_step_a_run_is_finished_and_evaluated(data, tmp_path, monkeypatch):
     """Nothing is left to resume, so this run has to evaluate."""
     stop_at(monkeypatch, 2)
@@ -254,6 +255,7 @@ def test_a_signal_before_the_first_step_stops_at_once(data, tmp_path, monkeypatc
         train(config_for(data), tmp_path)
 
 
+@pytest.mark.slow
 def test_an_evaluation_is_left_when_a_stop_is_requested_and_made_up(plain, data, maps, tmp_path, monkeypatch):
     """In the first evaluation, and in the last one. The run is in the end the same as one without signals."""
     from tlvit.data import pipeline
@@ -328,6 +330,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run(data, tmp_path, monkey
         train(config_for(data), tmp_path)
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_says_what_is_kept(data, tmp_path, monkeypatch):
     """While the run waits for the last checkpoint: a SIGTERM does nothing, Ctrl-C twice interrupts."""
     wait = Checkpoints.wait
@@ -446,6 +449,7 @@ def test_teachers_that_do_not_fit_are_refused(plain, data, maps, tmp_path):
         train(distilled(data, tmp_path / "seven"), tmp_path / "w")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [ValueError, pytest.param(MemoryError, marks=pytest.mark.slow)])
 def test_evaluation_that_fails_does_not_lose_the_epoch(kind, data, maps, tmp_path, monkeypatch):
     """A corrupt evaluation image is found only after the first epoch."""
@@ -492,6 +496,7 @@ def test_model_info(data):
     )
 
 
+@pytest.mark.slow
 def test_a_workdir_without_a_checkpoint_may_start_with_other_settings(data, tmp_path):
     """The files of a run that failed before its first checkpoint do not matter."""
     config = config_for(data)
@@ -521,6 +526,7 @@ class Tracker:
         self.closed += 1
 
 
+@pytest.mark.slow
 def test_a_profiler_trace_is_written_and_a_tracker_gets_the_metrics(data, tmp_path):
     tracker = Tracker()
     window = ProfileWindow(start=1, steps=1)
@@ -530,6 +536,7 @@ def test_a_profiler_trace_is_written_and_a_tracker_gets_the_metrics(data, tmp_pa
     assert tracker.closed == 1
 
 
+@pytest.mark.slow
 def test_without_an_average_the_raw_weights_are_the_best(data, tmp_path):
     result = train(config_for(data, epochs=1, **{"ema.decay": 0.0}), tmp_path)
     assert not any(key.startswith("eval/ema") for key in result.metrics)

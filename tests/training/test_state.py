@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 import tlvit
 from tlvit.models.functional import functionalize
@@ -17,6 +18,7 @@ def build():
     )
 
 
+@pytest.mark.slow
 def test_the_state_equals_the_model_and_is_on_every_device():
     mesh, tx = make_mesh(), optax.adam(1e-3)
     net = abstract_model(build)[0]

@@ -147,6 +147,7 @@ def largest_difference(a, b):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -249,6 +250,7 @@ def test_accumulation_stays_on_the_devices():
     assert [k for k in ("all-to-all", "collective-permute", "all-gather") if k in text] == []
 
 
+@pytest.mark.slow
 def test_the_old_state_is_given_away():
     run = Run(8)
     old = run.state
@@ -276,6 +278,7 @@ def test_the_average_follows_parameters_and_statistics():
     assert largest_difference(warm.state.ema, expected) < 1e-5
 
 
+@pytest.mark.slow
 def test_randomness_depends_on_key_and_step_alone():
     options = {"model": build_dropping, "tx": frozen}
     first, second = Run(1, **options), Run(1, **options)
@@ -291,6 +294,7 @@ def test_randomness_depends_on_key_and_step_alone():
     assert resumed(batch)["loss"] == a[2]
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_low_and_keeps_high():
     exact, low = Run(1, config=PLAIN), Run(1, model=build_bfloat16, config=PLAIN)
     a, b = exact(make_batch())["loss"], low(make_batch())["loss"]
@@ -352,7 +356,8 @@ def test_token_labels_without_maps_are_a_clear_error():
         Run(1)(make_batch(maps=False))
 
 
-@pytest.mark.parametrize("kind", ["hard", pytest.param("soft", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["hard", "soft"])
 def test_a_teacher_trains_the_distillation_token(kind):
     """The loss of the first step, computed from its parts; the teacher's arrays are neither constants nor
     changed."""
