@@ -27,7 +27,7 @@ from tlvit.training.loop import ProfileWindow
 from tlvit.training.loop import train as train_resolved
 from tlvit.training.run_data import model_info
 from tlvit.training.run_log import read_metrics
-from tlvit.training.stop_request import Stopped, StopRequest, StopWatched
+from tlvit.training.stop_request import Stopped
 from tlvit.training.workdir import lock_workdir
 
 TINY = {"patch_size": 8, "dim": 32, "depth": 1, "num_heads": 2}
@@ -159,37 +159,6 @@ def test_score_of_a_checkpoint_is_the_better_of_both(plain):
 # Stopping
 
 
-def signals():
-    return signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_only_requests_a_stop(number):
-    before = signals()
-    with StopRequest() as stop:
-        assert not stop.requested
-        os.kill(os.getpid(), number)
-        assert stop.requested
-        assert signals() != before
-    assert signals() == before
-
-
-def test_a_second_ctrl_c_interrupts_at_once():
-    before = signals()
-
-    def interrupted_twice():
-        with StopRequest() as stop:
-            os.kill(os.getpid(), signal.SIGTERM)
-            os.kill(os.getpid(), signal.SIGTERM)  # a scheduler may repeat it: still only a request
-            assert stop.requested
-            os.kill(os.getpid(), signal.SIGINT)
-            pytest.fail("not interrupted")
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted_twice()
-    assert signals() == before
-
-
 def stop_at(monkeypatch, step):
     """A SIGTERM while this step runs."""
     add, count = run_log.Progress.add, []
@@ -210,27 +179,6 @@ def test_asked_to_stop_in_its_last_step_a_run_is_finished_and_evaluated(data, tm
     result = train(config_for(data, epochs=1), tmp_path)
     assert result.finished
     assert "eval/raw_top1" in result.metrics
-
-
-def test_before_defer_a_signal_interrupts():
-    with pytest.raises(KeyboardInterrupt, match="SIGTERM"), StopRequest(interrupts=True):
-        os.kill(os.getpid(), signal.SIGTERM)
-    with StopRequest(interrupts=True) as stop:
-        stop.defer()
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.requested
-
-
-def test_watching_ends_with_the_next_signal():
-    """A signal from before is none: it was asked for something else."""
-    with StopRequest() as stop:
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert list(stop.watch(range(3))) == [0, 1, 2]
-        watched = stop.watch(range(3))
-        assert next(watched) == 0
-        os.kill(os.getpid(), signal.SIGTERM)
-        with pytest.raises(StopWatched):
-            next(watched)
 
 
 def params_of(workdir, step):

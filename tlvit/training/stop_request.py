@@ -38,6 +38,7 @@ class StopRequest:
 
     def __init__(self, *, interrupts: bool = False) -> None:
         self._signals = 0
+        self._name = ""
         self._interrupts = interrupts
         self._previous: dict[int, Any] = {}
 
@@ -62,17 +63,20 @@ class StopRequest:
         """Passes items on until there is a signal.
 
         Raises:
-          StopWatched: there was a signal since the first item.
+          StopWatched: there was a signal since the first item, and it is only a request.
+          KeyboardInterrupt: there was one that interrupts. Python ignores an exception of a signal handler
+            that runs during a callback or a destructor, so it is raised again.
         """
         before = self._signals
         for item in items:
             if self._signals > before:
-                raise StopWatched
+                raise KeyboardInterrupt(self._name) if self._interrupts else StopWatched
             yield item
 
     def _receive(self, number: int, frame: object) -> None:
         self._signals += 1
+        self._name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
         if self._interrupts or (number == signal.SIGINT and self._signals > 1):
-            raise KeyboardInterrupt("Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name)
+            raise KeyboardInterrupt(self._name)
         if self._signals == 1:
             log.info("%s: stopping after this step, then saving", signal.Signals(number).name)
