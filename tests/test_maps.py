@@ -89,7 +89,7 @@ def test_published_maps_are_imported(source, data_arguments, tmp_path, messages,
         tensor = np.stack([np.full((2, 3, 3), float(i)), classes])
         torch.save(torch.tensor(tensor).half(), tmp_path / "pt" / f"img_{i}.pt")
     command = [str(tmp_path / "maps"), f"--import-published={tmp_path / 'pt'}", *data_arguments]
-    command += ["--geometry=center", "--center-fraction=0.9", "--threads=2"]
+    command += ["--center-fraction=0.9", "--threads=2"]
     assert main(command) == 1
     assert "images of tiny_images/1.0.0:train have no .pt file in" in last(messages)
     assert main([*command, "--max-missing=0.1"]) == 0

@@ -95,7 +95,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     group = parser.add_argument_group("import of published score maps")
     add = group.add_argument
     add("--import-published", metavar="LABEL_DIR", help="write DIR from the .pt files in this folder")
-    add("--geometry", choices=("full", "center"), default="full", help="what an imported map covers")
+    add("--geometry", choices=("full", "center"), default="center", help="what an imported map covers")
     add(
         "--center-fraction",
         type=command.fraction,

@@ -86,8 +86,8 @@ class TokenTargets:
       cls: the annotator's target for the class token.
       tokens: the annotator's target for every patch token, in row-major order.
       label: the smoothed one-hot label.
-      weight: factor of every token in the dense loss (0: the score map does not cover the token), or None for
-        1 everywhere.
+      weight: factor of every token in the dense loss: the fraction of the token that the score map covers.
+        None is 1 everywhere.
 
     Example:
       >>> one_hot = np.eye(10, dtype=np.float32)[[3, 1]]

@@ -118,20 +118,24 @@ def test_targets_sum_to_the_published_sum_and_follow_classes_and_flips(seed, top
     index = np.argsort(rng.rand(2, 7, *map_grid), axis=1)[:, :top_k].astype(np.int32)
     value = (5 * rng.standard_normal(index.shape)).astype(np.float16)
     label = rng.randint(7, size=2).astype(np.int32)
-    matrix = functools.reduce(
-        geometry.compose, [getattr(geometry, n)(*a) for n, a in chain], geometry.identity()
-    )
+    # RoIAlign's value jumps where a side is a whole number of cells or a sample lies on the map's border.
+    # This crop keeps simple transforms away from there.
+    generic = np.array([[0.9713, 0, 0.0137], [0, 0.9617, 0.0191]], np.float32)
+    matrix = functools.reduce(geometry.compose, [getattr(geometry, n)(*a) for n, a in chain], generic)
     many = np.broadcast_to(matrix, (2, 2, 3))
     targets = targets_function(grid)
     found = targets(ScoreMaps(value, index), label, many)
     np.testing.assert_allclose(found.tokens.sum(-1), 1 + 0.2 / 7, atol=1e-5)
-    np.testing.assert_allclose(found.cls.sum(-1), 1 + 0.2 / 7, atol=1e-5)
+    uncovered = (found.cls == found.label).all(-1)  # the crop is beside the map: the label is the target
+    np.testing.assert_allclose(found.cls.sum(-1), np.where(uncovered, 1, 1 + 0.2 / 7), atol=1e-5)
     np.testing.assert_allclose(found.label.sum(-1), 1, atol=1e-6)
 
     other = rng.permutation(7).astype(np.int32)
     renamed = targets(ScoreMaps(value, other[index]), other[label], many)
-    for ours, theirs in zip(jax.tree.leaves(renamed), jax.tree.leaves(found), strict=True):
-        np.testing.assert_allclose(ours[..., other], theirs, atol=1e-5)
+    for part in ("cls", "tokens", "label"):
+        np.testing.assert_allclose(getattr(renamed, part)[..., other], getattr(found, part), atol=1e-5)
+    np.testing.assert_array_equal(renamed.weight, found.weight)
+    assert 0 <= found.weight.min() <= found.weight.max() <= 1
 
     # RoIAlign extends a side shorter than a cell to one cell, beyond its end: the mirrored side's other end.
     sides = np.linalg.norm(matrix[:, :2] * np.array([[map_grid[1]], [map_grid[0]]]), axis=0)

@@ -150,6 +150,14 @@ def test_maps_of_the_center_square(source, tmp_path, fraction):
     assert 0.05 < square.all(axis=1).mean() < 0.95  # some of the crops are partly outside of the map
 
 
+def test_the_published_label_crop_takes_a_map_for_one_of_the_entire_image(source, maps, tmp_path):
+    centered = tiny_images.write_maps(tmp_path, source, grid=GRID, geometry="center")
+    for whole, center in zip(
+        *(train(source, m, steps=1, data={"label_crop": "published"}) for m in (maps, centered)), strict=True
+    ):
+        np.testing.assert_array_equal(whole.geometry, center.geometry)
+
+
 def test_label_data_of_the_published_maps_stay_below_8_kb(source, tmp_path):
     """K = 5, 18 x 18 cells: the size of the published maps."""
     value = np.zeros((1, 5, 18, 18), np.float16)

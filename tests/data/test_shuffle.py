@@ -184,7 +184,7 @@ def placed(order, steps, **process):
     ("shards", "repeats", "streams", "window"),
     [
         (8, 3, 1, 64),
-        (12, 4, 4, 9),
+        pytest.param(12, 4, 4, 9, marks=pytest.mark.slow),
         pytest.param(8, 3, 4, 9, marks=pytest.mark.slow),
         pytest.param(2, 3, 4, 9, marks=pytest.mark.slow),
     ],

@@ -8,8 +8,9 @@ import pytest
 
 from tlvit.ops import geometry
 from tlvit.ops.geometry import compose
+from tlvit.ops.losses import token_label_loss
 from tlvit.ops.targets import make_targets, smooth_one_hot
-from tlvit.types import ScoreMaps
+from tlvit.types import ModelOutput, ScoreMaps
 
 IDENTITY, FLIP = geometry.identity(), geometry.flip()
 QUARTER_TURN = geometry.rotation(np.pi / 2, (1, 1))  # of fractions; numpy's rot90, counterclockwise
@@ -214,3 +215,38 @@ def test_labels_and_indices_are_integers(unchecked_shapes):
 def test_smoothing_out_of_range(smoothing):
     with pytest.raises(ValueError, match=r"smoothing must be in \[0, 1\], not"):
         smooth_one_hot(np.array([1]), 3, smoothing)
+
+
+def test_only_what_the_map_covers_is_sampled():
+    """A map of the left 5/8 of an image, all of one class: the third of 4 columns of tokens is half covered."""
+    maps = ScoreMaps(np.full((1, 1, 8, 8), 5, np.float16), np.full((1, 1, 8, 8), 3, np.int32))
+    left_part = np.array([[1.6, 0, 0], [0, 1, 0]], np.float32)  # image -> map
+    out = targets_of(maps, left_part, grid=(4, 4), classes=10, label=np.array([7], np.int32))
+    whole = targets_of(maps, IDENTITY, grid=(4, 4), classes=10)
+    np.testing.assert_allclose(out.weight.reshape(4, 4), [[1, 1, 0.5, 0]] * 4, atol=1e-6)
+    tokens, expected = (x.tokens.reshape(4, 4, 10)[:, :3] for x in (out, whole))
+    np.testing.assert_allclose(tokens, expected, atol=1e-6)
+    np.testing.assert_allclose(out.cls, whole.cls, atol=1e-6)
+    np.testing.assert_array_equal(whole.weight, 1)
+
+
+def test_an_image_without_coverage_learns_its_label():
+    maps = random_maps(3, 2, 3, (6, 6), 10)
+    beside = np.stack([crop(2, 0, 1, 1), IDENTITY])
+    out = targets_of(maps, beside, grid=(4, 4), classes=10, label=np.array([7, 2], np.int32))
+    np.testing.assert_array_equal(out.weight, np.repeat([[0.0], [1.0]], 16, 1))
+    np.testing.assert_array_equal(out.cls[0], out.label[0])
+    assert np.abs(out.cls[1] - out.label[1]).max() > 0.1
+    logits = jax.numpy.asarray(np.random.RandomState(0).standard_normal((2, 16, 10)), "float32")
+    output = ModelOutput(logits=logits[:, 0], cls=logits[:, 0], tokens=logits)
+    second = jax.tree.map(lambda x: x[1:], (output, out))
+    dense = token_label_loss(output, out, cls_weight=0.0)
+    np.testing.assert_allclose(dense, token_label_loss(*second, cls_weight=0.0) / 2, rtol=1e-5)
+
+
+@pytest.mark.parametrize("window", [crop(0, 0, 1, 1), crop(0.6, 0.7, 0.4, 0.3)])
+@pytest.mark.parametrize("move", [IDENTITY, FLIP, QUARTER_TURN])
+@pytest.mark.parametrize(("map_grid", "grid"), [((18, 18), (14, 14)), ((5, 9), (7, 3)), ((33, 32), (1, 2))])
+def test_crops_of_the_map_are_covered(window, move, map_grid, grid):
+    out = targets_of(random_maps(4, 1, 1, map_grid, 5), compose(move, window), grid=grid, classes=5)
+    np.testing.assert_array_equal(out.weight, 1)

@@ -269,7 +269,7 @@ def _training_example(
             label_crop=config.data.label_crop,
             policy=policy,
         )
-        if maps is not None and maps.info.geometry != "full":
+        if maps is not None and maps.info.geometry != "full" and config.data.label_crop != "published":
             matrix = geometry.compose(map_matrix(encoded, maps.info), matrix)
         return example | {"image": image, "geometry": matrix, "label": tf.cast(example["label"], tf.int32)}
 

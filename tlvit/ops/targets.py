@@ -8,6 +8,8 @@ from tlvit.ops.roi_align import roi_weights
 from tlvit.shapes import Float, Float32, Int
 from tlvit.types import Array, ScoreMaps, TokenTargets
 
+ROUNDING = 1e-4  # of the sum of a token's sampling weights; a single sample has a larger weight
+
 
 def make_targets(
     maps: ScoreMaps,
@@ -25,6 +27,10 @@ def make_targets(
     the entire crop. This is the published arithmetic of token labeling (Jiang et al. 2021, arXiv:2104.10858),
     sampled through an affine map instead of a box.
 
+    The published code samples zeros outside of the map, which make a uniform target. Here only what the map
+    covers is sampled: the weight of a token is the fraction of its samples inside the map, and the class
+    token of an image without any coverage learns the label.
+
     Args:
       maps: value [B, K, hm, wm] and index [B, K, hm, wm].
       label: [B], class indices.
@@ -34,7 +40,7 @@ def make_targets(
       smoothing: s, in [0, 1]; the published default is 0.1.
 
     Returns:
-      TokenTargets in float32: cls [B, L], tokens [B, N, L], label [B, L].
+      TokenTargets in float32: cls [B, L], tokens [B, N, L], label [B, L], weight [B, N].
 
     Raises:
       ValueError: shapes that do not fit together, labels or class indices that are no integers, or a
@@ -45,8 +51,8 @@ def make_targets(
       >>> maps = ScoreMaps(value=np.full((1, 2, 4, 4), 3, np.float16), index=np.zeros((1, 2, 4, 4), np.int32))
       >>> identity = np.array([[[1, 0, 0], [0, 1, 0]]], np.float32)
       >>> targets = make_targets(maps, np.array([0]), identity, grid=(2, 2), num_classes=5)
-      >>> targets.cls.shape, targets.tokens.shape, targets.label.shape
-      ((1, 5), (1, 4, 5), (1, 5))
+      >>> targets.cls.shape, targets.tokens.shape, targets.label.shape, targets.weight.tolist()
+      ((1, 5), (1, 4, 5), (1, 5), [[1.0, 1.0, 1.0, 1.0]])
     """
     if maps.value.shape != maps.index.shape or maps.value.ndim != 4:
         raise ValueError(
@@ -64,14 +70,20 @@ def make_targets(
     logits = _dense_logits(maps, num_classes)
     map_grid = maps.value.shape[2:]
 
-    def targets(token_grid: tuple[int, int]) -> Array:
+    def targets(token_grid: tuple[int, int]) -> tuple[Array, Array]:
         weights = roi_weights(geometry, map_grid, token_grid)
+        covered = jnp.sum(weights, axis=-1)
+        covered = jnp.where(covered > 1 - ROUNDING, 1.0, covered)
+        weights = weights / jnp.where(covered > 0, covered, 1.0)[..., None]
         sampled = jnp.einsum("bnm,bml->bnl", weights, logits, precision="highest")
         probabilities = jax.nn.softmax(sampled, axis=-1)
-        return probabilities * (1 - smoothing + smoothing / num_classes) + smoothing / num_classes
+        return probabilities * (1 - smoothing + smoothing / num_classes) + smoothing / num_classes, covered
 
     one_hot = smooth_one_hot(label, num_classes, smoothing)
-    return TokenTargets(cls=targets((1, 1))[:, 0], tokens=targets(grid), label=one_hot)
+    tokens, weight = targets(grid)
+    cls, covered = targets((1, 1))
+    cls = jnp.where(covered > 0, cls[:, 0], one_hot)
+    return TokenTargets(cls=cls, tokens=tokens, label=one_hot, weight=weight)
 
 
 def smooth_one_hot(

@@ -43,7 +43,7 @@ def test_every_image_gets_its_map(source, tmp_path):
     info = import_published(save(tmp_path / "pt"), source, out, threads=2)
     assert info == verify(out)
     assert (info.top_k, info.grid, info.num_classes, info.num_missing) == (5, (18, 18), 5, 0)
-    assert (info.annotator, info.geometry, info.dataset) == ("imported", "full", source.identity)
+    assert (info.annotator, info.geometry, info.dataset) == ("imported", "center", source.identity)
     reader = score_maps.open_score_maps(out)
     reader.check_against(source)
     seen = 0

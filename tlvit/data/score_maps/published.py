@@ -29,7 +29,7 @@ def import_published(
     source: Source,
     out: str | os.PathLike,
     *,
-    geometry: Literal["full", "center"] = "full",
+    geometry: Literal["full", "center"] = "center",
     center_fraction: float = 1.0,
     max_missing: float = 0.0,
     annotator: str = "imported",
@@ -46,8 +46,9 @@ def import_published(
       label_dir: folder of the .pt files.
       source: the images.
       out: folder of the score maps.
-      geometry: what a map covers: "full", the entire image, which is how the published training reads its
-        maps, or "center", a square in the middle, which is how the published generator makes them.
+      geometry: what a map covers: "center", a square in the middle, which is how the published generator
+        makes its maps, or "full", the entire image, which is how the published training reads them. Read so,
+        the maps of 4:3 images are displaced by up to 12.5 % of the width.
       center_fraction: with "center", the side of the square as a fraction of the image's shorter side, in
         (0, 1]: the crop_pct of the annotator's preprocessing.
       max_missing: largest fraction of images without a file, in [0, 1]. They get no map.
