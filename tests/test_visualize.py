@@ -198,6 +198,7 @@ def seen(monkeypatch):
     return figures
 
 
+@pytest.mark.slow
 def test_report_of_a_run(tmp_path, data, monkeypatch):
     """Test images of different classes, the annotator's and the student's row, both runs' curves."""
     run = make_run(tmp_path / "run", data, info_of())

@@ -54,6 +54,7 @@ def test_model_folder_round_trip(tmp_path):
         tlvit.load(tmp_path / "m", weights=True)
 
 
+@pytest.mark.slow
 def test_model_folder_at_another_size(tmp_path):
     """Position embeddings are resized, also for a grid with as many tokens; other arrays are unchanged."""
     model = INFO.build(seed=7)

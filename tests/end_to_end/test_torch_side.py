@@ -79,8 +79,7 @@ def check_close(found, wanted):
 
 @pytest.mark.parametrize("ending", [".safetensors", ".pth"])
 @pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=[pytest.mark.slow] * (n in ("upernet", "t2t_performer"))) for n in PAIRS],
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * n.startswith(("upernet", "t2t"))) for n in PAIRS]
 )
 def test_exported_files_run_in_torch(name, ending, tmp_path):
     ours, theirs = (make() for make in PAIRS[name])

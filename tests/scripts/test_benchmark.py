@@ -92,6 +92,7 @@ def test_eight_devices_exchange_gradients_and_nothing_else(compiled):
     assert parameter_bytes <= collectives["all-reduce"]["bytes"] < 1.05 * parameter_bytes
 
 
+@pytest.mark.slow
 def test_figures_per_image_and_chip(compiled):
     """The work on an image does not depend on the number of devices; the batch is split, the state is not."""
     one, eight = compiled[1], compiled[8]
