@@ -218,7 +218,7 @@ def test_smoothing_out_of_range(smoothing):
 
 
 def test_only_what_the_map_covers_is_sampled():
-    """A map of the left 5/8 of an image, all of one class: the third of 4 columns of tokens is half covered."""
+    """A map of the left 5/8 of an image: of 4 columns of tokens, the third is half covered."""
     maps = ScoreMaps(np.full((1, 1, 8, 8), 5, np.float16), np.full((1, 1, 8, 8), 3, np.int32))
     left_part = np.array([[1.6, 0, 0], [0, 1, 0]], np.float32)  # image -> map
     out = targets_of(maps, left_part, grid=(4, 4), classes=10, label=np.array([7], np.int32))
