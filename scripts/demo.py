@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import tensorflow_datasets as tfds
 from flax import nnx
 
 from configs import digits as recipe
@@ -43,6 +44,7 @@ def demo(options: argparse.Namespace) -> int:
     out = pathlib.Path(options.out).absolute()
     out.mkdir(parents=True, exist_ok=True)
     start_logging()
+    tfds.disable_progress_bar()
     start = time.perf_counter()
 
     say("1/5  Scenes: one large digit gives the class, smaller ones of other classes surround it.")
