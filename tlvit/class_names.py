@@ -1,8 +1,9 @@
 """Files of class names, one a line in the order of the labels: classes.txt of a run or of a data set."""
 
 import os
-import pathlib
 from collections.abc import Sequence
+
+from tlvit.files import as_path, write_text
 
 
 def read_class_names(path: str | os.PathLike, count: int | None = None) -> tuple[str, ...]:
@@ -15,7 +16,7 @@ def read_class_names(path: str | os.PathLike, count: int | None = None) -> tuple
       OSError: the file does not exist, is a folder, or cannot be read.
       ValueError: it is not UTF-8 text, has no names, or not `count` of them.
     """
-    path = pathlib.Path(path)
+    path = as_path(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder, not a file of class names.")
     if not path.exists():
@@ -35,17 +36,14 @@ def read_class_names(path: str | os.PathLike, count: int | None = None) -> tuple
 
 
 def write_class_names(path: str | os.PathLike, names: Sequence[str]) -> None:
-    """Writes a file of class names, under a temporary name that is then renamed.
+    """Writes a file of class names atomically, local or in a bucket.
 
     Raises:
       ValueError: a name does not fit on a line, see `check_class_name`.
     """
     for name in names:
         check_class_name(name)
-    temporary = f"{os.fspath(path)}.tmp-{os.getpid()}"
-    with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-        file.write("".join(f"{name}\n" for name in names))
-    os.replace(temporary, path)
+    write_text(as_path(path), "".join(f"{name}\n" for name in names))
 
 
 def check_class_name(name: str) -> None:

@@ -17,13 +17,13 @@ pytestmark = pytest.mark.slow  # a minute
 
 COMMANDS = """
 import tensorflow as tf
-from tlvit import annotate, main
+from tlvit.__main__ import main
 
-def run(command, *arguments):
-    assert command.main(list(arguments)) == 0, arguments
+def run(*arguments):
+    assert main(list(arguments)) == 0, arguments
 
 data, maps, workdir = "gs://bucket/data", "gs://bucket/maps", "gs://bucket/run"
-run(annotate, "--checkpoint=annotator", "--data=digits", f"--data-dir={data}", f"--out={maps}", "--top-k=3")
+run("annotate", "--checkpoint=annotator", "--data=digits", f"--data-dir={data}", f"--out={maps}", "--top-k=3")
 options = {"patch_size": 8, "dim": 16, "depth": 1, "num_heads": 2, "stem_width": None}
 student = [
     "--config=digits", f"--workdir={workdir}", f"--config.data.dir={data}",
@@ -32,13 +32,13 @@ student = [
     "--config.checkpoint.every_epochs=1", "--config.checkpoint.keep=1", "--config.log_every=1",
     "--config.eval.every_epochs=3", *(f"--config.model.options.{k}={v}" for k, v in options.items()),
 ]
-run(main, *student, "--config.epochs=2")
-run(main, *student, "--config.epochs=3")
+run("train", *student, "--config.epochs=2")
+run("train", *student, "--config.epochs=3")
 # A run that was killed while it wrote its last checkpoint goes on from the one before.
 for folder in ("", "state/", "metrics/"):
     tf.io.gfile.remove(f"{workdir}/checkpoints/12/{folder}commit_success.txt")
-run(main, *student, "--config.epochs=3")
-run(main, *student, "--config.epochs=3", "--mode=eval")
+run("train", *student, "--config.epochs=3")
+run("eval", *student, "--config.epochs=3")
 """
 
 
