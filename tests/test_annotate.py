@@ -196,7 +196,7 @@ def messages(caplog, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["model", "model.safetensors"])
-@pytest.mark.parametrize("weights", ["auto", "raw"])
+@pytest.mark.parametrize("weights", ["auto", pytest.param("raw", marks=pytest.mark.slow)])
 def test_the_command_opens_a_model_folder_or_file(name, weights, annotator, source, tmp_path, messages):
     if name == "model":
         save_model_folder(tmp_path / name, annotator.model, INFO)

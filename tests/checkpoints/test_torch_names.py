@@ -28,11 +28,15 @@ def filled(model):
     return {k: v if v.dtype == np.int64 else fill(k, v.shape) for k, v in to_torch(model).items()}
 
 
-LARGE = ("dm_nfnet_f2", "dm_nfnet_f3", "dm_nfnet_f4", "dm_nfnet_f5", "dm_nfnet_f6")  # deeper f1
+QUICK = (  # one of each structure; the others differ in width, depth or image size
+    "lvvit", "lvvit_s", "vit", "deit_base_patch16_384", "deit_tiny_patch16_224",
+    "deit_tiny_distilled_patch16_224", "t2t_vit_14", "t2t_vit_t_14", "t2t_vit_14_resnext", "t2t_vit_14_se",
+    "t2t_vit_16_ghost", "t2t_vit_dense", "regnety_032", "dm_nfnet_f0",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow if n in LARGE else ()) for n in sorted(OFFICIAL)]
+    "name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in sorted(OFFICIAL)]
 )
 def test_names_and_shapes_are_the_official_ones(name):
     wanted = {k: tuple(shape) for k, shape, _ in OFFICIAL[name] if not k.endswith("num_batches_tracked")}
@@ -222,7 +226,7 @@ def test_report_is_a_short_table():
         ("lvvit_t", 224),
         ("lvvit", 64),
         ("deit_tiny_distilled_patch16_224", 224),
-        ("deit_base_patch16_384", 384),
+        pytest.param("deit_base_patch16_384", 384, marks=pytest.mark.slow),
     ],
 )
 def test_models_are_recognized(name, size):

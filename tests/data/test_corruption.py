@@ -84,7 +84,7 @@ def numbers(batches):
     [
         (SEVERAL_WINDOWS, 1),
         pytest.param(ONE_WINDOW, 1, marks=pytest.mark.slow),
-        (ONE_WINDOW, corruption.FALLBACK_BATCHES),
+        pytest.param(ONE_WINDOW, corruption.FALLBACK_BATCHES, marks=pytest.mark.slow),
     ],
 )
 def test_the_next_image_replaces_a_corrupt_one(make_source, data, window, caplog, monkeypatch):

@@ -37,6 +37,7 @@ ORDERS = [
     Order(LENGTHS, seed=3, batch_size=8, streams=4, window=5),
     Order(LENGTHS, seed=3, batch_size=12, streams=2, window=100),
 ]
+QUICK_ORDERS = [ORDERS[1], *(pytest.param(order, marks=pytest.mark.slow) for order in ORDERS[::2])]
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -52,7 +53,7 @@ def test_an_epoch_has_every_record_once_and_the_next_one_another_order(order):
     assert abs(np.corrcoef(epochs[0], np.arange(epochs.shape[1]))[0, 1]) < 0.5
 
 
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("order", QUICK_ORDERS)
 @pytest.mark.parametrize("first_step", [5, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 4, 7, 13))])
 def test_starting_later_gives_the_same_batches(order, first_step):
     records, counters = take(order, 16)
@@ -61,7 +62,7 @@ def test_starting_later_gives_the_same_batches(order, first_step):
     np.testing.assert_array_equal(later_counters, counters[first_step:])
 
 
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("order", QUICK_ORDERS)
 @pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_all_processes_have_one_order(order, count):
     complete, _ = take(order, 11, first_step=3)

@@ -358,8 +358,15 @@ def test_larger_models_equal_torch(name):
     ("backbone", "options", "widths"),
     [
         ("vit", {"dim": 16, "depth": 3, "num_heads": 2}, (16, 16, 16)),
-        ("deit_tiny_distilled_patch16_224", {"dim": 16, "depth": 4, "num_heads": 2}, (16, 16, 16)),
-        ("t2t_vit_7", {"dim": 16, "depth": 4, "num_heads": 2}, (16, 16, 16)),
+        pytest.param(
+            "deit_tiny_distilled_patch16_224",
+            {"dim": 16, "depth": 4, "num_heads": 2},
+            (16, 16, 16),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "t2t_vit_7", {"dim": 16, "depth": 4, "num_heads": 2}, (16, 16, 16), marks=pytest.mark.slow
+        ),
         ("t2t_vit_dense", {"dim": 16, "depth": (1, 2), "num_heads": 2, "growth": 8}, (24, 12, 20)),
     ],
 )

@@ -37,7 +37,7 @@ def seeds(count):
         (jpeg, (66, 93), (7, 9)),  # at a quarter and an eighth
     ],
 )
-@pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.parametrize("antialias", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_matrix_of_a_training_image_points_at_its_pixels(encode, size, image_size, antialias):
     """Colors encode the position in the source. The matrix gives it to within one source pixel."""
     encoded = encode(tiny_images.position_image(40, *size))
