@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import tensorflow_datasets as tfds
 from flax import nnx
 
 from configs import digits as recipe
@@ -41,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def demo(options: argparse.Namespace) -> int:
     """Trains, annotates, exports and draws; prints the results. Returns 0."""
+    import tensorflow_datasets as tfds  # after tlvit.data, which prepares and checks TensorFlow
+
     out = pathlib.Path(options.out).absolute()
     out.mkdir(parents=True, exist_ok=True)
     start_logging()

@@ -59,7 +59,7 @@ class Data(Section):
     label_crop: Literal["aligned", "published"] = setting(
         "aligned",
         '"aligned" samples the score map where the pixels of the crop come from. "published" exchanges the '
-        "two axes of the crop and takes every map for one of the entire image, as the code of 2021 does.",
+        "two axes of the crop and treats every map as covering the entire image, as the code of 2021 does.",
         choices=("aligned", "published"),
     )
     max_missing_maps: float = setting(

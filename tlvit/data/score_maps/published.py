@@ -47,8 +47,8 @@ def import_published(
       source: the images.
       out: folder of the score maps.
       geometry: what a map covers: "center", a square in the middle, which is how the published generator
-        makes its maps, or "full", the entire image, which is how the published training reads them. Read so,
-        the maps of 4:3 images are displaced by up to 12.5 % of the width.
+        makes its maps, or "full", the entire image, which is how the published training reads them. That
+        displaces the maps of 4:3 images by up to 12.5 % of the width.
       center_fraction: with "center", the side of the square as a fraction of the image's shorter side, in
         (0, 1]: the crop_pct of the annotator's preprocessing.
       max_missing: largest fraction of images without a file, in [0, 1]. They get no map.
