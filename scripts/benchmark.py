@@ -1,6 +1,7 @@
 """Measures the parts of a run; the last line printed is JSON.
 
     python -m scripts.benchmark step --model=lvvit_s --batch-size=16        # images/s of the training step
+    python -m scripts.benchmark step --attention=fused,xla                  # which attention is faster here
     python -m scripts.benchmark compile --model=lvvit_s --batch-size=128    # FLOPs, bytes and collectives
     python -m scripts.benchmark compile --topology=v5e:2x4                  # the same for absent TPUs
     python -m scripts.benchmark compile --topology=v5e:2x4 --mesh=data=2,fsdp=4
@@ -68,10 +69,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     devices = topology_devices(options.topology) if options.topology else None
     mesh = make_mesh(devices, **parse_mesh(options.mesh))
-    check_heads(make_config(options), mesh.shape.get("model", 1))
-    result = measure_step(options, mesh) if options.what == "step" else inspect_program(options, mesh)
-    result = {"model": options.model, "batch": options.batch_size, "dtype": options.dtype, **result}
-    print(json.dumps(result))
+    measure = measure_step if options.what == "step" else inspect_program
+    for attention in options.attention.split(","):
+        options.attention = attention
+        check_heads(make_config(options), mesh.shape.get("model", 1))
+        names = {key: getattr(options, key) for key in ("model", "dtype", "attention")}
+        print(json.dumps({**names, "batch": options.batch_size, **measure(options, mesh)}))
     return 0
 
 
@@ -179,6 +182,7 @@ def make_config(options: argparse.Namespace) -> Config:
             dtype=options.dtype,
             options={
                 "drop_path": options.drop_path,
+                **({"attention": options.attention} if options.attention != "xla" else {}),
                 **({"remat": True} if options.remat else {}),
                 **({"depth": options.depth} if options.depth else {}),
             },
@@ -303,6 +307,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--random-erasing", "--erasing", type=float, default=0.0, metavar="P",
         help="probability of random erasing (default: 0)")  # fmt: skip
     add("--accumulate", type=int, default=1, metavar="N", help="parts of a batch (default: 1)")
+    add("--attention", default="xla", metavar="LIST",
+        help="xla, fused, or both as fused,xla, which prints a line for each (default: xla)")  # fmt: skip
     add("--depth", type=int, default=0, metavar="N", help="number of blocks (default: the model's)")
     add("--remat", action="store_true", help="rematerialize the blocks' activations")
     add("--steps", type=int, default=10, metavar="N", help="number of timed steps (default: 10)")

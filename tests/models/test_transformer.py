@@ -4,9 +4,10 @@ import math
 
 import jax
 import jax.numpy as jnp
+import model_goldens
 import numpy as np
 import pytest
-from conftest import randn, softmax
+from conftest import images, randn, softmax
 from flax import nnx
 
 from tlvit.models import transformer
@@ -24,6 +25,31 @@ def numpy_attention(x, qkv, bias, proj, proj_bias, heads):
             maps[b, head] = softmax(q[:, part] @ k[:, part].T / math.sqrt(width))
             out[b, :, part] = maps[b, head] @ v[:, part]
     return out @ proj + proj_bias, maps
+
+
+@pytest.mark.parametrize(
+    "name", ["lvvit_s", "t2t_vit_16_ghost", pytest.param("deit_tiny_patch16_224", marks=pytest.mark.slow)]
+)
+def test_fused_attention_changes_no_number(name):
+    x = images()
+    plain, fused = (model_goldens.small(name, depth=1, attention=kind) for kind in ("xla", "fused"))
+    assert fused.blocks[0].attn.fused
+    assert not plain.blocks[0].attn.fused
+    np.testing.assert_allclose(
+        model_goldens.run(fused, x).logits, model_goldens.run(plain, x).logits, rtol=1e-5, atol=1e-6
+    )
+
+
+def test_which_attention_is_used(monkeypatch):
+    fuses = transformer.fuses_attention
+    assert [fuses(kind, attn_drop=0.0) for kind in ("xla", "fused", "auto")] == [False, True, False]
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    assert fuses("auto", attn_drop=0.0)
+    assert not fuses("auto", attn_drop=0.1)
+    with pytest.raises(ValueError, match=r"no dropout of the weights, but attn_drop is 0\.1"):
+        fuses("fused", attn_drop=0.1)
+    with pytest.raises(ValueError, match="must be one of xla, fused, auto, not 'flash'"):
+        fuses("flash", attn_drop=0.0)
 
 
 @pytest.mark.parametrize("bias", [False, True])

@@ -5,7 +5,7 @@ import jax
 from flax import nnx
 
 from tlvit.models.layers import drop_path_rates, layer_norm, linear
-from tlvit.models.transformer import Block, PatchEmbed, token_grid
+from tlvit.models.transformer import Block, PatchEmbed, fuses_attention, token_grid
 from tlvit.models.vit import TokenModel, check_rule
 from tlvit.shapes import Float
 from tlvit.types import Array, Dtype
@@ -39,13 +39,14 @@ class DeiT(TokenModel):
         self, *, num_classes: int = 1000, image_size: int | tuple[int, int] = 224, patch_size: int = 16,
         dim: int, depth: int = 12, num_heads: int, mlp_ratio: float = 4.0, distilled: bool = False,
         token_head: bool = False, drop_rate: float = 0.0, attn_drop: float = 0.0, drop_path: float = 0.0,
-        rule: str = "max", token_weight: float = 0.5, remat: bool = False, dtype: Dtype = None,
-        rngs: nnx.Rngs,
+        rule: str = "max", token_weight: float = 0.5, attention: str = "xla", remat: bool = False,
+        dtype: Dtype = None, rngs: nnx.Rngs,
     ):  # fmt: skip
         self.grid = token_grid(image_size, patch_size)
         self.num_classes, self.rule, self.token_weight = num_classes, check_rule(rule), token_weight
         self.drop_rate, self.remat, self.dtype = drop_rate, remat, dtype
         self.patch_embed = PatchEmbed(dim, patch_size, dtype=dtype, rngs=rngs)
+        fused = fuses_attention(attention, attn_drop=attn_drop)
         init = nnx.initializers.normal(0.02)
         self.cls_token = nnx.Param(init(rngs.params(), (1, 1, dim)))
         self.dist_token = nnx.Param(init(rngs.params(), (1, 1, dim))) if distilled else None
@@ -54,7 +55,7 @@ class DeiT(TokenModel):
         self.blocks = nnx.List(
             Block(
                 dim, num_heads, mlp_ratio=mlp_ratio, qkv_bias=True, epsilon=1e-6, drop_rate=drop_rate,
-                attn_drop=attn_drop, drop_path=rate, dtype=dtype, rngs=rngs,
+                attn_drop=attn_drop, drop_path=rate, fused=fused, dtype=dtype, rngs=rngs,
             )
             for rate in drop_path_rates(drop_path, depth)
         )  # fmt: skip

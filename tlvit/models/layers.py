@@ -112,7 +112,7 @@ def drop_path_rates(rate: float, depth: int) -> list[float]:
 def model_axis() -> int:
     """The size of the axis `model` of the device mesh, over which a model is split; 1 without one.
 
-    A program sets the mesh with `jax.sharding.use_abstract_mesh` (`tlvit.training.mesh.model_parallel`).
+    A program sets the mesh with `jax.sharding.use_abstract_mesh` (`tlvit.training.mesh.mesh_context`).
     """
     mesh = jax.sharding.get_abstract_mesh()
     automatic = [

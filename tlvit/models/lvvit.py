@@ -6,7 +6,7 @@ from flax import nnx
 
 from tlvit.models.batch_norm import BatchNorm
 from tlvit.models.layers import Conv, drop_path_rates, layer_norm, linear
-from tlvit.models.transformer import Block, PatchEmbed, token_grid
+from tlvit.models.transformer import Block, PatchEmbed, fuses_attention, token_grid
 from tlvit.models.vit import TokenModel, check_rule
 from tlvit.shapes import Float
 from tlvit.types import Array, Dtype
@@ -59,8 +59,8 @@ class LVViT(TokenModel):
         self, *, num_classes: int = 1000, image_size: int | tuple[int, int] = 224, patch_size: int = 16,
         dim: int, depth: int, num_heads: int, mlp_ratio: float = 3.0, stem_width: int | None, skip_lam: float,
         token_head: bool = True, drop_rate: float = 0.0, attn_drop: float = 0.0, drop_path: float = 0.0,
-        rule: str = "max", token_weight: float = 0.5, remat: bool = False, dtype: Dtype = None,
-        rngs: nnx.Rngs,
+        rule: str = "max", token_weight: float = 0.5, attention: str = "xla", remat: bool = False,
+        dtype: Dtype = None, rngs: nnx.Rngs,
     ):  # fmt: skip
         self.grid = token_grid(image_size, patch_size)
         self.num_classes, self.rule, self.token_weight = num_classes, check_rule(rule), token_weight
@@ -69,13 +69,14 @@ class LVViT(TokenModel):
             self.patch_embed = ConvStem(dim, patch_size, stem_width, dtype=dtype, rngs=rngs)
         else:
             self.patch_embed = PatchEmbed(dim, patch_size, dtype=dtype, rngs=rngs)
+        fused = fuses_attention(attention, attn_drop=attn_drop)
         init = nnx.initializers.normal(0.02)
         self.cls_token = nnx.Param(init(rngs.params(), (1, 1, dim)))
         self.pos_embed = nnx.Param(init(rngs.params(), (1, 1 + self.grid[0] * self.grid[1], dim)))
         self.blocks = nnx.List(
             Block(
                 dim, num_heads, mlp_ratio=mlp_ratio, qkv_bias=False, epsilon=1e-5, skip_lam=skip_lam,
-                drop_rate=drop_rate, attn_drop=attn_drop, drop_path=rate, dtype=dtype, rngs=rngs,
+                drop_rate=drop_rate, attn_drop=attn_drop, drop_path=rate, fused=fused, dtype=dtype, rngs=rngs,
             )
             for rate in drop_path_rates(drop_path, depth)
         )  # fmt: skip

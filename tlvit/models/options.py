@@ -65,6 +65,8 @@ MEANINGS = {
     "attn_drop": "dropout of the attention weights",
     "drop_path": "probability of skipping the last residual branch; it grows linearly with the depth",
     "token_drop": "dropout in the tokens-to-token layers",
+    "attention": 'implementation of the blocks\' attention, "xla", "fused" (on a TPU or GPU its weights stay '
+    'on the chip) or "auto" (fused on a TPU or GPU)',
     "remat": "compute activations a second time in the backward pass, to save memory",
     "dtype": "type of the computation; None: float32. In a run it is set by config.model.dtype",
 }

@@ -12,7 +12,7 @@ from flax import nnx
 
 from tlvit.models.layers import drop_path_rates, gelu, linear, split_key
 from tlvit.models.transformer import Attention, Block, Mlp
-from tlvit.ops.attention import attend, attention_weights, dropout, merge_heads, split_heads
+from tlvit.ops.attention import dropout
 from tlvit.shapes import Float
 from tlvit.types import Array, Dtype
 
@@ -96,7 +96,7 @@ class ChannelScale(nnx.Module):
         return x * rearrange(self.scale[...], "d 1 1 -> 1 1 d").astype(x.dtype)
 
 
-class GhostAttention(nnx.Module):
+class GhostAttention(Attention):
     """Attention with ghost projections (Han et al. 2020, GhostNet, arXiv:1911.11907).
 
     One half of the channels of query, key and value is projected. The other half is a scaled copy of it.
@@ -104,35 +104,28 @@ class GhostAttention(nnx.Module):
 
     def __init__(
         self, dim: int, num_heads: int, *, qkv_bias: bool, drop_rate: float = 0.0, attn_drop: float = 0.0,
-        dtype: Dtype = None, rngs: nnx.Rngs,
+        fused: bool = False, dtype: Dtype = None, rngs: nnx.Rngs,
     ):  # fmt: skip
         if dim % num_heads or dim % 2:
             raise ValueError(f"Width {dim} cannot be halved or split over {num_heads} heads.")
-        self.num_heads, self.drop_rate, self.attn_drop = num_heads, drop_rate, attn_drop
+        self.num_heads, self.drop_rate, self.attn_drop, self.fused = num_heads, drop_rate, attn_drop, fused
         self.scale = (dim // num_heads) ** -0.5
         for name in "qkv":
             setattr(self, name, linear(dim, dim // 2, bias=qkv_bias, dtype=dtype, rngs=rngs))
             setattr(self, f"cheap_operation_{name}", ChannelScale(dim // 2, dtype=dtype, rngs=rngs))
         self.proj = linear(dim, dim, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "B N D"], key: jax.Array | None = None) -> Float[Array, "B N D"]:
-        keys = split_key(key, 2)
-        x = attend(*self._heads(x), scale=self.scale, drop_rate=self.attn_drop, drop_key=keys[0])
-        return dropout(self.proj(merge_heads(x)), self.drop_rate, keys[1])
-
-    def weights(self, x: Float[Array, "B N D"]) -> Float[Array, "B heads N N"]:
-        """The attention maps, in float32."""
-        query, key, _ = self._heads(x)
-        return attention_weights(query, key, scale=self.scale)
-
-    def _heads(self, x: Array) -> list[Array]:
-        """[B, N, D] -> query, key and value, [B, heads, N, d] each."""
-        heads = []
+    def _project_to_qkv(self, x: Array) -> Array:
+        """[B, N, D] -> [B, N, 3 D]."""
+        parts = []
         for name in "qkv":
             half = getattr(self, name)(x)
-            cheap = getattr(self, f"cheap_operation_{name}")(half)
-            heads.append(split_heads(jnp.concatenate([half, cheap], axis=-1), self.num_heads))
-        return heads
+            parts += [half, getattr(self, f"cheap_operation_{name}")(half)]
+        return jnp.concatenate(parts, axis=-1)
+
+    def _parallel_heads(self, x: Array) -> list[Array]:
+        """Every device of the axis `model` projects all heads."""
+        return self._split_heads(x)
 
 
 class GhostMlp(nnx.Module):

@@ -13,7 +13,7 @@ from flax import nnx
 
 from tlvit.models.layers import Buffer, gelu, layer_norm, linear, split_key
 from tlvit.models.t2t_blocks import make_blocks
-from tlvit.models.transformer import Mlp, token_grid
+from tlvit.models.transformer import Mlp, fuses_attention, token_grid
 from tlvit.models.vit import TokenModel, check_rule
 from tlvit.ops.attention import attend, dropout, performer_attention
 from tlvit.shapes import Float
@@ -59,7 +59,8 @@ class T2TViT(TokenModel):
         depth: int | tuple[int, ...], num_heads: int, mlp_ratio: float, tokens: str = "performer",
         block: str = "plain", growth: int = 64, token_head: bool = False, token_drop: float = 0.1,
         drop_rate: float = 0.0, attn_drop: float = 0.0, drop_path: float = 0.0, rule: str = "max",
-        token_weight: float = 0.5, remat: bool = False, dtype: Dtype = None, rngs: nnx.Rngs,
+        token_weight: float = 0.5, attention: str = "xla", remat: bool = False, dtype: Dtype = None,
+        rngs: nnx.Rngs,
     ):  # fmt: skip
         self.grid = token_grid(image_size, 16)
         self.num_classes, self.rule, self.token_weight = num_classes, check_rule(rule), token_weight
@@ -69,7 +70,8 @@ class T2TViT(TokenModel):
         self.pos_embed = Buffer(jnp.asarray(sinusoid_table(1 + self.grid[0] * self.grid[1], dim)))
         blocks, dim = make_blocks(
             block, dim, num_heads, depth=depth, growth=growth, drop_path=drop_path, mlp_ratio=mlp_ratio,
-            qkv_bias=False, epsilon=1e-5, drop_rate=drop_rate, attn_drop=attn_drop, dtype=dtype, rngs=rngs,
+            qkv_bias=False, epsilon=1e-5, drop_rate=drop_rate, attn_drop=attn_drop,
+            fused=fuses_attention(attention, attn_drop=attn_drop), dtype=dtype, rngs=rngs,
         )  # fmt: skip
         self.blocks = nnx.List(blocks)
         self.norm = layer_norm(dim, epsilon=1e-5, dtype=dtype, rngs=rngs)

@@ -8,8 +8,11 @@ from jax.sharding import PartitionSpec
 
 from tlvit.models.layers import Conv, drop_path, gelu, layer_norm, linear, model_axis, split_key
 from tlvit.ops.attention import attend, attention_weights, dropout, merge_heads, split_heads
+from tlvit.ops.fused_attention import fused_attention
 from tlvit.shapes import Float
 from tlvit.types import Array, Dtype
+
+ATTENTION = ("xla", "fused", "auto")  # implementations of the blocks' attention
 
 
 class Block(nnx.Module):
@@ -22,7 +25,8 @@ class Block(nnx.Module):
     def __init__(
         self, dim: int, num_heads: int, *, mlp_ratio: float, qkv_bias: bool, epsilon: float,
         skip_lam: float = 1.0, attention: type | None = None, mlp: type | None = None, drop_rate: float = 0.0,
-        attn_drop: float = 0.0, drop_path: float = 0.0, dtype: Dtype = None, rngs: nnx.Rngs,
+        attn_drop: float = 0.0, drop_path: float = 0.0, fused: bool = False, dtype: Dtype = None,
+        rngs: nnx.Rngs,
     ):  # fmt: skip
         self.skip_lam, self.drop_path = skip_lam, drop_path
         self.norm1 = layer_norm(dim, epsilon=epsilon, dtype=dtype, rngs=rngs)
@@ -32,6 +36,7 @@ class Block(nnx.Module):
             qkv_bias=qkv_bias,
             drop_rate=drop_rate,
             attn_drop=attn_drop,
+            fused=fused,
             dtype=dtype,
             rngs=rngs,
         )
@@ -45,23 +50,28 @@ class Block(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention (Vaswani et al. 2017, arXiv:1706.03762) with one fused qkv projection."""
+    """Multi-head self-attention (Vaswani et al. 2017, arXiv:1706.03762) with one projection to query, key and
+    value. With `fused` its weights stay on the chip (`ops.fused_attention`)."""
 
     def __init__(
         self, dim: int, num_heads: int, *, qkv_bias: bool, drop_rate: float = 0.0, attn_drop: float = 0.0,
-        dtype: Dtype = None, rngs: nnx.Rngs,
+        fused: bool = False, dtype: Dtype = None, rngs: nnx.Rngs,
     ):  # fmt: skip
         if dim % num_heads:
             raise ValueError(f"Width {dim} cannot be split over {num_heads} heads.")
-        self.num_heads, self.drop_rate, self.attn_drop = num_heads, drop_rate, attn_drop
+        self.num_heads, self.drop_rate, self.attn_drop, self.fused = num_heads, drop_rate, attn_drop, fused
         self.scale = (dim // num_heads) ** -0.5
         self.qkv = linear(dim, 3 * dim, bias=qkv_bias, dtype=dtype, rngs=rngs)
         self.proj = linear(dim, dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B N D"], key: jax.Array | None = None) -> Float[Array, "B N D"]:
         keys = split_key(key, 2)
-        x = attend(*self._heads(x), scale=self.scale, drop_rate=self.attn_drop, drop_key=keys[0])
-        return dropout(self.project(merge_heads(x)), self.drop_rate, keys[1])
+        if self.fused and model_axis() == 1:
+            x = fused_attention(self._project_to_qkv(x), self.num_heads, scale=self.scale)
+        else:
+            x = attend(*self._heads(x), scale=self.scale, drop_rate=self.attn_drop, drop_key=keys[0])
+            x = merge_heads(x)
+        return dropout(self.project(x), self.drop_rate, keys[1])
 
     def project(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
         """The layers after the attention. Subclasses add to it."""
@@ -76,7 +86,15 @@ class Attention(nnx.Module):
         """[B, N, D] -> query, key and value, [B, heads, N, d] each."""
         if model_axis() > 1 and self.num_heads % model_axis() == 0:
             return self._parallel_heads(x)
-        return [split_heads(part, self.num_heads) for part in jnp.split(self.qkv(x), 3, axis=-1)]
+        return self._split_heads(x)
+
+    def _split_heads(self, x: Array) -> list[Array]:
+        """`_heads` of one device."""
+        return [split_heads(part, self.num_heads) for part in jnp.split(self._project_to_qkv(x), 3, axis=-1)]
+
+    def _project_to_qkv(self, x: Array) -> Array:
+        """[B, N, D] -> [B, N, 3 D]."""
+        return self.qkv(x)
 
     def _parallel_heads(self, x: Array) -> list[Array]:
         """`_heads` if the heads are split over the axis `model` of the device mesh.
@@ -118,6 +136,25 @@ class PatchEmbed(nnx.Module):
 
     def __call__(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w D"]:
         return self.proj(images)
+
+
+def fuses_attention(attention: str, *, attn_drop: float) -> bool:
+    """Whether the blocks use `fused_attention`.
+
+    Args:
+      attention: "xla", "fused", or "auto": "fused" on a TPU or GPU without dropout of the weights.
+      attn_drop: dropout of the attention weights.
+
+    Raises:
+      ValueError: "fused" with dropout of the weights, which it does not have, or another value.
+    """
+    if attention not in ATTENTION:
+        raise ValueError(f"attention must be one of {', '.join(ATTENTION)}, not {attention!r}.")
+    if attention == "fused" and attn_drop:
+        raise ValueError(f'attention="fused" has no dropout of the weights, but attn_drop is {attn_drop}.')
+    return attention == "fused" or (
+        attention == "auto" and not attn_drop and jax.default_backend() in ("tpu", "gpu")
+    )
 
 
 MAX_TOKENS = 65_536  # 4096x4096 pixels in patches of 16; their attention map has 4 billion values

@@ -63,7 +63,13 @@ def check_heads(config: Config, devices: int) -> None:
       ValueError: the model has no attention heads, or their number is not a multiple of `devices`.
     """
     name = config.model.name
-    heads = {**model_options(name), **config.model.options}.get("num_heads", 0)
+    options = {**model_options(name), **config.model.options}
+    heads = options.get("num_heads", 0)
+    if devices > 1 and options.get("attention") == "fused":
+        raise ValueError(
+            f'config.model.options.attention="fused" does not divide the heads of an image, and '
+            f'config.mesh.model is {devices}. Set it to 1, or attention="xla".'
+        )
     if devices == 1 or (heads and heads % devices == 0):
         return
     if not heads:

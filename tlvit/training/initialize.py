@@ -28,7 +28,7 @@ from tlvit.training.state import TrainState, abstract_state, init_state, state_f
 log = logging.getLogger("tlvit")
 
 # Options that a run chooses for itself. All others say what the arrays are and how they are used.
-OF_THE_RUN = ("dtype", "remat", "drop_rate", "attn_drop", "drop_path", "token_drop")
+OF_THE_RUN = ("dtype", "attention", "remat", "drop_rate", "attn_drop", "drop_path", "token_drop")
 
 
 def take_options(config: Config, workdir: pathlib.Path) -> Config:

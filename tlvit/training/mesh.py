@@ -124,10 +124,11 @@ def gather(params: PyTree, mesh: Mesh) -> PyTree:
     return jax.lax.with_sharding_constraint(params, _shardings(params, mesh, ("model",)))
 
 
-def model_parallel(mesh: Mesh) -> contextlib.AbstractContextManager[object]:
-    """The models that are called in its `with` block split their attention heads over the axis `model`."""
-    if "model" not in mesh.shape:
-        return contextlib.nullcontext()
+def mesh_context(mesh: Mesh) -> contextlib.AbstractContextManager[object]:
+    """The models that are called in its `with` block know the mesh.
+
+    They split their attention heads over the axis `model` and run kernels on the images of each device.
+    """
     return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 

@@ -26,7 +26,7 @@ from tlvit.training.mesh import (
     batch_shards,
     constrain_state,
     gather,
-    model_parallel,
+    mesh_context,
     replicated,
     shares_state,
 )
@@ -116,7 +116,7 @@ def make_eval_step(
 
     def step(params: PyTree, stats: PyTree, batch: Batch) -> Metrics:
         images = normalize(batch.image, preprocessing.mean, preprocessing.std)
-        with model_parallel(mesh):
+        with mesh_context(mesh):
             output, _ = net.apply(gather(params, mesh), stats, images)
         return classification_sums(output.logits, batch.label, batch.mask, batch.real_labels)
 
@@ -146,7 +146,7 @@ def _make_loss(
             images = random_erasing(key_erase, images, probability=config.augment.random_erasing)
         batch = dataclasses.replace(batch, image=images, geometry=geometry)
         forward = functools.partial(net.apply, gather(params, mesh), stats, train=True, key=key_net)
-        with model_parallel(mesh):
+        with mesh_context(mesh):
             return objective(forward, batch, key_mix, teacher_arrays)
 
     return loss_fn

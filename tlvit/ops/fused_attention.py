@@ -1,0 +1,162 @@
+"""Self-attention whose weights [N, N] stay on the chip: a Pallas kernel on TPUs, cuDNN on GPUs."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jax.experimental import pallas as pl
+
+from tlvit.ops.attention import attend, merge_heads, split_heads
+from tlvit.shapes import Float
+from tlvit.types import Array
+
+CUDNN_TYPES = ("bfloat16", "float16")
+BATCH_AXES = ("data", "fsdp")  # axes of the mesh that divide the images
+
+
+def fused_attention(qkv: Float[Array, "B N _"], num_heads: int, *, scale: float) -> Float[Array, "B N D"]:
+    """Softmax attention of the tokens of an image to each other, without its weights in memory.
+
+    The implementation is `short_attention` on TPUs and cuDNN's on GPUs for float16 and bfloat16. XLA computes
+    the same formula on other platforms and in other types. The devices of a mesh each handle their images.
+
+    Args:
+      qkv: [B, N, 3 D]: query, key and value, D channels each. The channels of a head are adjacent.
+      num_heads: number of heads, a divisor of D.
+      scale: factor of the logits, as a rule (D / num_heads) ** -0.5.
+
+    Returns:
+      [B, N, D] in the type of `qkv`. Logits and softmax are float32.
+    """
+    if jax.default_backend() == "gpu" and qkv.dtype in CUDNN_TYPES:
+        return _with_cudnn(qkv, num_heads, scale)
+    function = lambda part: short_attention(part, num_heads, scale)
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = tuple(axis for axis in BATCH_AXES if axis in mesh.axis_names)
+    if not axes or mesh.size == 1:
+        return function(qkv)
+    spec = jax.sharding.PartitionSpec(axes)  # XLA cannot divide a kernel by itself
+    return jax.shard_map(function, in_specs=spec, out_specs=spec, check_vma=False)(qkv)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def short_attention(
+    qkv: Float[Array, "B N _"], num_heads: int, scale: float, interpret: bool = False
+) -> Float[Array, "B N D"]:
+    """Attention by a kernel for short sequences. One step of it handles an image with all heads.
+
+    It reads `qkv` and writes the result. The logits and weights of a head stay in the chip's vector memory,
+    and the forward pass saves only its input: the backward pass computes the weights P a second time. With
+    the gradient G of the result O = P V it is dV = P^T G, dP = G V^T, dS = P * (dP - sum(dP * P)),
+    dQ = scale * dS K and dK = scale * dS^T Q, where the sum is over the keys.
+
+    Args:
+      qkv: as in `fused_attention`.
+      num_heads: number of heads.
+      scale: factor of the logits.
+      interpret: run the kernel in Pallas' interpreter, on any platform. Without it, platforms that are not
+        TPUs compute the same by XLA.
+    """
+    return _forward(qkv, num_heads, scale, interpret)[0]
+
+
+def _forward(qkv: Array, num_heads: int, scale: float, interpret: bool) -> tuple[Array, Array]:
+    options = {"num_heads": num_heads, "scale": scale}
+    kernel = functools.partial(
+        _run_kernel, _forward_kernel, width=qkv.shape[-1] // 3, interpret=interpret, **options
+    )
+    return _choose(kernel, functools.partial(_with_xla, **options), interpret, qkv), qkv
+
+
+def _backward(num_heads: int, scale: float, interpret: bool, qkv: Array, grad: Array) -> tuple[Array]:
+    options = {"num_heads": num_heads, "scale": scale}
+    kernel = functools.partial(
+        _run_kernel, _backward_kernel, width=qkv.shape[-1], interpret=interpret, **options
+    )
+    plain = lambda qkv, grad: jax.vjp(functools.partial(_with_xla, **options), qkv)[1](grad)[0]
+    return (_choose(kernel, plain, interpret, qkv, grad),)
+
+
+short_attention.defvjp(_forward, _backward)
+
+
+def _choose(kernel: Callable, plain: Callable, interpret: bool, *operands: Array) -> Array:
+    """The kernel in the interpreter and on TPUs, the plain computation elsewhere."""
+    return (
+        kernel(*operands) if interpret else jax.lax.platform_dependent(*operands, tpu=kernel, default=plain)
+    )
+
+
+def _run_kernel(
+    kernel: Callable, *operands: Array, width: int, num_heads: int, scale: float, interpret: bool
+) -> Array:
+    """Runs a kernel for every image: operands [B, N, …] -> [B, N, width]."""
+    batch, tokens, _ = operands[0].shape
+    image = lambda channels: pl.BlockSpec((None, tokens, channels), lambda i: (i, 0, 0))
+    return pl.pallas_call(
+        functools.partial(kernel, num_heads=num_heads, scale=scale),
+        grid=(batch,),
+        in_specs=[image(x.shape[-1]) for x in operands],
+        out_specs=image(width),
+        out_shape=jax.ShapeDtypeStruct((batch, tokens, width), operands[0].dtype),
+        interpret=interpret,
+    )(*operands)
+
+
+def _forward_kernel(qkv_ref: Any, out_ref: Any, *, num_heads: int, scale: float) -> None:
+    width = out_ref.shape[-1]
+    for head in range(num_heads):
+        query, key, value = (qkv_ref[:, _channels(part, head, width, num_heads)] for part in range(3))
+        weights = _weights(query, key, scale).astype(value.dtype)
+        out_ref[:, _channels(0, head, width, num_heads)] = _dot(weights, value, 1, 0).astype(out_ref.dtype)
+
+
+def _backward_kernel(qkv_ref: Any, grad_ref: Any, out_ref: Any, *, num_heads: int, scale: float) -> None:
+    width = grad_ref.shape[-1]
+    for head in range(num_heads):
+        query, key, value = (qkv_ref[:, _channels(part, head, width, num_heads)] for part in range(3))
+        grad = grad_ref[:, _channels(0, head, width, num_heads)]
+        weights = _weights(query, key, scale)
+        grad_weights = _dot(grad, value, 1, 1)
+        grad_logits = weights * (grad_weights - jnp.sum(grad_weights * weights, axis=-1, keepdims=True))
+        grad_logits = (grad_logits * scale).astype(query.dtype)
+        grad_qkv = (
+            _dot(grad_logits, key, 1, 0),
+            _dot(grad_logits, query, 0, 0),
+            _dot(weights.astype(grad.dtype), grad, 0, 0),
+        )
+        for part, grad_part in enumerate(grad_qkv):
+            out_ref[:, _channels(part, head, width, num_heads)] = grad_part.astype(out_ref.dtype)
+
+
+def _channels(part: int, head: int, width: int, num_heads: int) -> slice:
+    """The channels of a head in query (part 0), key (1) or value (2)."""
+    d = width // num_heads
+    return slice(part * width + head * d, part * width + (head + 1) * d)
+
+
+def _weights(query: Array, key: Array, scale: float) -> Array:
+    """softmax(scale * query @ key^T): [N, d], [N, d] -> float32 [N, N]."""
+    return jax.nn.softmax(_dot(query, key, 1, 1) * scale, axis=-1)
+
+
+def _dot(a: Array, b: Array, axis_a: int, axis_b: int) -> Array:
+    """The product of two matrices over an axis of each, in float32."""
+    return jax.lax.dot_general(a, b, (((axis_a,), (axis_b,)), ((), ())), preferred_element_type=jnp.float32)
+
+
+def _with_xla(qkv: Array, num_heads: int, scale: float) -> Array:
+    parts = [split_heads(part, num_heads) for part in jnp.split(qkv, 3, axis=-1)]
+    return merge_heads(attend(*parts, scale=scale))
+
+
+def _with_cudnn(qkv: Array, num_heads: int, scale: float, implementation: str = "cudnn") -> Array:
+    """cuDNN needs heads of a multiple of 8 channels: zeros are added and removed."""
+    query, key, value = rearrange(qkv, "b n (t h d) -> t b n h d", t=3, h=num_heads)
+    d = query.shape[-1]
+    query, key, value = (jnp.pad(x, ((0, 0),) * 3 + ((0, -d % 8),)) for x in (query, key, value))
+    out = jax.nn.dot_product_attention(query, key, value, scale=scale, implementation=implementation)
+    return rearrange(out[..., :d], "b n h d -> b n (h d)")
