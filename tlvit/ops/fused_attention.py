@@ -8,11 +8,14 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
 
 from tlvit.ops.attention import attend, merge_heads, split_heads
 from tlvit.shapes import Float
 from tlvit.types import Array
 
+DEFAULT_VECTOR_MEMORY = 16 * 2**20  # bytes that a kernel may use of a TPU's vector memory
+LANES = 128  # channels in a register of a TPU
 CUDNN_TYPES = ("bfloat16", "float16")
 BATCH_AXES = ("data", "fsdp")  # axes of the mesh that divide the images
 
@@ -96,46 +99,79 @@ def _run_kernel(
     """Runs a kernel for every image: operands [B, N, …] -> [B, N, width]."""
     batch, tokens, _ = operands[0].shape
     image = lambda channels: pl.BlockSpec((None, tokens, channels), lambda i: (i, 0, 0))
+    products = 2 if len(operands) == 1 else 5  # of matrices, forward and backward
+    moved = (width + sum(x.shape[-1] for x in operands)) * tokens * operands[0].dtype.itemsize  # for an image
+    # Two images are in the vector memory, and a few matrices [N, N].
+    memory = max(DEFAULT_VECTOR_MEMORY, 2 * moved + 40 * tokens**2)
     return pl.pallas_call(
         functools.partial(kernel, num_heads=num_heads, scale=scale),
         grid=(batch,),
         in_specs=[image(x.shape[-1]) for x in operands],
         out_specs=image(width),
         out_shape=jax.ShapeDtypeStruct((batch, tokens, width), operands[0].dtype),
+        compiler_params=pltpu.CompilerParams(vmem_limit_bytes=memory),
+        cost_estimate=pl.CostEstimate(
+            flops=2 * products * batch * tokens**2 * (operands[0].shape[-1] // 3),
+            bytes_accessed=batch * moved,
+            transcendentals=batch * num_heads * tokens**2,
+        ),
         interpret=interpret,
     )(*operands)
 
 
 def _forward_kernel(qkv_ref: Any, out_ref: Any, *, num_heads: int, scale: float) -> None:
     width = out_ref.shape[-1]
-    for head in range(num_heads):
-        query, key, value = (qkv_ref[:, _channels(part, head, width, num_heads)] for part in range(3))
-        weights = _weights(query, key, scale).astype(value.dtype)
-        out_ref[:, _channels(0, head, width, num_heads)] = _dot(weights, value, 1, 0).astype(out_ref.dtype)
+
+    def attend_group(channels: Callable) -> None:
+        query, key, value = (qkv_ref[:, channels(part)] for part in range(3))
+        outputs = []
+        for own in _heads(query.shape[-1], width // num_heads):
+            weights = _weights(query[:, own], key[:, own], scale).astype(value.dtype)
+            outputs.append(_dot(weights, value[:, own], 1, 0).astype(out_ref.dtype))
+        out_ref[:, channels(0)] = jnp.concatenate(outputs, axis=-1)
+
+    _for_each_group(attend_group, width, width // num_heads)
 
 
 def _backward_kernel(qkv_ref: Any, grad_ref: Any, out_ref: Any, *, num_heads: int, scale: float) -> None:
     width = grad_ref.shape[-1]
-    for head in range(num_heads):
-        query, key, value = (qkv_ref[:, _channels(part, head, width, num_heads)] for part in range(3))
-        grad = grad_ref[:, _channels(0, head, width, num_heads)]
-        weights = _weights(query, key, scale)
-        grad_weights = _dot(grad, value, 1, 1)
-        grad_logits = weights * (grad_weights - jnp.sum(grad_weights * weights, axis=-1, keepdims=True))
-        grad_logits = (grad_logits * scale).astype(query.dtype)
-        grad_qkv = (
-            _dot(grad_logits, key, 1, 0),
-            _dot(grad_logits, query, 0, 0),
-            _dot(weights.astype(grad.dtype), grad, 0, 0),
-        )
-        for part, grad_part in enumerate(grad_qkv):
-            out_ref[:, _channels(part, head, width, num_heads)] = grad_part.astype(out_ref.dtype)
+
+    def differentiate_group(channels: Callable) -> None:
+        query, key, value = (qkv_ref[:, channels(part)] for part in range(3))
+        grad = grad_ref[:, channels(0)]
+        outputs = []
+        for own in _heads(query.shape[-1], width // num_heads):
+            weights = _weights(query[:, own], key[:, own], scale)
+            grad_weights = _dot(grad[:, own], value[:, own], 1, 1)
+            grad_logits = weights * (grad_weights - jnp.sum(grad_weights * weights, axis=-1, keepdims=True))
+            grad_logits = (grad_logits * scale).astype(query.dtype)
+            grad_query = _dot(grad_logits, key[:, own], 1, 0)
+            grad_key = _dot(grad_logits, query[:, own], 0, 0)
+            grad_value = _dot(weights.astype(grad.dtype), grad[:, own], 0, 0)
+            outputs.append((grad_query, grad_key, grad_value))
+        for part, of_heads in enumerate(zip(*outputs, strict=True)):
+            out_ref[:, channels(part)] = jnp.concatenate(of_heads, axis=-1).astype(out_ref.dtype)
+
+    _for_each_group(differentiate_group, width, width // num_heads)
 
 
-def _channels(part: int, head: int, width: int, num_heads: int) -> slice:
-    """The channels of a head in query (part 0), key (1) or value (2)."""
-    d = width // num_heads
-    return slice(part * width + head * d, part * width + (head + 1) * d)
+def _for_each_group(function: Callable, width: int, d: int) -> None:
+    """Calls `function` in a loop over groups of heads with 128 channels, as many as a register of a TPU has.
+
+    Heads that do not fill 128 channels are one group. The argument of `function` gives the channels of the
+    group in query (part 0), key (1) and value (2).
+    """
+    if width % LANES or LANES % d:
+        function(lambda part: pl.ds(part * width, width))
+    else:
+        channels = lambda i, part: pl.ds(pl.multiple_of(part * width + i * LANES, LANES), LANES)
+        loop = lambda i, _: function(functools.partial(channels, i))
+        jax.lax.fori_loop(0, width // LANES, loop, None)
+
+
+def _heads(channels: int, d: int) -> list[slice]:
+    """The channels of each head in a group."""
+    return [slice(start, start + d) for start in range(0, channels, d)]
 
 
 def _weights(query: Array, key: Array, scale: float) -> Array:
