@@ -15,6 +15,7 @@ import argparse
 import dataclasses
 import json
 import os
+import pathlib
 import re
 import resource
 import statistics
@@ -29,7 +30,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, Sharding
 
-from scripts.hlo_traffic import hbm_traffic
+from scripts.hlo_traffic import hbm_traffic, loop_counts
 from tlvit import create_model
 from tlvit.checkpoints.model_info import ModelInfo
 from tlvit.config import Augment, Config, Loss, Model, Optim
@@ -117,6 +118,8 @@ def inspect_program(options: argparse.Namespace, mesh: Mesh) -> dict[str, Any]:
     compiled = train_step.lower(train_state, batch).compile()
     compile_s = time.perf_counter() - start
     cost, memory, text = compiled.cost_analysis(), compiled.memory_analysis(), compiled.as_text()
+    if options.text:
+        pathlib.Path(options.text).write_text(text or "")
     chips = mesh.devices.size
     kind = mesh.devices.flat[0].device_kind
     if cost is None or memory is None or text is None:
@@ -180,6 +183,7 @@ def make_config(options: argparse.Namespace) -> Config:
             options={
                 "drop_path": options.drop_path,
                 **({"remat": True} if options.remat else {}),
+                **({"scan_blocks": True} if options.scan_blocks else {}),
                 **({"depth": options.depth} if options.depth else {}),
             },
         ),
@@ -248,13 +252,16 @@ def count_collectives(text: str) -> dict[str, dict[str, int]]:
 
     The compiler for TPUs writes a collective several times, with one channel, if it overlaps it with
     computations, and a reduce-scatter as a computation `all-reduce-scatter` of an all-reduce and a slice.
+    What is in a loop counts as often as the loop runs.
     """
     found: dict[str, dict[str, int]] = {}
+    loops, times = loop_counts(text), 1
     seen: set[str] = set()
     scattered = ""  # the result of the all-reduce-scatter that the line is in
     for line in text.splitlines():
         if line.endswith("{") and "->" in line:  # a computation starts
             scattered = line.partition("->")[2] if line.startswith("%all-reduce-scatter") else ""
+            times = loops.get(line.removeprefix("ENTRY ").partition(" ")[0].removeprefix("%"), 1)
         match = re.search(rf"= (.*?) ({'|'.join(COLLECTIVES)})(-start)?\(", line)
         channel = re.search(r"channel_id=\d+", line)
         if match is None or (channel and channel[0] in seen):
@@ -262,14 +269,14 @@ def count_collectives(text: str) -> dict[str, dict[str, int]]:
         seen.update([channel[0]] if channel else [])
         kind = "reduce-scatter" if scattered else match[2]
         entry = found.setdefault(kind, {"count": 0, "bytes": 0})
-        entry["count"] += 1
+        entry["count"] += times
         shapes = re.findall(r"(\w+)\[([\d,]*)\]", scattered or match[1])
         if match[3] and kind != "all-reduce":  # a start lists its operands, results and contexts
             shapes = [s for s in shapes if s != ("u32", "")]
             shapes = shapes[len(shapes) // 2 :]
         for dtype, shape in shapes:
             bits = int((re.search(r"\d+", dtype) or ["8"])[0])  # pred has no number: one byte
-            entry["bytes"] += bits // 8 * int(np.prod([int(d) for d in shape.split(",") if d]))
+            entry["bytes"] += times * (bits // 8) * int(np.prod([int(d) for d in shape.split(",") if d]))
     return found
 
 
@@ -305,10 +312,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--accumulate", type=int, default=1, metavar="N", help="parts of a batch (default: 1)")
     add("--depth", type=int, default=0, metavar="N", help="number of blocks (default: the model's)")
     add("--remat", action="store_true", help="rematerialize the blocks' activations")
+    add("--scan-blocks", action="store_true", help="run equal blocks as one loop")
     add("--steps", type=int, default=10, metavar="N", help="number of timed steps (default: 10)")
     add("--mesh", default="", metavar="AXES",
         help="sizes of the axes, such as data=2,fsdp=4,model=1 (default: data=-1, all devices)")  # fmt: skip
     add("--topology", metavar="NAME", help='with compile: a TPU topology such as "v5e:2x4"')
+    add("--text", metavar="FILE", help="with compile: also write the text of the compiled program")
     return parser.parse_args(arguments)
 
 

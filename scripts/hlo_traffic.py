@@ -72,16 +72,40 @@ def hbm_traffic(text: str) -> collections.Counter[str]:
     return found
 
 
+def loop_counts(text: str) -> dict[str, int]:
+    """How often each computation of a program runs because of the loops that it is in.
+
+    Args:
+      text: of `jax.stages.Compiled.as_text()`.
+
+    Returns:
+      The name of a computation -> the product of the trip counts of its loops, 1 outside of loops.
+    """
+    computations = _computations(text)
+    found = dict.fromkeys(computations, 1)
+
+    def visit(name: str, times: int) -> None:
+        found[name] = max(found[name], times)
+        for operation in computations[name].values():
+            inside = times * (_trip_count(computations, operation) if operation.kind == "while" else 1)
+            for called in set(re.findall(r"(?:calls|body|to_apply)=%([\w.\-]+)", operation.text)):
+                if called in computations:
+                    visit(called, inside)
+
+    if entry := re.search(r"^ENTRY %?(\S+)", text, re.MULTILINE):
+        visit(entry[1], 1)
+    return found
+
+
 def _executed(
     computations: Computations, name: str, times: int
 ) -> Iterator[tuple[Operation, dict[str, Operation], int]]:
     """(operation, its computation, how often it runs) of a computation and of the loops in it."""
     for operation in computations[name].values():
         if operation.kind == "while":
-            count = re.search(r'known_trip_count"?:\{"n":"(\d+)"', operation.text)
             body = re.search(r"body=%([\w.\-]+)", operation.text)
             if body:
-                yield from _executed(computations, body[1], times * (int(count[1]) if count else 1))
+                yield from _executed(computations, body[1], times * _trip_count(computations, operation))
         elif operation.kind in ("call", "conditional"):
             for called in re.findall(r"(?:to_apply|branch_computations=\{|, )=?%([\w.\-]+)", operation.text)[
                 :1
@@ -89,6 +113,17 @@ def _executed(
                 yield from _executed(computations, called, times)
         else:
             yield operation, computations[name], times
+
+
+def _trip_count(computations: Computations, loop: Operation) -> int:
+    """How often a loop runs: as the compiler wrote, or the only integer constant of its condition; else 1."""
+    if known := re.search(r'known_trip_count"?:\{"n":"(\d+)"', loop.text):
+        return int(known[1])
+    condition = re.search(r"condition=%([\w.\-]+)", loop.text)
+    inside = computations.get(condition[1], {}) if condition else {}
+    limits = [o.text.partition(")")[0] for o in inside.values() if o.kind == "constant"]
+    limits = [int(limit) for limit in limits if limit.isdecimal()]
+    return limits[0] if len(limits) == 1 else 1
 
 
 def _bytes(operation: Operation, own: dict[str, Operation], computations: Computations) -> int:

@@ -39,12 +39,13 @@ class DeiT(TokenModel):
         self, *, num_classes: int = 1000, image_size: int | tuple[int, int] = 224, patch_size: int = 16,
         dim: int, depth: int = 12, num_heads: int, mlp_ratio: float = 4.0, distilled: bool = False,
         token_head: bool = False, drop_rate: float = 0.0, attn_drop: float = 0.0, drop_path: float = 0.0,
-        rule: str = "max", token_weight: float = 0.5, remat: bool = False, dtype: Dtype = None,
-        rngs: nnx.Rngs,
+        rule: str = "max", token_weight: float = 0.5, remat: bool = False, scan_blocks: bool = False,
+        dtype: Dtype = None, rngs: nnx.Rngs,
     ):  # fmt: skip
         self.grid = token_grid(image_size, patch_size)
         self.num_classes, self.rule, self.token_weight = num_classes, check_rule(rule), token_weight
-        self.drop_rate, self.remat, self.dtype = drop_rate, remat, dtype
+        self.drop_rate, self.dtype = drop_rate, dtype
+        self.remat, self.scan_blocks = remat, scan_blocks
         self.patch_embed = PatchEmbed(dim, patch_size, dtype=dtype, rngs=rngs)
         init = nnx.initializers.normal(0.02)
         self.cls_token = nnx.Param(init(rngs.params(), (1, 1, dim)))
