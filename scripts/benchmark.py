@@ -14,6 +14,7 @@ targets, applies MixToken and AdamW, and updates the moving average. They need n
 import argparse
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import re
@@ -34,6 +35,7 @@ from scripts.hlo_traffic import hbm_traffic, loop_counts
 from tlvit import create_model
 from tlvit.checkpoints.model_info import ModelInfo
 from tlvit.config import Augment, Config, Loss, Model, Optim
+from tlvit.models.macs import count_macs
 from tlvit.training.checks import check_heads
 from tlvit.training.mesh import AXES, batch_sharding, describe_mesh, make_mesh, state_bytes
 from tlvit.training.optimizer import make_optimizer
@@ -112,11 +114,16 @@ def measure_step(options: argparse.Namespace, mesh: Mesh) -> dict[str, Any]:
 
 
 def inspect_program(options: argparse.Namespace, mesh: Mesh) -> dict[str, Any]:
-    """Compiles the step and reads its costs from the program. Nothing runs, so the devices may be absent."""
+    """Compiles the step and reads its costs from the program. Nothing runs, so the devices may be absent.
+
+    `compile_cpu_s` is the processor time of all threads. `flops_per_image` is XLA's count; of a program with
+    loops, whose bodies XLA counts once, it is that of the matrix products, and `bytes_per_image`, XLA's
+    "bytes accessed", is null.
+    """
     train_step, train_state, batch = build(options, mesh, abstract=True)
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     compiled = train_step.lower(train_state, batch).compile()
-    compile_s = time.perf_counter() - start
+    compile_s, compile_cpu_s = time.perf_counter() - start, time.process_time() - cpu_start
     cost, memory, text = compiled.cost_analysis(), compiled.memory_analysis(), compiled.as_text()
     if options.text:
         pathlib.Path(options.text).write_text(text or "")
@@ -126,11 +133,14 @@ def inspect_program(options: argparse.Namespace, mesh: Mesh) -> dict[str, Any]:
         raise ValueError(f"JAX cannot analyze a program for {kind}.")
     images = options.batch_size / chips  # XLA counts the program of one chip
     flops, moved, traffic = cost["flops"], cost["bytes accessed"], hbm_traffic(text)
+    if max(loop_counts(text).values()) > 1:  # XLA counts the body of a loop once
+        products = 2 * count_macs(jax.make_jaxpr(train_step)(train_state, batch).jaxpr)
+        flops, moved = max(flops, products / chips), math.nan
     result: dict[str, Any] = {
         "device": f"{chips} x {kind}",
         "mesh": describe_mesh(mesh),
         "flops_per_image": flops / images,
-        "bytes_per_image": moved / images,
+        "bytes_per_image": None if math.isnan(moved) else moved / images,
         "hbm_bytes_per_image": sum(traffic.values()) / images,
         "hbm_largest": {source: count / images for source, count in traffic.most_common(LARGEST)},
         "state_bytes": state_bytes(train_state)[0],
@@ -138,6 +148,7 @@ def inspect_program(options: argparse.Namespace, mesh: Mesh) -> dict[str, Any]:
         "temp_bytes": memory.temp_size_in_bytes,
         "collectives": count_collectives(text),
         "compile_s": compile_s,
+        "compile_cpu_s": compile_cpu_s,
         "roofline": None,
     }
     peak = next((v for k, v in CHIPS.items() if kind.startswith(k)), None)

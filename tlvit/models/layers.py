@@ -7,10 +7,12 @@ layer holds random state: a call with a PRNG key drops, a call without a key doe
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.extend.core import Primitive
 from jax.sharding import AxisType
 
 from tlvit.shapes import Float, Float32
@@ -194,8 +196,19 @@ def _run_loop(
     stack = lambda *arrays: jnp.stack(arrays)
     params = jax.tree.map(stack, *(_split_block(block)[1] for block, _ in run))
     keys = None if run[0][1] is None else stack(*(key for _, key in run))
-    # Without `remat` the backward pass computes only the operations between matrix products again. XLA does
-    # the same, by fusion, to blocks that are not in a loop.
-    policy = None if remat else jax.checkpoint_policies.dots_saveable
-    step = jax.checkpoint(step, prevent_cse=False, policy=policy)
+    step = jax.checkpoint(step, prevent_cse=False, policy=None if remat else _is_kept)
     return jax.lax.scan(step, x, (params, jnp.array(rates, jnp.float32), keys))[0]
+
+
+def _is_kept(primitive: Primitive, *operands: Any, **options: Any) -> bool:
+    """Whether a loop keeps the result of an operation for the backward pass.
+
+    It keeps matrix products, but not the logits of attention: [N, N] in float32 are larger than query and
+    key. The rest is computed again, which XLA also does, by fusion, for blocks that are not in a loop.
+    """
+    if primitive.name != "dot_general":
+        return False
+    (_, contracted), (_, batch) = options["dimension_numbers"]
+    size = lambda axes: math.prod(operands[1].shape[axis] for axis in axes)
+    columns = operands[1].size // size(batch) // size(contracted)
+    return not batch or columns <= size(contracted)
