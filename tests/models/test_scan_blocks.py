@@ -28,11 +28,19 @@ def loops(blocks, **options):
     return [equation.params["length"] for equation in equations if equation.primitive.name == "scan"]
 
 
-@pytest.mark.parametrize("remat", [False, True])
-@pytest.mark.parametrize("rates", [(0.0, 0.3, 0.6), (0.0, 0.0, 0.0)])
-def test_a_loop_equals_the_blocks_one_after_the_other(rates, remat):
+@pytest.mark.parametrize(
+    ("remat", "options"),
+    [
+        (False, {"rates": (0.0, 0.3, 0.6)}),
+        pytest.param(True, {"rates": (0.0, 0.3, 0.6)}, marks=pytest.mark.slow),
+        pytest.param(
+            False, {"rates": (0.0, 0.0, 0.0), "drop_rate": 0.2, "attn_drop": 0.1}, marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_a_loop_equals_the_blocks_one_after_the_other(remat, options):
     """Outputs and gradients, with the same keys and rates of dropout and drop path."""
-    blocks = blocks_of(rates, drop_rate=0.2, attn_drop=0.1)
+    blocks = blocks_of(**options)
     net, params, _ = functional.functionalize(blocks)
     x = randn(8, 3, 4)
 
@@ -40,13 +48,14 @@ def test_a_loop_equals_the_blocks_one_after_the_other(rates, remat):
         bound = net.bind(params, {})
         return jnp.sum(jnp.sin(layers.run_blocks(bound, x, key, remat=remat, scan=scan)))
 
-    for key in (None, jax.random.key(1)):
-        expected, got = (
-            jax.jit(jax.value_and_grad(score), static_argnums=2)(params, key, scan) for scan in (False, True)
-        )
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, rtol=1e-6, atol=1e-6), expected, got)
+    expected, got = (
+        jax.jit(jax.value_and_grad(score), static_argnums=2)(params, jax.random.key(1), scan)
+        for scan in (False, True)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, rtol=1e-6, atol=1e-6), expected, got)
 
 
+@pytest.mark.slow
 def test_bfloat16_stays():
     x = jnp.asarray(randn(8, 3, 4), jnp.bfloat16)
     blocks, key = blocks_of((0.1, 0.3), dtype=jnp.bfloat16), jax.random.key(1)
@@ -64,17 +73,29 @@ def test_loops_end_where_the_structure_changes():
     assert loops(blocks_of((0.0,))) == []
 
 
+@pytest.mark.parametrize("name", ["lvvit_s", "deit_tiny_patch16_224", "t2t_vit_7"])
+def test_models_run_their_blocks_as_a_loop_and_have_the_same_parameters(name):
+    models = [
+        nnx.eval_shape(lambda scan=scan: model_goldens.fresh(name, depth=3, scan_blocks=scan))
+        for scan in (False, True)
+    ]
+    (_, params, stats), (net, same, _) = (functional.functionalize(model) for model in models)
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, same)
+    program = jax.make_jaxpr(lambda p, s, x: net.apply(p, s, x)[0].logits)(params, stats, images())
+    (loop,) = (e for e in program.jaxpr.eqns if e.primitive.name == "scan")
+    assert loop.params["length"] == 3
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options"),
     [
         ("lvvit_s", {"drop_path": 0.5}),
-        pytest.param("lvvit_s", {"drop_path": 0.5, "remat": True}, marks=pytest.mark.slow),
-        pytest.param("deit_tiny_distilled_patch16_224", {"token_head": True}, marks=pytest.mark.slow),
-        pytest.param("t2t_vit_7", {"token_head": True, "drop_path": 0.5}, marks=pytest.mark.slow),
-        pytest.param("t2t_vit_14_se", {"token_head": True, "attn_drop": 0.3}, marks=pytest.mark.slow),
-        pytest.param(
-            "t2t_vit_dense", {"token_head": True, "depth": (2, 1), "growth": 8}, marks=pytest.mark.slow
-        ),
+        ("lvvit_s", {"drop_path": 0.5, "remat": True}),
+        ("deit_tiny_distilled_patch16_224", {"token_head": True}),
+        ("t2t_vit_7", {"token_head": True, "drop_path": 0.5}),
+        ("t2t_vit_14_se", {"token_head": True, "attn_drop": 0.3}),
+        ("t2t_vit_dense", {"token_head": True, "depth": (2, 1), "growth": 8}),
     ],
 )
 def test_models_have_the_same_parameters_outputs_and_gradients(name, options):
