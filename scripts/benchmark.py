@@ -15,7 +15,9 @@ targets, applies MixToken and AdamW, and updates the moving average. They need n
 import argparse
 import dataclasses
 import json
+import math
 import os
+import pathlib
 import re
 import resource
 import statistics
@@ -30,10 +32,11 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, Sharding
 
-from scripts.hlo_traffic import hbm_traffic
+from scripts.hlo_traffic import hbm_traffic, loop_counts
 from tlvit import create_model
 from tlvit.checkpoints.model_info import ModelInfo
 from tlvit.config import Augment, Config, Loss, Model, Optim
+from tlvit.models.macs import count_macs
 from tlvit.training.checks import check_heads
 from tlvit.training.mesh import AXES, batch_sharding, describe_mesh, make_mesh, state_bytes
 from tlvit.training.optimizer import make_optimizer
@@ -114,23 +117,33 @@ def measure_step(options: argparse.Namespace, mesh: Mesh) -> dict[str, Any]:
 
 
 def inspect_program(options: argparse.Namespace, mesh: Mesh) -> dict[str, Any]:
-    """Compiles the step and reads its costs from the program. Nothing runs, so the devices may be absent."""
+    """Compiles the step and reads its costs from the program. Nothing runs, so the devices may be absent.
+
+    `compile_cpu_s` is the processor time of all threads. `flops_per_image` is XLA's count; of a program with
+    loops, whose bodies XLA counts once, it is that of the matrix products, and `bytes_per_image`, XLA's
+    "bytes accessed", is null.
+    """
     train_step, train_state, batch = build(options, mesh, abstract=True)
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     compiled = train_step.lower(train_state, batch).compile()
-    compile_s = time.perf_counter() - start
+    compile_s, compile_cpu_s = time.perf_counter() - start, time.process_time() - cpu_start
     cost, memory, text = compiled.cost_analysis(), compiled.memory_analysis(), compiled.as_text()
+    if options.text:
+        pathlib.Path(options.text).write_text(text or "")
     chips = mesh.devices.size
     kind = mesh.devices.flat[0].device_kind
     if cost is None or memory is None or text is None:
         raise ValueError(f"JAX cannot analyze a program for {kind}.")
     images = options.batch_size / chips  # XLA counts the program of one chip
     flops, moved, traffic = cost["flops"], cost["bytes accessed"], hbm_traffic(text)
+    if max(loop_counts(text).values()) > 1:  # XLA counts the body of a loop once
+        products = 2 * count_macs(jax.make_jaxpr(train_step)(train_state, batch).jaxpr)
+        flops, moved = max(flops, products / chips), math.nan
     result: dict[str, Any] = {
         "device": f"{chips} x {kind}",
         "mesh": describe_mesh(mesh),
         "flops_per_image": flops / images,
-        "bytes_per_image": moved / images,
+        "bytes_per_image": None if math.isnan(moved) else moved / images,
         "hbm_bytes_per_image": sum(traffic.values()) / images,
         "hbm_largest": {source: count / images for source, count in traffic.most_common(LARGEST)},
         "state_bytes": state_bytes(train_state)[0],
@@ -138,6 +151,7 @@ def inspect_program(options: argparse.Namespace, mesh: Mesh) -> dict[str, Any]:
         "temp_bytes": memory.temp_size_in_bytes,
         "collectives": count_collectives(text),
         "compile_s": compile_s,
+        "compile_cpu_s": compile_cpu_s,
         "roofline": None,
     }
     peak = next((v for k, v in CHIPS.items() if kind.startswith(k)), None)
@@ -184,6 +198,7 @@ def make_config(options: argparse.Namespace) -> Config:
                 "drop_path": options.drop_path,
                 **({"attention": options.attention} if options.attention != "xla" else {}),
                 **({"remat": True} if options.remat else {}),
+                **({"scan_blocks": True} if options.scan_blocks else {}),
                 **({"depth": options.depth} if options.depth else {}),
             },
         ),
@@ -252,13 +267,16 @@ def count_collectives(text: str) -> dict[str, dict[str, int]]:
 
     The compiler for TPUs writes a collective several times, with one channel, if it overlaps it with
     computations, and a reduce-scatter as a computation `all-reduce-scatter` of an all-reduce and a slice.
+    What is in a loop counts as often as the loop runs.
     """
     found: dict[str, dict[str, int]] = {}
+    loops, times = loop_counts(text), 1
     seen: set[str] = set()
     scattered = ""  # the result of the all-reduce-scatter that the line is in
     for line in text.splitlines():
         if line.endswith("{") and "->" in line:  # a computation starts
             scattered = line.partition("->")[2] if line.startswith("%all-reduce-scatter") else ""
+            times = loops.get(line.removeprefix("ENTRY ").partition(" ")[0].removeprefix("%"), 1)
         match = re.search(rf"= (.*?) ({'|'.join(COLLECTIVES)})(-start)?\(", line)
         channel = re.search(r"channel_id=\d+", line)
         if match is None or (channel and channel[0] in seen):
@@ -266,14 +284,14 @@ def count_collectives(text: str) -> dict[str, dict[str, int]]:
         seen.update([channel[0]] if channel else [])
         kind = "reduce-scatter" if scattered else match[2]
         entry = found.setdefault(kind, {"count": 0, "bytes": 0})
-        entry["count"] += 1
+        entry["count"] += times
         shapes = re.findall(r"(\w+)\[([\d,]*)\]", scattered or match[1])
         if match[3] and kind != "all-reduce":  # a start lists its operands, results and contexts
             shapes = [s for s in shapes if s != ("u32", "")]
             shapes = shapes[len(shapes) // 2 :]
         for dtype, shape in shapes:
             bits = int((re.search(r"\d+", dtype) or ["8"])[0])  # pred has no number: one byte
-            entry["bytes"] += bits // 8 * int(np.prod([int(d) for d in shape.split(",") if d]))
+            entry["bytes"] += times * (bits // 8) * int(np.prod([int(d) for d in shape.split(",") if d]))
     return found
 
 
@@ -311,10 +329,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="xla, fused, or both as fused,xla, which prints a line for each (default: xla)")  # fmt: skip
     add("--depth", type=int, default=0, metavar="N", help="number of blocks (default: the model's)")
     add("--remat", action="store_true", help="rematerialize the blocks' activations")
+    add("--scan-blocks", action="store_true", help="run equal blocks as one loop")
     add("--steps", type=int, default=10, metavar="N", help="number of timed steps (default: 10)")
     add("--mesh", default="", metavar="AXES",
         help="sizes of the axes, such as data=2,fsdp=4,model=1 (default: data=-1, all devices)")  # fmt: skip
     add("--topology", metavar="NAME", help='with compile: a TPU topology such as "v5e:2x4"')
+    add("--text", metavar="FILE", help="with compile: also write the text of the compiled program")
     return parser.parse_args(arguments)
 
 

@@ -72,16 +72,40 @@ def hbm_traffic(text: str) -> collections.Counter[str]:
     return found
 
 
+def loop_counts(text: str) -> dict[str, int]:
+    """How often each computation of a program runs because of the loops that it is in.
+
+    Args:
+      text: of `jax.stages.Compiled.as_text()`.
+
+    Returns:
+      The name of a computation -> the product of the trip counts of its loops, 1 outside of loops.
+    """
+    computations = _computations(text)
+    found = dict.fromkeys(computations, 1)
+
+    def visit(name: str, times: int) -> None:
+        found[name] = max(found[name], times)
+        for operation in computations[name].values():
+            inside = times * (_trip_count(computations, operation) if operation.kind == "while" else 1)
+            for called in set(re.findall(r"(?:calls|body|to_apply)=%([\w.\-]+)", operation.text)):
+                if called in computations:
+                    visit(called, inside)
+
+    if entry := re.search(r"^ENTRY %?(\S+)", text, re.MULTILINE):
+        visit(entry[1], 1)
+    return found
+
+
 def _executed(
     computations: Computations, name: str, times: int
 ) -> Iterator[tuple[Operation, dict[str, Operation], int]]:
     """(operation, its computation, how often it runs) of a computation and of the loops in it."""
     for operation in computations[name].values():
         if operation.kind == "while":
-            count = re.search(r'known_trip_count"?:\{"n":"(\d+)"', operation.text)
             body = re.search(r"body=%([\w.\-]+)", operation.text)
             if body:
-                yield from _executed(computations, body[1], times * (int(count[1]) if count else 1))
+                yield from _executed(computations, body[1], times * _trip_count(computations, operation))
         elif operation.kind in ("call", "conditional"):
             for called in re.findall(r"(?:to_apply|branch_computations=\{|, )=?%([\w.\-]+)", operation.text)[
                 :1
@@ -91,18 +115,41 @@ def _executed(
             yield operation, computations[name], times
 
 
+def _trip_count(computations: Computations, loop: Operation) -> int:
+    """How often a loop runs: as the compiler wrote, or the only integer constant of its condition; else 1."""
+    if known := re.search(r'known_trip_count"?:\{"n":"(\d+)"', loop.text):
+        return int(known[1])
+    condition = re.search(r"condition=%([\w.\-]+)", loop.text)
+    inside = computations.get(condition[1], {}) if condition else {}
+    limits = [o.text.partition(")")[0] for o in inside.values() if o.kind == "constant"]
+    limits = [int(limit) for limit in limits if limit.isdecimal()]
+    return limits[0] if len(limits) == 1 else 1
+
+
 def _bytes(operation: Operation, own: dict[str, Operation], computations: Computations) -> int:
     """Bytes that an operation of the computation `own` moves in HBM."""
     types = [own[name].result for name in operation.operands if name in own]
-    if operation.kind in NO_TRAFFIC or operation.kind.endswith("-done") or "ConcatBitcast" in operation.text:
+    if operation.kind in NO_TRAFFIC or operation.kind.endswith("-done"):
         return 0
+    if re.search("ConcatBitcast|AllocateBuffer", operation.text):
+        return 0
+    if operation.kind == "dynamic-update-slice":
+        return _size(types[1]) * (_in_hbm(types[1]) + _in_hbm(operation.result))
     if operation.kind in MOVES:
         destination, source = _ends(operation, types)
         moved = _size(destination)
         return moved * (_in_hbm(destination) + _in_hbm(source))
-    read = sum(_in_hbm(kind) * size for kind, size in _read(operation, types, computations))
-    written = sum(_in_hbm(part) * _size(part) for part in _parts(operation.result))
-    return read + written
+    inside = _called(operation, computations)
+    read = sum(
+        _in_hbm(kind) * (_read(inside, number, computations) if inside else _size(kind))
+        for number, types_of in enumerate(types)
+        for kind in _parts(types_of)
+    )
+    results = _written(inside, computations) if inside else []
+    parts = _parts(operation.result)
+    if len(results) != len(parts):
+        results = [_size(part) for part in parts]
+    return read + sum(_in_hbm(part) * size for part, size in zip(parts, results, strict=True))
 
 
 def _ends(operation: Operation, types: list[str]) -> tuple[str, str]:
@@ -115,16 +162,51 @@ def _ends(operation: Operation, types: list[str]) -> tuple[str, str]:
     return parts[0], types[0] if types else parts[0]
 
 
-def _read(operation: Operation, types: list[str], computations: Computations) -> Iterator[tuple[str, int]]:
-    """(type, bytes read) of every operand."""
+def _called(operation: Operation, computations: Computations) -> dict[str, Operation]:
+    """The operations of a fusion; empty for other operations."""
     called = re.search(r"calls=%([\w.\-]+)", operation.text)
-    inside = computations.get(called[1], {}) if called and operation.kind == "fusion" else {}
-    parameters = {int(o.text.partition(")")[0]): o.name for o in inside.values() if o.kind == "parameter"}
-    for number, kind in enumerate(types):
-        users = [o for o in inside.values() if parameters.get(number) in o.operands]
-        sliced = users and all(o.kind in SLICES and o.operands[0] == parameters[number] for o in users)
-        size = sum(_size(o.result) for o in users) if sliced else sum(map(_size, _parts(kind)))
-        yield kind, min(size, sum(map(_size, _parts(kind))))
+    return computations.get(called[1], {}) if called and operation.kind == "fusion" else {}
+
+
+def _read(inside: dict[str, Operation], number: int, computations: Computations) -> int:
+    """Bytes that a fusion reads of its operand `number`: of an operand that it only slices, the slices."""
+    (parameter,) = (
+        o for o in inside.values() if o.kind == "parameter" and int(o.text.partition(")")[0]) == number
+    )
+    return _read_of(parameter, inside, computations)
+
+
+def _read_of(array: Operation, inside: dict[str, Operation], computations: Computations) -> int:
+    """Bytes of an array that the operations of a fusion read."""
+    total = 0
+    for user in inside.values():
+        for position in (i for i, name in enumerate(user.operands) if name == array.name):
+            if user.kind in SLICES and position == 0:
+                total += _size(user.result)
+            elif user.kind == "bitcast":
+                total += _read_of(user, inside, computations)
+            elif user.kind == "fusion":
+                total += _read(_called(user, computations), position, computations)
+            elif user.kind != "dynamic-update-slice" or position > 0:  # which keeps the rest of its operand
+                total += _size(array.result)
+    return min(total, _size(array.result))
+
+
+def _written(inside: dict[str, Operation], computations: Computations) -> list[int]:
+    """Bytes of each result that a fusion writes: of an array that it updates, the updated part."""
+    root = next(reversed(inside.values()))
+    results = [inside[name] for name in root.operands] if root.kind == "tuple" else [root]
+    sizes = []
+    for result in results:
+        while result.kind == "bitcast" and result.operands[0] in inside:
+            result = inside[result.operands[0]]
+        if result.kind == "dynamic-update-slice":
+            sizes.append(_size(inside[result.operands[1]].result))
+        elif result.kind == "fusion" and len(_parts(result.result)) == 1:
+            sizes += _written(_called(result, computations), computations)
+        else:
+            sizes.append(_size(result.result))
+    return sizes
 
 
 def _computations(text: str) -> Computations:

@@ -77,6 +77,9 @@ def test_macs_of_products_convolutions_and_loops():
         )
 
     assert count(conv, (1, 8, 8, 4), (3, 5, 2, 6)) == (4 * 4 * 6) * (3 * 5 * 2)
+    gradient = lambda x, kernel, y: jax.vjp(lambda x: conv(x, kernel), x)[1](y)
+    forward_and_backward = count(gradient, (1, 8, 8, 4), (3, 5, 2, 6), (1, 4, 4, 6))
+    assert forward_and_backward == 2 * (4 * 4 * 6) * (3 * 5 * 2)  # zeros of the dilated input do not count
     assert count(jax.jit(lambda a: jax.nn.relu(a @ a)), (4, 4)) == 64
     assert count(jax.checkpoint(lambda a: a @ a), (4, 4)) == 64
     assert count(lambda a: jax.lax.scan(lambda c, _: (c @ c, None), a, None, length=3)[0], (4, 4)) == 3 * 64
@@ -126,7 +129,9 @@ def test_command(capsys):
     assert "unknown at this size" in printed
     options = re.findall(r"^  (\S+)", printed.partition("options")[2], re.MULTILINE)
     assert options[:5] == ["patch_size=16", "dim=240", "depth=12", "num_heads=4", "mlp_ratio=3.0"]
-    assert options[-4:] == ["rule='max'", "token_weight=0.5", "remat=False", "dtype=None"]
+    assert options[-5:] == [
+        "rule='max'", "token_weight=0.5", "remat=False", "scan_blocks=False", "dtype=None"
+    ]  # fmt: skip
     assert "  patch_size=16           side of a patch, pixels\n" in printed
     assert main(["lvvit_x"]) == 1
     assert "did you mean" in capsys.readouterr().err

@@ -37,7 +37,7 @@ class Model(Section):
         "",
         "Checkpoint whose weights the run starts from: a workdir, a model folder or a PyTorch file. Position "
         "embeddings are resized; heads for another number of classes are reinitialized. Options of the model "
-        "that are not set are the checkpoint's, except dropout, drop path and remat.",
+        "that are not set are the checkpoint's, except dropout, drop path, remat and scan_blocks.",
     )
 
 

@@ -74,7 +74,7 @@ def compiled():
 def test_compile_prints_the_documented_keys(capsys):
     found = run(capsys, "compile", *ARGUMENTS, "--dtype=bfloat16")
     keys = {"flops_per_image", "bytes_per_image", "hbm_bytes_per_image", "hbm_largest", "state_bytes",
-            "argument_bytes", "temp_bytes", "collectives", "roofline"}  # fmt: skip
+            "argument_bytes", "temp_bytes", "collectives", "roofline", "compile_cpu_s"}  # fmt: skip
     assert found.keys() == COMMON | keys
     assert (found["model"], found["batch"], found["dtype"]) == ("lvvit_s", 16, "bfloat16")
     assert found["roofline"] is None  # no data sheet for this machine
@@ -103,6 +103,18 @@ def test_figures_per_image_and_chip(compiled):
     assert one["argument_bytes"] == pytest.approx(state_bytes + image_bytes, rel=0.01)
     # Forward and backward of the matrix products: 6 operations a weight and token; 16 tokens, 10 D^2 weights.
     assert one["flops_per_image"] > 6 * 16 * 10 * 32**2 * 0.8
+
+
+@pytest.mark.slow
+def test_the_figures_of_a_loop_are_those_of_all_its_blocks():
+    options = [
+        benchmark.parse(["compile", *ARGUMENTS, "--depth=4", *more]) for more in ([], ["--scan-blocks"])
+    ]
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    plain, loop = (benchmark.inspect_program(each, mesh) for each in options)
+    assert loop["flops_per_image"] == pytest.approx(plain["flops_per_image"], rel=0.25)
+    assert loop["bytes_per_image"] is None
+    assert loop["hbm_bytes_per_image"] == pytest.approx(plain["hbm_bytes_per_image"], rel=0.5)
 
 
 @pytest.mark.slow
@@ -181,6 +193,20 @@ def test_collectives_that_the_compiler_for_tpus_writes_otherwise_count_once():
         "all-gather": {"count": 1, "bytes": 32},
         "all-reduce": {"count": 1, "bytes": 12},
     }
+
+
+def test_collectives_in_a_loop_count_as_often_as_it_runs():
+    text = """
+%body (arg: f32[4]) -> f32[4] {
+  %all-reduce.1 = f32[4]{0} all-reduce(%arg), channel_id=1, to_apply=%add
+}
+
+ENTRY %main (p: f32[4]) -> f32[4] {
+  %while.1 = f32[4]{0} while(%p), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"3"}}
+  %all-reduce.2 = f32[2]{0} all-reduce(%q), channel_id=2, to_apply=%add
+}
+"""
+    assert benchmark.count_collectives(text) == {"all-reduce": {"count": 4, "bytes": 3 * 16 + 8}}
 
 
 def test_the_batch_has_shapes_and_ranges_of_a_recipe():

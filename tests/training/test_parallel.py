@@ -28,6 +28,7 @@ FAMILIES = {
     "lvvit": ("lvvit_s", {**COMMON, "stem_width": 8, "drop_path": 0.5}),
     "lvvit_remat": ("lvvit_s", {**COMMON, "stem_width": 8, "drop_path": 0.5, "remat": True}),
     "lvvit_fused": ("lvvit_s", {**COMMON, "stem_width": 8, "drop_path": 0.5, "attention": "fused"}),
+    "lvvit_scan": ("lvvit_s", {**COMMON, "depth": 2, "stem_width": 8, "drop_path": 0.5, "scan_blocks": True}),
     "t2t": ("t2t_vit_7", {**COMMON, "token_head": True, "drop_path": 0.5}),
     "t2t_se": ("t2t_vit_14_se", {**COMMON, "token_head": True}),
     "t2t_ghost": ("t2t_vit_16_ghost", {**COMMON, "token_head": True}),
@@ -157,7 +158,9 @@ def test_every_mode_trains_lvvit_like_one_device(mode):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["fsdp", "fsdp x model"])
-@pytest.mark.parametrize("family", ["lvvit_remat", "t2t", "t2t_se", "t2t_ghost", "t2t_dense", "deit"])
+@pytest.mark.parametrize(
+    "family", ["lvvit_remat", "lvvit_scan", "t2t", "t2t_se", "t2t_ghost", "t2t_dense", "deit"]
+)
 def test_every_family_trains_like_one_device(family, mode):
     check_equal(family, MODES[mode])
 

@@ -40,11 +40,12 @@ class DeiT(TokenModel):
         dim: int, depth: int = 12, num_heads: int, mlp_ratio: float = 4.0, distilled: bool = False,
         token_head: bool = False, drop_rate: float = 0.0, attn_drop: float = 0.0, drop_path: float = 0.0,
         rule: str = "max", token_weight: float = 0.5, attention: str = "xla", remat: bool = False,
-        dtype: Dtype = None, rngs: nnx.Rngs,
+        scan_blocks: bool = False, dtype: Dtype = None, rngs: nnx.Rngs,
     ):  # fmt: skip
         self.grid = token_grid(image_size, patch_size)
         self.num_classes, self.rule, self.token_weight = num_classes, check_rule(rule), token_weight
-        self.drop_rate, self.remat, self.dtype = drop_rate, remat, dtype
+        self.drop_rate, self.dtype = drop_rate, dtype
+        self.remat, self.scan_blocks = remat, scan_blocks
         self.patch_embed = PatchEmbed(dim, patch_size, dtype=dtype, rngs=rngs)
         fused = fuses_attention(attention, attn_drop=attn_drop)
         init = nnx.initializers.normal(0.02)

@@ -4,16 +4,19 @@ Parameter names equal those of the published PyTorch modules, so that a conversi
 layer holds random state: a call with a PRNG key drops, a call without a key does not.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.extend.core import Primitive
 from jax.sharding import AxisType
 
-from tlvit.shapes import Float
-from tlvit.types import Array, Dtype
+from tlvit.shapes import Float, Float32
+from tlvit.types import Array, Dtype, PyTree
 
 
 class Buffer(nnx.BatchStat):
@@ -81,21 +84,23 @@ def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     return (0.5 * wide * (1 + jax.lax.erf(wide * math.sqrt(0.5)))).astype(x.dtype)
 
 
-def drop_path(x: Float[Array, "B ..."], rate: float, key: jax.Array | None) -> Float[Array, "B ..."]:
+def drop_path(
+    x: Float[Array, "B ..."], rate: float | Float32[Array, ""], key: jax.Array | None
+) -> Float[Array, "B ..."]:
     """Stochastic depth (Huang et al. 2016, arXiv:1603.09382).
 
     Args:
       x: output of a residual branch.
-      rate: probability in [0, 1) with which the branch of an image is set to zero.
+      rate: probability in [0, 1) with which the branch of an image is set to zero; an array in a loop.
       key: PRNG key. Nothing is dropped without one.
 
     Returns:
       An array of the shape and type of `x`. The branches that are kept are divided by 1 - rate.
     """
-    if key is None or rate == 0.0:
+    if key is None or (isinstance(rate, float | int) and rate == 0):
         return x
     keep = jax.random.bernoulli(key, 1 - rate, (x.shape[0],) + (1,) * (x.ndim - 1))
-    return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
+    return jnp.where(keep, x / jnp.asarray(1 - rate, x.dtype), 0).astype(x.dtype)
 
 
 def drop_path_rates(rate: float, depth: int) -> list[float]:
@@ -127,14 +132,83 @@ def split_key(key: jax.Array | None, count: int) -> list[jax.Array | None]:
 
 
 def run_blocks(
-    blocks: Sequence[nnx.Module], x: Array, key: jax.Array | None, *, remat: bool = False
+    blocks: Sequence[nnx.Module], x: Array, key: jax.Array | None, *, remat: bool = False, scan: bool = False
 ) -> Array:
-    """Applies the blocks one after the other, each with its own key."""
-    for block, block_key in zip(blocks, split_key(key, len(blocks)), strict=True):
-        x = run_block(block, x, block_key, remat=remat)
+    """Applies the blocks one after the other, each with its own key.
+
+    Args:
+      blocks: the blocks, `block(x, key)`.
+      x: input of the first one.
+      key: PRNG key, or None. Nothing is dropped without one.
+      remat: the backward pass computes the activations of each block again, to save memory.
+      scan: successive blocks that differ in their arrays and drop-path rates only are one loop of the
+        program, which is then compiled as fast as that of a single block. Results are the same, except for
+        rounding.
+
+    Returns:
+      The output of the last block.
+    """
+    return run_part(blocks, x, split_key(key, len(blocks)), remat=remat, scan=scan)
+
+
+def run_part(
+    blocks: Sequence[nnx.Module], x: Array, keys: Sequence[jax.Array | None], *, remat: bool, scan: bool
+) -> Array:
+    """As `run_blocks`, with one key for each block."""
+    pairs = list(zip(blocks, keys, strict=True))
+    runs = itertools.groupby(pairs, lambda pair: _split_block(pair[0])[0]) if scan else [(None, pairs)]
+    for graph, run in runs:
+        run = list(run)
+        if graph is not None and len(run) > 1:
+            x = _run_loop(graph, x, run, remat=remat)
+        else:
+            for block, key in run:
+                x = run_block(block, x, key, remat=remat)
     return x
 
 
 def run_block(block: nnx.Module, x: Array, key: jax.Array | None, *, remat: bool = False) -> Array:
     """Applies one block. With `remat` the backward pass computes its activations again, to save memory."""
     return (jax.checkpoint(block.__call__) if remat else block)(x, key)
+
+
+def _split_block(block: nnx.Module) -> tuple[nnx.GraphDef, PyTree]:
+    """(what the blocks of one loop have in common, arrays)."""
+    block = nnx.clone(block)
+    block.drop_path = 0.0  # the loop sets it
+    graph, params = nnx.split(block, nnx.Param)
+    return graph, nnx.to_pure_dict(params)
+
+
+def _run_loop(
+    graph: nnx.GraphDef, x: Array, run: Sequence[tuple[nnx.Module, jax.Array | None]], *, remat: bool
+) -> Array:
+    """Applies blocks of one structure as a loop over their stacked arrays, rates and keys."""
+    rates = [getattr(block, "drop_path", 0.0) for block, _ in run]
+
+    def step(x: Array, inputs: tuple[PyTree, Array, jax.Array | None]) -> tuple[Array, None]:
+        params, rate, key = inputs
+        block = nnx.merge(graph, params)
+        if any(rates):
+            block.drop_path = rate
+        return block(x, key), None
+
+    stack = lambda *arrays: jnp.stack(arrays)
+    params = jax.tree.map(stack, *(_split_block(block)[1] for block, _ in run))
+    keys = None if run[0][1] is None else stack(*(key for _, key in run))
+    step = jax.checkpoint(step, prevent_cse=False, policy=None if remat else _is_kept)
+    return jax.lax.scan(step, x, (params, jnp.array(rates, jnp.float32), keys))[0]
+
+
+def _is_kept(primitive: Primitive, *operands: Any, **options: Any) -> bool:
+    """Whether a loop keeps the result of an operation for the backward pass.
+
+    It keeps the results of kernels, and matrix products, but not the logits of attention: [N, N] in float32
+    are larger than query and key. The rest is computed again, which XLA also does, by fusion, for blocks that are not in a loop.
+    """
+    if primitive.name != "dot_general":
+        return primitive.name == "pallas_call"
+    (_, contracted), (_, batch) = options["dimension_numbers"]
+    size = lambda axes: math.prod(operands[1].shape[axis] for axis in axes)
+    columns = operands[1].size // size(batch) // size(contracted)
+    return not batch or columns <= size(contracted)

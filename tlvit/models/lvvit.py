@@ -60,11 +60,12 @@ class LVViT(TokenModel):
         dim: int, depth: int, num_heads: int, mlp_ratio: float = 3.0, stem_width: int | None, skip_lam: float,
         token_head: bool = True, drop_rate: float = 0.0, attn_drop: float = 0.0, drop_path: float = 0.0,
         rule: str = "max", token_weight: float = 0.5, attention: str = "xla", remat: bool = False,
-        dtype: Dtype = None, rngs: nnx.Rngs,
+        scan_blocks: bool = False, dtype: Dtype = None, rngs: nnx.Rngs,
     ):  # fmt: skip
         self.grid = token_grid(image_size, patch_size)
         self.num_classes, self.rule, self.token_weight = num_classes, check_rule(rule), token_weight
-        self.drop_rate, self.remat, self.dtype = drop_rate, remat, dtype
+        self.drop_rate, self.dtype = drop_rate, dtype
+        self.remat, self.scan_blocks = remat, scan_blocks
         if stem_width:
             self.patch_embed = ConvStem(dim, patch_size, stem_width, dtype=dtype, rngs=rngs)
         else:

@@ -29,8 +29,8 @@ def count_macs(jaxpr: Jaxpr) -> int:
 
     Args:
       jaxpr: as from `jax.make_jaxpr(f)(x).jaxpr`. The body of a `scan` counts once for each iteration, that
-      of a
-        `while` once, and a `cond` counts as its most expensive branch.
+        of a `while` once, and a `cond` counts as its most expensive branch. Products with the zeros between
+        the values of a dilated input, as in the gradient of a strided convolution, do not count.
     """
     total = 0
     for equation in jaxpr.eqns:
@@ -43,7 +43,11 @@ def count_macs(jaxpr: Jaxpr) -> int:
             _, channels_in, *spatial = params["dimension_numbers"].rhs_spec
             kernel = _shape(equation.invars[1])  # it has the input channels of one group
             size = math.prod(_shape(equation.outvars[0]))
-            total += size * math.prod(kernel[i] for i in (channels_in, *spatial))
+            total += (
+                size
+                * math.prod(kernel[i] for i in (channels_in, *spatial))
+                // math.prod(params["lhs_dilation"])
+            )
         else:
             inner = [count_macs(j) for value in params.values() for j in _jaxprs(value)]
             total += max(inner, default=0) if name == "cond" else params.get("length", 1) * sum(inner)

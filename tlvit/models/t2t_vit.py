@@ -59,12 +59,13 @@ class T2TViT(TokenModel):
         depth: int | tuple[int, ...], num_heads: int, mlp_ratio: float, tokens: str = "performer",
         block: str = "plain", growth: int = 64, token_head: bool = False, token_drop: float = 0.1,
         drop_rate: float = 0.0, attn_drop: float = 0.0, drop_path: float = 0.0, rule: str = "max",
-        token_weight: float = 0.5, attention: str = "xla", remat: bool = False, dtype: Dtype = None,
-        rngs: nnx.Rngs,
+        token_weight: float = 0.5, attention: str = "xla", remat: bool = False, scan_blocks: bool = False,
+        dtype: Dtype = None, rngs: nnx.Rngs,
     ):  # fmt: skip
         self.grid = token_grid(image_size, 16)
         self.num_classes, self.rule, self.token_weight = num_classes, check_rule(rule), token_weight
-        self.drop_rate, self.remat, self.dtype = drop_rate, remat, dtype
+        self.drop_rate, self.dtype = drop_rate, dtype
+        self.remat, self.scan_blocks = remat, scan_blocks
         self.tokens_to_token = TokensToToken(dim, tokens, drop_rate=token_drop, dtype=dtype, rngs=rngs)
         self.cls_token = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (1, 1, dim)))
         self.pos_embed = Buffer(jnp.asarray(sinusoid_table(1 + self.grid[0] * self.grid[1], dim)))

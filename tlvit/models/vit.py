@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from einops import rearrange, repeat
 from jax.sharding import PartitionSpec
 
-from tlvit.models.layers import model_axis, run_block, run_blocks, split_key
+from tlvit.models.layers import model_axis, run_blocks, run_part, split_key
 from tlvit.models.model import Model, check_images, check_indices
 from tlvit.models.transformer import Block
 from tlvit.ops.attention import dropout
@@ -34,10 +34,12 @@ class TokenModel(Model):
       rule, token_weight: how inference combines the heads, see `infer`.
       drop_rate: dropout after the positions are added, in [0, 1).
       remat: whether the backward pass computes every block's activations again, to save memory.
+      scan_blocks: whether equal blocks run as one loop, which is compiled faster.
     """
 
     grid: tuple[int, int]  # pyrefly: ignore[bad-override-mutable-attribute]  (never None in this class)
     dist_token = head_dist = None
+    scan_blocks = False
 
     def embed_patches(
         self, images: Float[Array, "B H W 3"], key: jax.Array | None = None
@@ -72,7 +74,7 @@ class TokenModel(Model):
         if mix is not None:
             x = mix_tokens(x, mix)
         x = dropout(self._sequence(x), self.drop_rate, drop_key)  # [B, P + N, D]
-        x = self.norm(run_blocks(self.blocks, x, blocks_key, remat=self.remat))
+        x = self.norm(run_blocks(self.blocks, x, blocks_key, remat=self.remat, scan=self.scan_blocks))
 
         cls = self.head(x[:, 0]).astype(jnp.float32)
         dist = None if self.head_dist is None else self.head_dist(x[:, 1]).astype(jnp.float32)
@@ -88,7 +90,7 @@ class TokenModel(Model):
     def features(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w D"]:
         """The patch tokens after the last block, normalized."""
         x = self._sequence(self._patches(images))
-        x = self.norm(run_blocks(self.blocks, x, None, remat=self.remat))
+        x = self.norm(run_blocks(self.blocks, x, None, remat=self.remat, scan=self.scan_blocks))
         return self._on_grid(x[:, self._num_prefix :])
 
     def dense_logits(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w L"]:
@@ -135,13 +137,14 @@ class TokenModel(Model):
         check_indices(blocks, len(self.blocks))
         stem_key, encoder_key = split_key(key, 2)
         drop_key, blocks_key = split_key(encoder_key, 2)
-        x, outputs = self._patches(images, stem_key), []
+        x = self._patches(images, stem_key)
         grid = x.shape[1:3]
         x = dropout(self._sequence(x, any_size), self.drop_rate, drop_key)
-        keys = split_key(blocks_key, len(self.blocks))
-        for block, block_key in zip(self.blocks[: max(blocks, default=-1) + 1], keys, strict=False):
-            x = run_block(block, x, block_key, remat=self.remat)
-            outputs.append(x)
+        keys, outputs, done = split_key(blocks_key, len(self.blocks)), {}, 0
+        for last in sorted(set(blocks)):
+            part = slice(done, last + 1)
+            x = run_part(self.blocks[part], x, keys[part], remat=self.remat, scan=self.scan_blocks)
+            outputs[last], done = x, last + 1
         patches = [outputs[i][:, self._num_prefix :] for i in blocks]
         return [rearrange(x, "b (h w) d -> b h w d", h=grid[0]) for x in patches]
 

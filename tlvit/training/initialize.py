@@ -28,15 +28,17 @@ from tlvit.training.state import TrainState, abstract_state, init_state, state_f
 log = logging.getLogger("tlvit")
 
 # Options that a run chooses for itself. All others say what the arrays are and how they are used.
-OF_THE_RUN = ("dtype", "attention", "remat", "drop_rate", "attn_drop", "drop_path", "token_drop")
+OF_THE_RUN = (
+    "dtype", "attention", "remat", "scan_blocks", "drop_rate", "attn_drop", "drop_path", "token_drop",
+)  # fmt: skip
 
 
 def take_options(config: Config, workdir: pathlib.Path) -> Config:
     """The settings, with the options of `config.model.init_from` that the recipe leaves open.
 
     A recipe can then name a checkpoint of a model with sizes of its own without repeating them. Dropout,
-    drop path, dtype and remat are the recipe's. A run that has checkpoints takes the options that it started
-    with, because the checkpoint of `init_from` may be gone.
+    drop path, dtype, remat and scan_blocks are the recipe's. A run that has checkpoints takes the options
+    that it started with, because the checkpoint of `init_from` may be gone.
 
     Raises:
       ValueError, OSError: the checkpoint cannot be opened.
