@@ -204,7 +204,8 @@ def _is_kept(primitive: Primitive, *operands: Any, **options: Any) -> bool:
     """Whether a loop keeps the result of an operation for the backward pass.
 
     It keeps the results of kernels, and matrix products, but not the logits of attention: [N, N] in float32
-    are larger than query and key. The rest is computed again, which XLA also does, by fusion, for blocks that are not in a loop.
+    are larger than query and key. The rest is computed again, which XLA also does, by fusion, for blocks that
+    are not in a loop.
     """
     if primitive.name != "dot_general":
         return primitive.name == "pallas_call"
