@@ -66,7 +66,7 @@ MEANINGS = {
     "drop_path": "probability of skipping the last residual branch; it grows linearly with the depth",
     "token_drop": "dropout in the tokens-to-token layers",
     "remat": "compute activations a second time in the backward pass, to save memory",
-    "scan_blocks": "equal blocks run as one loop of the program, which is compiled faster",
+    "scan_blocks": "equal blocks run as one loop of the program: less to compile, less memory",
     "dtype": "type of the computation; None: float32. In a run it is set by config.model.dtype",
 }
 
