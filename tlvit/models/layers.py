@@ -142,8 +142,8 @@ def run_blocks(
       key: PRNG key, or None. Nothing is dropped without one.
       remat: the backward pass computes the activations of each block again, to save memory.
       scan: successive blocks that differ in their arrays and drop-path rates only are one loop of the
-        program, which is then compiled as fast as that of a single block. Results are the same, except for
-        rounding.
+        program: less to compile, and attention logits are not kept for the backward pass. Results are the
+        same, except for rounding.
 
     Returns:
       The output of the last block.

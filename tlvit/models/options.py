@@ -68,7 +68,7 @@ MEANINGS = {
     "attention": 'implementation of the blocks\' attention, "xla", "fused" (on a TPU or GPU its weights stay '
     'on the chip) or "auto" (fused on a TPU or GPU)',
     "remat": "compute activations a second time in the backward pass, to save memory",
-    "scan_blocks": "equal blocks run as one loop of the program, which is compiled faster",
+    "scan_blocks": "equal blocks run as one loop of the program: less to compile, less memory",
     "dtype": "type of the computation; None: float32. In a run it is set by config.model.dtype",
 }
 

@@ -34,7 +34,7 @@ class TokenModel(Model):
       rule, token_weight: how inference combines the heads, see `infer`.
       drop_rate: dropout after the positions are added, in [0, 1).
       remat: whether the backward pass computes every block's activations again, to save memory.
-      scan_blocks: whether equal blocks run as one loop, which is compiled faster.
+      scan_blocks: whether equal blocks run as one loop: less to compile, less memory.
     """
 
     grid: tuple[int, int]  # pyrefly: ignore[bad-override-mutable-attribute]  (never None in this class)
