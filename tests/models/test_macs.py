@@ -8,6 +8,8 @@ from flax import nnx
 import tlvit
 from tlvit.models.functional import functionalize
 from tlvit.models.macs import count_macs, model_macs
+from tlvit.ops.fused_attention import fused_attention, short_attention
+from tlvit.training.mesh import make_mesh, mesh_context
 
 
 def macs(f, *shapes):
@@ -33,6 +35,17 @@ def test_inner_programs():
     assert macs(lambda x: jax.lax.scan(lambda c, _: (c @ c, None), x, None, length=5)[0], (3, 3)) == 5 * 27
     twice = lambda x: square(square(x))
     assert macs(lambda x: jax.lax.cond(x[0, 0] > 0, square, twice, x), (3, 3)) == 2 * 27
+
+
+def test_kernels_count_for_every_image_on_every_device():
+    mesh = make_mesh()
+    attention = lambda x: fused_attention(x, 4, scale=1.0)  # with 256 channels in two groups of heads
+    with mesh_context(mesh):
+        assert macs(attention, (2 * mesh.size, 5, 3 * 256)) == 2 * mesh.size * 2 * 5 * 5 * 256
+    forward = lambda x: short_attention(x, 4, 1.0, True)
+    assert macs(forward, (3, 5, 3 * 256)) == 3 * 2 * 5 * 5 * 256
+    backward = lambda x: jax.vjp(forward, x)[1](x[..., :256])[0]
+    assert macs(backward, (3, 5, 3 * 256)) == 3 * 7 * 5 * 5 * 256
 
 
 def test_the_published_macs_of_deit_tiny():

@@ -28,8 +28,9 @@ def count_macs(jaxpr: Jaxpr) -> int:
     """Multiply-adds of all matrix products and convolutions of a program.
 
     Args:
-      jaxpr: as from `jax.make_jaxpr(f)(x).jaxpr`. The body of a `scan` counts once for each iteration, that
-        of a `while` once, and a `cond` counts as its most expensive branch. Products with the zeros between
+      jaxpr: as from `jax.make_jaxpr(f)(x).jaxpr`. The body of a `scan` or kernel counts once for each
+        iteration, that of a `shard_map` once for each device, that of a `while` once, and a `cond` counts as
+        its most expensive branch. Products with the zeros between
         the values of a dilated input, as in the gradient of a strided convolution, do not count.
     """
     total = 0
@@ -50,8 +51,15 @@ def count_macs(jaxpr: Jaxpr) -> int:
             )
         else:
             inner = [count_macs(j) for value in params.values() for j in _jaxprs(value)]
-            total += max(inner, default=0) if name == "cond" else params.get("length", 1) * sum(inner)
+            total += max(inner, default=0) if name == "cond" else _repetitions(name, params) * sum(inner)
     return total
+
+
+def _repetitions(name: str, params: dict[str, Any]) -> int:
+    """How often the programs in an equation's parameters run."""
+    if name == "pallas_call":
+        return math.prod(params["grid_mapping"].grid)
+    return params["mesh"].size if name == "shard_map" else params.get("length", 1)
 
 
 def _shape(variable: Any) -> tuple[int, ...]:
