@@ -74,3 +74,14 @@ def test_only_the_input_is_saved_for_the_backward_pass():
     saved = lambda x: jax.vjp(lambda y: fused_attention.fused_attention(y, 2, scale=0.3), x)[1]
     shapes = [x.shape for x in jax.tree.leaves(jax.eval_shape(saved, jnp.zeros((1, 50, 12))))]
     assert shapes == [(1, 50, 12)]
+
+
+def test_inside_of_a_program_for_each_device():
+    mesh = make_mesh()
+    attention = lambda x: fused_attention.fused_attention(x, 2, scale=0.3)
+    spec = jax.sharding.PartitionSpec("data")
+    qkv = randn(8, 5, 24)
+    with mesh_context(mesh):
+        run = jax.jit(jax.shard_map(attention, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False))
+        found = run(qkv)
+    np.testing.assert_allclose(found, attention(qkv), atol=1e-6)

@@ -38,7 +38,8 @@ def fused_attention(qkv: Float[Array, "B N _"], num_heads: int, *, scale: float)
         return _with_cudnn(qkv, num_heads, scale)
     function = lambda part: short_attention(part, num_heads, scale)
     mesh = jax.sharding.get_abstract_mesh()
-    axes = tuple(axis for axis in BATCH_AXES if axis in mesh.axis_names)
+    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    axes = tuple(axis for axis in BATCH_AXES if kinds.get(axis) == jax.sharding.AxisType.Auto)
     if not axes or mesh.size == 1:
         return function(qkv)
     spec = jax.sharding.PartitionSpec(axes)  # XLA cannot divide a kernel by itself
