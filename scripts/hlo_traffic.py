@@ -8,7 +8,8 @@ program reads it from HBM or writes it to HBM:
   only slices counts with the size of the slices.
 - copies and slices: the bytes that they move, once for each side that lies in HBM. Of an asynchronous pair
   the start counts, the end does not.
-- loops: their bodies, times the trip count that the compiler found.
+- loops: their bodies, times the trip count that the compiler found or that their condition compares with. An
+  array that an operation updates in place counts with the size of the update.
 
 Sizes are those of the values, without the padding of tiles.
 """
@@ -92,7 +93,8 @@ def loop_counts(text: str) -> dict[str, int]:
                 if called in computations:
                     visit(called, inside)
 
-    if entry := re.search(r"^ENTRY %?(\S+)", text, re.MULTILINE):
+    entry = re.search(r"^ENTRY %?(\S+)", text, re.MULTILINE)
+    if entry and entry[1] in computations:
         visit(entry[1], 1)
     return found
 
