@@ -1,11 +1,12 @@
 """Annotates a data set: a trained model scores every cell of every image once."""
 
+import concurrent.futures
 import dataclasses
+import functools
 import hashlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import jax
@@ -13,13 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from flax import nnx
+from jax.sharding import Mesh
 
 from tlvit.checkpoints.model_info import ModelInfo, Preprocessing
 from tlvit.checkpoints.torch_names import to_torch
 from tlvit.config import multiples_near
 from tlvit.models.functional import Net, functionalize
 from tlvit.ops.normalize import normalize
-from tlvit.training.mesh import make_mesh, replicated
+from tlvit.training.annotation_batch import choose_batch
+from tlvit.training.annotation_stream import DeviceClock, Fetched, Scores, scored_batches
+from tlvit.training.mesh import batch_sharding, make_mesh, on_every_device, replicated
 from tlvit.training.prefetch import to_global
 from tlvit.training.run_log import duration
 from tlvit.types import Array, PyTree
@@ -73,7 +77,7 @@ def annotate(
     out: str | os.PathLike,
     *,
     top_k: int = 5,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     max_corrupt: float = 0.0,
     threads: int = 0,
 ) -> "ScoreMapInfo | None":
@@ -91,7 +95,8 @@ def annotate(
       source: the images, with the annotator's number of classes.
       out: folder of the score maps.
       top_k: K, number of classes kept for each cell; at most the number of classes.
-      batch_size: images in a batch of this process, a multiple of its number of devices.
+      batch_size: images in a batch of this process, a multiple of its number of devices. None: what the
+        memory of the devices holds, at most 128 each; 64 on CPUs.
       max_corrupt: largest fraction of corrupt images, in [0, 1]. They get no map.
       threads: threads that decode images. 0: one for each core.
 
@@ -106,9 +111,9 @@ def annotate(
         annotator = Annotator(*annotator)
     if top_k < 1:
         raise ValueError(f"top_k must be at least 1, not {top_k}.")
-    scorer = _Scorer(annotator, top_k=min(top_k, annotator.info.num_classes), batch_size=batch_size)
-    writer = _open_writer(annotator, scorer, source, out)
-    _write_shards(writer, annotator, scorer, max_corrupt=max_corrupt, threads=threads)
+    scorer = Scorer(annotator, top_k=min(top_k, annotator.info.num_classes), batch_size=batch_size)
+    writer = open_writer(annotator, scorer, source, out)
+    write_shards(writer, annotator, scorer, max_corrupt=max_corrupt, threads=threads)
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
@@ -130,66 +135,95 @@ class _ShardScores:
     agreed: int
 
 
-class _Scorer:
+class Scorer:
     """Scores batches of images on the devices of this process."""
 
-    def __init__(self, annotator: Annotator, *, top_k: int, batch_size: int):
+    def __init__(self, annotator: Annotator, *, top_k: int, batch_size: int | None):
         self.mesh = make_mesh(jax.local_devices())
         devices = self.mesh.devices.size
-        if batch_size < 1 or batch_size % devices:
+        if batch_size is not None and (batch_size < 1 or batch_size % devices):
             raise ValueError(
                 f"A batch of {batch_size} images cannot be split over {devices} devices; "
                 f"{multiples_near(batch_size, devices)} images can."
             )
         net, params, stats = functionalize(annotator.model)
-        self.batch_size = batch_size
         self._weights = jax.device_put((params, stats), replicated(self.mesh))
-        self._score = _score_function(net, annotator.info.preprocessing, top_k)
+        self._score = score_function(net, annotator.info.preprocessing, top_k, self.mesh)
+        self._image_size, self._batch_size = annotator.input_size, batch_size
+        self.map_shape = jax.eval_shape(self._score, self._weights, self._images(devices))[0].shape[1:]
 
-    def map_shape(self, image_size: tuple[int, int]) -> tuple[int, int, int]:
-        """The shape (K, h, w) of a map."""
-        images = jax.ShapeDtypeStruct((self.batch_size, *image_size, 3), jnp.uint8)
-        return jax.eval_shape(self._score, self._weights, images)[0].shape[1:]
+    @functools.cached_property
+    def _chosen(self) -> tuple[int, jax.stages.Compiled]:
+        """The batch size and its compiled program."""
+        compiled = lambda count: self._score.lower(self._weights, self._images(count)).compile()
+        if self._batch_size is not None:
+            return self._batch_size, compiled(self._batch_size)
+        return choose_batch(compiled, self.mesh, sum(x.nbytes for x in jax.tree.leaves(self._weights)))
 
-    def score_shard(self, batches: "Iterable[KeyedBatch]") -> _ShardScores:
-        """Scores all images of a shard."""
-        keys, values, indices, present, agreed = [], [], [], [], 0
-        for item in batches:
-            count = len(item.keys)
-            images = to_global(item.batch.image, self.mesh)
-            value, index, best = jax.device_get(self._score(self._weights, images))
-            keys += item.keys
-            values.append(value[:count])
-            indices.append(index[:count])
-            present.append(item.batch.mask[:count])
-            agreed += int(np.sum((best[:count] == item.batch.label[:count]) & present[-1]))
-        missing = ~np.concatenate(present)
-        return _ShardScores(keys, np.concatenate(values), np.concatenate(indices), missing, agreed)
+    @property
+    def batch_size(self) -> int:
+        """Images in a batch. The first access compiles the program."""
+        return self._chosen[0]
+
+    @property
+    def program(self) -> jax.stages.Compiled:
+        """(weights, images of a batch) -> scores."""
+        return self._chosen[1]
+
+    def score(self, item: "KeyedBatch") -> Scores:
+        """Starts to score a batch."""
+        return self.program(self._weights, to_global(item.batch.image, self.mesh))
+
+    def _images(self, count: int) -> jax.ShapeDtypeStruct:
+        shape = (count, *self._image_size, 3)
+        return jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=batch_sharding(self.mesh))
 
 
-def _score_function(
-    net: Net, preprocessing: Preprocessing, top_k: int
-) -> Callable[[PyTree, Array], tuple[Array, Array, Array]]:
+class _ShardParts:
+    """The scores of a shard's batches, until all of them have come."""
+
+    def __init__(self):
+        self.keys: list[str] = []
+        self._values: list[np.ndarray] = []
+        self._indices: list[np.ndarray] = []
+        self._present: list[np.ndarray] = []
+        self._agreed = 0
+
+    def add(self, item: "KeyedBatch", scores: Fetched) -> None:
+        """Adds the scores of the next batch."""
+        (value, index, best), count = scores, len(item.keys)
+        self.keys += item.keys
+        self._values.append(value[:count])
+        self._indices.append(index[:count])
+        self._present.append(item.batch.mask[:count])
+        self._agreed += int(np.sum((best[:count] == item.batch.label[:count]) & self._present[-1]))
+
+    def joined(self) -> _ShardScores:
+        """The scores of the whole shard."""
+        value, index = np.concatenate(self._values), np.concatenate(self._indices)
+        return _ShardScores(self.keys, value, index, ~np.concatenate(self._present), self._agreed)
+
+
+def score_function(net: Net, preprocessing: Preprocessing, top_k: int, mesh: Mesh) -> jax.stages.Wrapped:
     """(weights, uint8 images) -> value and index [B, K, h, w], best class of the mean map [B]; compiled."""
 
-    @jax.jit
     def score(weights: PyTree, images: Array) -> tuple[Array, Array, Array]:
         logits = net.bind(*weights).dense_logits(normalize(images, preprocessing.mean, preprocessing.std))
         value, index = jax.lax.top_k(logits.astype(jnp.float32), top_k)
         best = jnp.argmax(jnp.mean(logits, axis=(1, 2)), axis=-1)
         return rearrange(value, "b h w k -> b k h w"), rearrange(index, "b h w k -> b k h w"), best
 
-    return score
+    return jax.jit(on_every_device(score, mesh, mesh.axis_names))
 
 
-def _open_writer(
-    annotator: Annotator, scorer: _Scorer, source: "Source", out: str | os.PathLike
+def open_writer(
+    annotator: Annotator, scorer: Scorer, source: "Source", out: str | os.PathLike
 ) -> "ScoreMapWriter":
     """The writer of the maps, which knows the shards that an interrupted run has written."""
     from tlvit.data.score_maps.format import MapDescription
     from tlvit.data.score_maps.writer import ScoreMapWriter
 
-    top_k, height, width = scorer.map_shape(annotator.input_size)
+    top_k, height, width = scorer.map_shape
     description = MapDescription(
         annotator=annotator.info.model,
         annotator_hash=_hash_weights(annotator.model),
@@ -200,10 +234,13 @@ def _open_writer(
     return ScoreMapWriter(out, source, description)
 
 
-def _write_shards(
-    writer: "ScoreMapWriter", annotator: Annotator, scorer: _Scorer, *, max_corrupt: float, threads: int
-) -> None:
-    """Scores and writes this process's shards that are not written yet."""
+def write_shards(
+    writer: "ScoreMapWriter", annotator: Annotator, scorer: Scorer, *, max_corrupt: float, threads: int
+) -> DeviceClock:
+    """Scores and writes this process's shards that are not written yet, and says how long devices waited.
+
+    A shard is written in a thread while the next one is scored.
+    """
     from tlvit.data.pipeline import annotation_batches
 
     source, info, done = writer.source, writer.info, writer.done_shards()
@@ -216,25 +253,40 @@ def _write_shards(
         info.annotator, source.num_examples, source.identity, *annotator.input_size, *info.grid, info.top_k,
         info.num_classes, len(done), len(source.shard_lengths),
     )  # fmt: skip
-    start, images, agreed = time.perf_counter(), 0, 0
-    for position, shard in enumerate(todo):
-        batches = annotation_batches(
-            source,
-            shard,
-            batch_size=scorer.batch_size,
-            image_size=annotator.input_size,
-            max_corrupt=max_corrupt,
-            threads=threads,
-        )
-        scores = scorer.score_shard(batches)
+    if not todo:
+        return DeviceClock()
+    batch_size = scorer.batch_size
+    open_shard = lambda shard: annotation_batches(
+        source,
+        shard,
+        batch_size=batch_size,
+        image_size=annotator.input_size,
+        max_corrupt=max_corrupt,
+        threads=threads,
+    )
+    start, images, agreed, written, clock = time.perf_counter(), 0, 0, 0, DeviceClock()
+
+    def write(shard: int, scores: _ShardScores) -> None:
+        nonlocal images, agreed, written
         writer.write_shard(shard, scores.keys, scores.value, scores.index, scores.missing)
         images, agreed = images + int(np.sum(~scores.missing)), agreed + scores.agreed
-        elapsed = time.perf_counter() - start
+        written, elapsed = written + 1, time.perf_counter() - start
         log.info(
             "shard %d/%d  %.0f images/s  mean map agrees with the label on %.1f%% of %d images  ETA %s",
-            position + 1, len(todo), images / elapsed, 100 * agreed / max(images, 1), images,
-            duration(elapsed / (position + 1) * (len(todo) - position - 1)),
+            written, len(todo), images / elapsed, 100 * agreed / max(images, 1), images,
+            duration(elapsed / written * (len(todo) - written)),
         )  # fmt: skip
+
+    parts = _ShardParts()
+    with concurrent.futures.ThreadPoolExecutor(1, "write") as executor:
+        writing = executor.submit(lambda: None)
+        for shard, item, scores in scored_batches(todo, open_shard, scorer.score, clock):
+            parts.add(item, scores)
+            if len(parts.keys) == source.shard_lengths[shard]:
+                writing.result()  # one shard is written at a time; an error in it ends the annotation
+                writing, parts = executor.submit(write, shard, parts.joined()), _ShardParts()
+        writing.result()
+    log.info("the devices waited for images in %.1f%% of the time", 100 * clock.idle_fraction)
     if near_chance(agreed, images, info.num_classes):
         log.warning(
             "The mean map agrees with the label on %.1f%% of %d images, and chance is %.1f%%: a student "
@@ -242,6 +294,7 @@ def _write_shards(
             "those of the images, in the same order.",
             100 * agreed / images, images, 100 / info.num_classes,
         )  # fmt: skip
+    return clock
 
 
 def near_chance(agreed: int, images: int, num_classes: int) -> bool:
