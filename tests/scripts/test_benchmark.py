@@ -263,6 +263,7 @@ def test_annotation_is_compiled_for_a_topology(capsys, monkeypatch, small_annota
     assert found["imagenet_hours"] == pytest.approx(hours)
 
 
+@pytest.mark.slow
 def test_no_tensorflow():
     """Neither TensorFlow nor TFDS, clu, ml_collections or torch is imported."""
     code = f"""
@@ -282,6 +283,7 @@ assert not heavy, heavy
     assert json.loads(done.stdout.splitlines()[-1])["device"] == "1 x cpu"
 
 
+@pytest.mark.slow
 def test_resume(capsys, monkeypatch, tmp_path):
     """Equal shards are hard links of one file; no file remains."""
     from scripts import benchmark_resume

@@ -153,7 +153,8 @@ def _make_loss(
         if config.augment.random_erasing:
             images = random_erasing(key_erase, images, probability=config.augment.random_erasing)
         forward = functools.partial(net.apply, gather(params, mesh), stats, train=True, key=key_net)
-        return objective(forward, images, batch, key_mix, teacher_arrays)
+        with model_parallel(mesh):
+            return objective(forward, images, batch, key_mix, teacher_arrays)
 
     return loss_fn
 
@@ -200,8 +201,7 @@ def _token_label_objective(
         mix = None
         if loss.mixtoken:
             mix = _on_every_device(draw_mixtoken_mask(key, grid, shards), mesh)
-        with model_parallel(mesh):
-            output, stats = forward(images, mix=mix)
+        output, stats = forward(images, mix=mix)
         weights = {"dense_weight": loss.dense_weight, "cls_weight": loss.cls_weight}
         return token_label_loss(output, targets, mix, cls_target=loss.cls_target, **weights), stats
 
@@ -223,12 +223,11 @@ def _image_label_objective(
             mix = draw_image_mix(key, (images.shape[1], images.shape[2]), shards, mixup=mixup, cutmix=cutmix)
             mix = _on_every_device(mix, mesh)
             images, labels = mix_images(images, mix), mix_by_area(labels, mix)
-        with model_parallel(mesh):
-            output, stats = forward(images)
-            if teacher is None:
-                return config.loss.cls_weight * jnp.mean(soft_cross_entropy(output.cls, labels)), stats
-            teacher_params, teacher_stats = arrays
-            logits = teacher.net.apply(gather(teacher_params, mesh), teacher_stats, images)[0].logits
+        output, stats = forward(images)
+        if teacher is None:
+            return config.loss.cls_weight * jnp.mean(soft_cross_entropy(output.cls, labels)), stats
+        teacher_params, teacher_stats = arrays
+        logits = teacher.net.apply(gather(teacher_params, mesh), teacher_stats, images)[0].logits
         return distillation_loss(output, labels, logits, **distill), stats
 
     return objective
