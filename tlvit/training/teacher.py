@@ -60,8 +60,8 @@ def load_annotator(config: Config, info: ModelInfo, mesh: Mesh) -> Teacher:
         pairs = zip(found.class_names, info.class_names, strict=True)
         number, (theirs, ours) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
         log.warning(
-            "warning: class %d of the annotator is called %s, and that of the data %s: the classes must be the "
-            "same, in the same order",
+            "warning: class %d of the annotator is called %s, and that of the data %s: the classes must be "
+            "the same, in the same order",
             number, theirs, ours,
         )  # fmt: skip
     return Teacher(*_placed(model, mesh), info=found)
