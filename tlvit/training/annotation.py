@@ -22,7 +22,13 @@ from tlvit.config import multiples_near
 from tlvit.models.functional import Net, functionalize
 from tlvit.ops.normalize import normalize
 from tlvit.training.annotation_batch import choose_batch
-from tlvit.training.annotation_stream import DeviceClock, Fetched, Scores, scored_batches
+from tlvit.training.annotation_stream import (
+    DeviceClock,
+    Scores,
+    ShardParts,
+    ShardScores,
+    scored_batches,
+)
 from tlvit.training.mesh import batch_sharding, make_mesh, on_every_device, replicated
 from tlvit.training.prefetch import to_global
 from tlvit.training.run_log import duration
@@ -121,20 +127,6 @@ def annotate(
     return writer.finalize() if jax.process_index() == 0 else None
 
 
-@dataclasses.dataclass(frozen=True)
-class _ShardScores:
-    """The scores of a shard's n images: keys, value and index [n, K, h, w], missing bool [n].
-
-    `agreed` is the number of images whose label is the best class of their mean map.
-    """
-
-    keys: list[str]
-    value: np.ndarray
-    index: np.ndarray
-    missing: np.ndarray
-    agreed: int
-
-
 class Scorer:
     """Scores batches of images on the devices of this process."""
 
@@ -177,31 +169,6 @@ class Scorer:
     def _images(self, count: int) -> jax.ShapeDtypeStruct:
         shape = (count, *self._image_size, 3)
         return jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=batch_sharding(self.mesh))
-
-
-class _ShardParts:
-    """The scores of a shard's batches, until all of them have come."""
-
-    def __init__(self):
-        self.keys: list[str] = []
-        self._values: list[np.ndarray] = []
-        self._indices: list[np.ndarray] = []
-        self._present: list[np.ndarray] = []
-        self._agreed = 0
-
-    def add(self, item: "KeyedBatch", scores: Fetched) -> None:
-        """Adds the scores of the next batch."""
-        (value, index, best), count = scores, len(item.keys)
-        self.keys += item.keys
-        self._values.append(value[:count])
-        self._indices.append(index[:count])
-        self._present.append(item.batch.mask[:count])
-        self._agreed += int(np.sum((best[:count] == item.batch.label[:count]) & self._present[-1]))
-
-    def joined(self) -> _ShardScores:
-        """The scores of the whole shard."""
-        value, index = np.concatenate(self._values), np.concatenate(self._indices)
-        return _ShardScores(self.keys, value, index, ~np.concatenate(self._present), self._agreed)
 
 
 def score_function(net: Net, preprocessing: Preprocessing, top_k: int, mesh: Mesh) -> jax.stages.Wrapped:
@@ -266,7 +233,7 @@ def write_shards(
     )
     start, images, agreed, written, clock = time.perf_counter(), 0, 0, 0, DeviceClock()
 
-    def write(shard: int, scores: _ShardScores) -> None:
+    def write(shard: int, scores: ShardScores) -> None:
         nonlocal images, agreed, written
         writer.write_shard(shard, scores.keys, scores.value, scores.index, scores.missing)
         images, agreed = images + int(np.sum(~scores.missing)), agreed + scores.agreed
@@ -277,14 +244,14 @@ def write_shards(
             duration(elapsed / written * (len(todo) - written)),
         )  # fmt: skip
 
-    parts = _ShardParts()
+    parts = ShardParts()
     with concurrent.futures.ThreadPoolExecutor(1, "write") as executor:
         writing = executor.submit(lambda: None)
         for shard, item, scores in scored_batches(todo, open_shard, scorer.score, clock):
             parts.add(item, scores)
             if len(parts.keys) == source.shard_lengths[shard]:
                 writing.result()  # one shard is written at a time; an error in it ends the annotation
-                writing, parts = executor.submit(write, shard, parts.joined()), _ShardParts()
+                writing, parts = executor.submit(write, shard, parts.joined()), ShardParts()
         writing.result()
     log.info("the devices waited for images in %.1f%% of the time", 100 * clock.idle_fraction)
     if near_chance(agreed, images, info.num_classes):

@@ -3,6 +3,7 @@ devices compute the next ones."""
 
 import collections
 import concurrent.futures
+import dataclasses
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -71,6 +72,45 @@ class DeviceClock:
     def idle_fraction(self) -> float:
         """The fraction of these seconds in which the devices waited for images, in [0, 1]."""
         return self.idle_s / self.seconds if self.idle_s else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardScores:
+    """The scores of a shard's n images: keys, value and index [n, K, h, w], missing bool [n].
+
+    `agreed` is the number of images whose label is the best class of their mean map.
+    """
+
+    keys: list[str]
+    value: np.ndarray
+    index: np.ndarray
+    missing: np.ndarray
+    agreed: int
+
+
+class ShardParts:
+    """The scores of a shard's batches, until all of them have come."""
+
+    def __init__(self):
+        self.keys: list[str] = []
+        self._values: list[np.ndarray] = []
+        self._indices: list[np.ndarray] = []
+        self._present: list[np.ndarray] = []
+        self._agreed = 0
+
+    def add(self, item: "KeyedBatch", scores: Fetched) -> None:
+        """Adds the scores of the next batch."""
+        (value, index, best), count = scores, len(item.keys)
+        self.keys += item.keys
+        self._values.append(value[:count])
+        self._indices.append(index[:count])
+        self._present.append(item.batch.mask[:count])
+        self._agreed += int(np.sum((best[:count] == item.batch.label[:count]) & self._present[-1]))
+
+    def joined(self) -> ShardScores:
+        """The scores of the whole shard."""
+        value, index = np.concatenate(self._values), np.concatenate(self._indices)
+        return ShardScores(self.keys, value, index, ~np.concatenate(self._present), self._agreed)
 
 
 def scored_batches(
