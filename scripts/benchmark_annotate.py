@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from scripts.benchmark import program_costs, topology_devices, with_sharding
+from tlvit.annotators.scoring import Scoring
 from tlvit.checkpoints.model_info import ModelInfo
 from tlvit.models.table import published_image_size
 from tlvit.training.annotation_batch import fitting_batch, program_bytes
@@ -60,12 +61,12 @@ def measure_annotation(options: argparse.Namespace, info: ModelInfo) -> dict[str
         source, _ = make_data(folder, options.images, shards=SHARDS)
         annotator = Annotator(info.build(), info)
         start = time.perf_counter()
-        scorer = Scorer(annotator, top_k=5, batch_size=options.batch_size or None)
+        scorer = Scorer(annotator, Scoring(), top_k=5, batch_size=options.batch_size or None)
         batch_size = scorer.batch_size
         compile_s = time.perf_counter() - start
-        writer = open_writer(annotator, scorer, source, f"{folder}/score_maps")
+        writer = open_writer(scorer, source, f"{folder}/score_maps")
         cpu = time.process_time()
-        clock = write_shards(writer, annotator, scorer, max_corrupt=0.0, threads=options.threads)
+        clock = write_shards(writer, scorer, max_corrupt=0.0, threads=options.threads)
         cpu = time.process_time() - cpu
         costs = program_costs(scorer.program, scorer.mesh, batch_size)
     return {
@@ -82,10 +83,13 @@ def measure_annotation(options: argparse.Namespace, info: ModelInfo) -> dict[str
 
 def inspect_annotation(options: argparse.Namespace, info: ModelInfo, mesh: Mesh) -> dict[str, Any]:
     """Compiles the program of annotation and reads its costs."""
-    from tlvit.training.annotation import score_function
+    from tlvit.training.annotation import dense_function, score_function
 
     net, *arrays = abstract_model(info.build)
-    score = score_function(net, info.preprocessing, 5, mesh)
+    dense, scoring = dense_function(net, info.preprocessing), Scoring()
+    image = jax.ShapeDtypeStruct((1, *info.image_size, 3), jnp.uint8)
+    views = scoring.views(info.image_size, jax.eval_shape(dense, arrays, image).shape[1:3])
+    score = score_function(dense, views, scoring, 5, mesh)
     weights = with_sharding(tuple(arrays), replicated(mesh))
     weights_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(weights))
     chips, start = mesh.devices.size, time.perf_counter()

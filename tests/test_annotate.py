@@ -23,6 +23,7 @@ from tlvit.training.annotation import Annotator, annotate, near_chance
 CLASSES, SIZE = 5, (32, 32)
 OPTIONS = {"widths": (8, 16), "depths": (1, 1), "strides": (2, 2), "group_width": 8, "stem_width": 8}
 MEAN, STD = (0.3, 0.4, 0.5), (0.2, 0.3, 0.4)
+PUBLISHED = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 INFO = ModelInfo("regnety_002", CLASSES, SIZE, OPTIONS, preprocessing=Preprocessing(mean=MEAN, std=STD))
 
 
@@ -146,12 +147,18 @@ def test_other_weights_do_not_continue_a_folder(annotator, source, tmp_path):
         annotate(annotator, source, tmp_path, top_k=2, batch_size=8)
 
 
-@pytest.mark.parametrize("name", ["vit", "lvvit"])
-def test_a_model_without_a_token_head_is_not_an_annotator(name, source, tmp_path):
-    info = ModelInfo(name, CLASSES, SIZE, {"dim": 16, "depth": 1, "num_heads": 2})
-    with pytest.raises(ValueError, match="token head"):
-        annotate((info.build(), info), source, tmp_path / "maps", batch_size=8)
-    assert not (tmp_path / "maps").exists()
+@pytest.mark.slow
+def test_a_model_without_a_token_head_classifies_its_tokens_as_its_class_token(source, tmp_path):
+    """A distilled one with the mean of its two classifiers."""
+    options = {"dim": 16, "depth": 1, "num_heads": 2, "patch_size": 8}
+    info = ModelInfo("deit_tiny_distilled_patch16_224", CLASSES, SIZE, options)
+    model = info.build(seed=1)
+    assert annotate((model, info), source, tmp_path, top_k=2, batch_size=8).grid == (4, 4)
+    image = images_of(source)["img_4.png"]
+    features = model.features(normalize(image[None], *PUBLISHED))
+    logits = np.asarray((model.head(features) + model.head_dist(features)) / 2)[0]
+    value, _ = read_maps(tmp_path)["img_4.png"]
+    np.testing.assert_allclose(value, np.moveaxis(np.sort(logits)[..., :2:-1], -1, 0), rtol=2**-10, atol=1e-5)
 
 
 def test_a_model_without_dense_logits_is_not_an_annotator():

@@ -1,4 +1,4 @@
-"""Annotates a data set: a trained model scores every cell of every image once."""
+"""Annotates a data set: an annotator scores every cell of every image once."""
 
 import concurrent.futures
 import dataclasses
@@ -7,6 +7,7 @@ import hashlib
 import logging
 import os
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import jax
@@ -16,12 +17,16 @@ from einops import rearrange
 from flax import nnx
 from jax.sharding import Mesh
 
+from tlvit.annotators.dense import DenseAnnotator
+from tlvit.annotators.host_scorer import HostScorer
+from tlvit.annotators.scoring import Scoring, best_logits, merge_classes
+from tlvit.annotators.views import Views
 from tlvit.checkpoints.model_info import ModelInfo, Preprocessing
 from tlvit.checkpoints.torch_names import to_torch
 from tlvit.config import multiples_near
 from tlvit.models.functional import Net, functionalize
 from tlvit.ops.normalize import normalize
-from tlvit.training.annotation_batch import choose_batch
+from tlvit.training.annotation_batch import CPU_BATCH, choose_batch
 from tlvit.training.annotation_stream import (
     DeviceClock,
     Scores,
@@ -48,7 +53,7 @@ class Annotator:
     """A trained model that scores the cells of images.
 
     Attributes:
-      model: a model with dense logits: a convolutional model or a vision transformer with a token head.
+      model: a model with dense logits: a convolutional model or a vision transformer, best with a token head.
       info: the model's description, as `tlvit.load` returns it.
       image_size: (height, width) of the model's input. None: info.image_size. Larger images give finer maps.
 
@@ -68,7 +73,7 @@ class Annotator:
         if not self.model.has_dense_logits:
             raise ValueError(
                 f"{self.info.model} has no dense logits, so it cannot score the cells of an image. An "
-                "annotator is a convolutional model or a vision transformer with a token head."
+                "annotator is a convolutional model or a vision transformer."
             )
 
     @property
@@ -78,10 +83,11 @@ class Annotator:
 
 
 def annotate(
-    annotator: Annotator | tuple[nnx.Module, ModelInfo],
+    annotator: Annotator | tuple[nnx.Module, ModelInfo] | DenseAnnotator,
     source: "Source",
     out: str | os.PathLike,
     *,
+    scoring: Scoring | None = None,
     top_k: int = 5,
     batch_size: int | None = None,
     max_corrupt: float = 0.0,
@@ -90,19 +96,20 @@ def annotate(
     """Writes the score maps of a source, shard by shard. A second call continues an interrupted one.
 
     Every image is resized to the annotator's image size without keeping its aspect ratio, so a map covers the
-    entire image. In a run of several processes each process writes some of the shards.
+    entire image (`Scoring` has other ways). In a run of several processes each writes some of the shards.
 
     Example:
       >>> source = tlvit.open_source("imagenet2012", "train")
       >>> tlvit.annotate(tlvit.load("nfnet_f6.pth"), source, "/data/score_maps")
 
     Args:
-      annotator: an `Annotator`, or the pair (model, info) that `tlvit.load` returns.
-      source: the images, with the annotator's number of classes.
+      annotator: an `Annotator`, the pair (model, info) that `tlvit.load` returns, or a `DenseAnnotator`.
+      source: the images, with the annotator's number of classes or those of the classes map.
       out: folder of the score maps.
+      scoring: crops, mirror images, classes and geometry. None: those of `Scoring()`.
       top_k: K, number of classes kept for each cell; at most the number of classes.
-      batch_size: images in a batch of this process, a multiple of its number of devices. None: what the
-        memory of the devices holds, at most 128 each; 64 on CPUs.
+      batch_size: images in a batch of this process; for models of tlvit, a multiple of its devices. None: for
+        them what the memory of the devices holds, at most 128 each; 64 on CPUs and for other annotators.
       max_corrupt: largest fraction of corrupt images, in [0, 1]. They get no map.
       threads: threads that decode images. 0: one for each core.
 
@@ -110,16 +117,29 @@ def annotate(
       The description of the finished folder; None on all processes but the first.
 
     Raises:
+      OSError: a shard cannot be written. Finished shards are kept.
       ValueError: the batch cannot be split over the devices, the annotator and the source differ in their
-        number of classes, the folder has other maps, or too many images are corrupt.
+        number of classes, the annotator returns another shape or logits that are not finite, the folder has
+        other maps, or too many images are corrupt.
     """
-    if not isinstance(annotator, Annotator):
+    if isinstance(annotator, tuple):
         annotator = Annotator(*annotator)
     if top_k < 1:
         raise ValueError(f"top_k must be at least 1, not {top_k}.")
-    scorer = Scorer(annotator, top_k=min(top_k, annotator.info.num_classes), batch_size=batch_size)
-    writer = open_writer(annotator, scorer, source, out)
-    write_shards(writer, annotator, scorer, max_corrupt=max_corrupt, threads=threads)
+    scoring = Scoring() if scoring is None else scoring
+    scorer: Scorer | HostScorer
+    if isinstance(annotator, Annotator):
+        scorer = Scorer(annotator, scoring, top_k=top_k, batch_size=batch_size)
+    else:
+        scorer = HostScorer(annotator, scoring, top_k=top_k, batch_size=batch_size or CPU_BATCH)
+    scoring.check_classes(scorer.num_annotator_classes, source.num_classes)
+    writer = open_writer(scorer, source, out)
+    try:
+        write_shards(writer, scorer, max_corrupt=max_corrupt, threads=threads)
+    except KeyboardInterrupt:
+        done = f"{len(writer.done_shards())} of {len(source.shard_lengths)} shards"
+        message = f"interrupted: {writer.path} has {done}, and the same command continues"
+        raise KeyboardInterrupt(message) from None
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
@@ -128,9 +148,9 @@ def annotate(
 
 
 class Scorer:
-    """Scores batches of images on the devices of this process."""
+    """Scores batches of images on the devices of this process. Attributes as of `HostScorer`."""
 
-    def __init__(self, annotator: Annotator, *, top_k: int, batch_size: int | None):
+    def __init__(self, annotator: Annotator, scoring: Scoring, *, top_k: int, batch_size: int | None):
         self.mesh = make_mesh(jax.local_devices())
         devices = self.mesh.devices.size
         if batch_size is not None and (batch_size < 1 or batch_size % devices):
@@ -138,11 +158,23 @@ class Scorer:
                 f"A batch of {batch_size} images cannot be split over {devices} devices; "
                 f"{multiples_near(batch_size, devices)} images can."
             )
+        info, own = annotator.info, scoring.num_own_classes
         net, params, stats = functionalize(annotator.model)
         self._weights = jax.device_put((params, stats), replicated(self.mesh))
-        self._score = score_function(net, annotator.info.preprocessing, top_k, self.mesh)
-        self._image_size, self._batch_size = annotator.input_size, batch_size
-        self.map_shape = jax.eval_shape(self._score, self._weights, self._images(devices))[0].shape[1:]
+        dense = dense_function(net, info.preprocessing)
+        crop = jax.ShapeDtypeStruct((1, *annotator.input_size, 3), jnp.uint8)
+        views = scoring.views(annotator.input_size, jax.eval_shape(dense, self._weights, crop).shape[1:3])
+        self.image_size, self.grid = views.image_size, views.grid
+        self.num_annotator_classes = info.num_classes
+        self.num_classes = info.num_classes if own is None else own
+        self.top_k = min(top_k, self.num_classes)
+        self.center_fraction = scoring.center_fraction("full", info.preprocessing.crop_pct, self.image_size)
+        self._score = score_function(dense, views, scoring, self.top_k, self.mesh)
+        self.name = scoring.describe(info.model, foreign=False)
+        self.version = _hash_weights(annotator.model)
+        if scoring.classes is not None:
+            self.version = hashlib.sha256(f"{self.version}{scoring.classes}".encode()).hexdigest()
+        self._batch_size = batch_size
 
     @functools.cached_property
     def _chosen(self) -> tuple[int, jax.stages.Compiled]:
@@ -167,42 +199,55 @@ class Scorer:
         return self.program(self._weights, to_global(item.batch.image, self.mesh))
 
     def _images(self, count: int) -> jax.ShapeDtypeStruct:
-        shape = (count, *self._image_size, 3)
+        shape = (count, *self.image_size, 3)
         return jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=batch_sharding(self.mesh))
 
 
-def score_function(net: Net, preprocessing: Preprocessing, top_k: int, mesh: Mesh) -> jax.stages.Wrapped:
+def dense_function(net: Net, preprocessing: Preprocessing) -> Callable[[PyTree, Array], Array]:
+    """(weights, uint8 images [B, H, W, 3]) -> logits [B, h, w, L] of one view."""
+
+    def dense(weights: PyTree, images: Array) -> Array:
+        return net.bind(*weights).dense_logits(normalize(images, preprocessing.mean, preprocessing.std))
+
+    return dense
+
+
+def score_function(
+    dense: Callable[[PyTree, Array], Array], views: Views, scoring: Scoring, top_k: int, mesh: Mesh
+) -> jax.stages.Wrapped:
     """(weights, uint8 images) -> value and index [B, K, h, w], best class of the mean map [B]; compiled."""
 
     def score(weights: PyTree, images: Array) -> tuple[Array, Array, Array]:
-        logits = net.bind(*weights).dense_logits(normalize(images, preprocessing.mean, preprocessing.std))
-        value, index = jax.lax.top_k(logits.astype(jnp.float32), top_k)
+        own = lambda view: merge_classes(dense(weights, view), scoring.classes)
+        cut = views.cut(images)
+        parts = [own(cut[0])] if len(cut) == 1 else jax.lax.map(own, jnp.stack(cut))
+        logits = views.merge(parts)
+        value, index = best_logits(logits, top_k, shifted=scoring.is_shifted(foreign=False))
         best = jnp.argmax(jnp.mean(logits, axis=(1, 2)), axis=-1)
         return rearrange(value, "b h w k -> b k h w"), rearrange(index, "b h w k -> b k h w"), best
 
     return jax.jit(on_every_device(score, mesh, mesh.axis_names))
 
 
-def open_writer(
-    annotator: Annotator, scorer: Scorer, source: "Source", out: str | os.PathLike
-) -> "ScoreMapWriter":
+def open_writer(scorer: Scorer | HostScorer, source: "Source", out: str | os.PathLike) -> "ScoreMapWriter":
     """The writer of the maps, which knows the shards that an interrupted run has written."""
     from tlvit.data.score_maps.format import MapDescription
     from tlvit.data.score_maps.writer import ScoreMapWriter
 
-    top_k, height, width = scorer.map_shape
     description = MapDescription(
-        annotator=annotator.info.model,
-        annotator_hash=_hash_weights(annotator.model),
-        top_k=top_k,
-        grid=(height, width),
-        num_classes=annotator.info.num_classes,
+        annotator=scorer.name,
+        annotator_hash=scorer.version,
+        top_k=scorer.top_k,
+        grid=scorer.grid,
+        num_classes=scorer.num_classes,
+        geometry="full" if scorer.center_fraction is None else "center",
+        center_fraction=1.0 if scorer.center_fraction is None else scorer.center_fraction,
     )
     return ScoreMapWriter(out, source, description)
 
 
 def write_shards(
-    writer: "ScoreMapWriter", annotator: Annotator, scorer: Scorer, *, max_corrupt: float, threads: int
+    writer: "ScoreMapWriter", scorer: Scorer | HostScorer, *, max_corrupt: float, threads: int
 ) -> DeviceClock:
     """Scores and writes this process's shards that are not written yet, and says how long devices waited.
 
@@ -217,7 +262,7 @@ def write_shards(
     log.info(
         "%s scores %d images of %s at %dx%d: maps of %dx%d cells with the top %d of %d classes; %d of %d "
         "shards are already written",
-        info.annotator, source.num_examples, source.identity, *annotator.input_size, *info.grid, info.top_k,
+        info.annotator, source.num_examples, source.identity, *scorer.image_size, *info.grid, info.top_k,
         info.num_classes, len(done), len(source.shard_lengths),
     )  # fmt: skip
     if not todo:
@@ -227,7 +272,8 @@ def write_shards(
         source,
         shard,
         batch_size=batch_size,
-        image_size=annotator.input_size,
+        image_size=scorer.image_size,
+        center_fraction=scorer.center_fraction,
         max_corrupt=max_corrupt,
         threads=threads,
     )
