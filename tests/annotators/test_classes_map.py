@@ -25,8 +25,8 @@ def test_both_formats(tmp_path):
 
 
 def test_classes_without_names(tmp_path):
-    path = write(tmp_path / "m.csv", "\ufeffannotator,own\r\n0,1\r\n2,0\r\n")
-    assert read_classes_map(path, 3, 2) == (1, -1, 0)
+    path = write(tmp_path / "m.csv", "\ufeffannotator,own\r\n0,1\r\n2,0\r\n3,*\r\n")
+    assert read_classes_map(path, 4, 2) == (1, -1, 0, -2)
 
 
 def test_a_name_wins_over_an_index(tmp_path):

@@ -17,6 +17,14 @@ def test_merged_classes_have_the_sum_of_the_probabilities():
     np.testing.assert_allclose(softmax(merge_classes(logits, classes)), expected, rtol=1e-5)
 
 
+def test_all_classes_share_a_background():
+    logits = 3 * randn(2, 3, 4, 5)
+    p = softmax(logits)
+    expected = np.stack([p[..., 1] + p[..., 3], p[..., 0]], -1) + (p[..., 2] + p[..., 4])[..., None] / 2
+    merged = merge_classes(logits, (1, 0, -2, 0, -2))
+    np.testing.assert_allclose(softmax(merged), expected, rtol=1e-5)
+
+
 def test_merging_keeps_extreme_logits_and_single_classes():
     logits = np.array([[[[500.0, -500.0, 499.0]]]], np.float32)
     merged = np.asarray(merge_classes(logits, (0, 1, 0)))[0, 0, 0]
@@ -100,7 +108,7 @@ def test_values_are_checked(values, message):
     [
         ((0, 1), "2 classes for 3 of the annotator"),
         ((0, 1, 2), "has the class 2; the images have 0 to 1"),
-        ((0, 1, -2), "has the class -2"),
+        ((0, 1, -3), "has the class -3"),
         ((0, 0, -1), "no class of the annotator for 1 of the 2 classes of the images, such as 1"),
     ],
 )

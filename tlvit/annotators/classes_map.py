@@ -5,10 +5,12 @@ import io
 import os
 from collections.abc import Mapping, Sequence
 
+from tlvit.annotators.scoring import DROPPED, SHARED
 from tlvit.files import as_path
 from tlvit.records import closest, read_json
 
 COLUMNS = ["annotator", "own"]
+EVERY = "*"  # the own class of a class that is shared
 
 
 def read_classes_map(
@@ -21,7 +23,8 @@ def read_classes_map(
     The file is a JSON object {"annotator class": "own class", …}, or CSV text with the first line
     annotator,own and a class of the annotator with a class of the images in every further line. A class is
     its name, or its index from 0. Several classes of the annotator may be one of the images. A class that is
-    not in the file, or whose own class is null (JSON) or empty (CSV), is dropped.
+    not in the file, or whose own class is null (JSON) or empty (CSV), is dropped. The own class "*" stands
+    for all: the probability of such a class is shared evenly, which suits backgrounds.
 
     Args:
       path: the file, named .json or .csv.
@@ -29,7 +32,8 @@ def read_classes_map(
       own_classes: names of the images' classes, or their number.
 
     Returns:
-      The images' class of each class of the annotator, -1 for those that are dropped: `Scoring.classes`.
+      The images' class of each class of the annotator, -1 for those that are dropped and -2 for those that
+      are shared: `Scoring.classes`.
 
     Raises:
       OSError: the file does not exist or cannot be read.
@@ -43,13 +47,16 @@ def read_classes_map(
     for where, name, target in pairs:
         try:
             index = annotator.index(name)
-            value = -1 if target is None or target == "" else own.index(target)
+            if target in (None, ""):
+                value = DROPPED
+            else:
+                value = SHARED if target == EVERY else own.index(target)
         except ValueError as error:
             raise ValueError(f"{path}, {where}: {error}") from None
         if result[index] is not None:
             raise ValueError(f"{path}, {where}: the class {name!r} of the annotator occurs a second time.")
         result[index] = value
-    return tuple(-1 if value is None else value for value in result)
+    return tuple(DROPPED if value is None else value for value in result)
 
 
 class _Classes:

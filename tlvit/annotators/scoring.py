@@ -1,6 +1,7 @@
 """`Scoring`: what is scored of an image, and how an annotator's logits become those of a score map."""
 
 import dataclasses
+import math
 from typing import Literal
 
 import jax
@@ -11,6 +12,7 @@ from tlvit.annotators.views import Views
 from tlvit.types import Array
 
 MAX_CROPS = 64  # in a row or a column
+DROPPED, SHARED = -1, -2  # in place of a class of the images
 LOGITS = ("auto", "raw", "shifted")
 GEOMETRIES = ("auto", "full", "center")
 
@@ -23,8 +25,9 @@ class Scoring:
       crop_grid: (rows, columns) of overlapping crops, each as large as the annotator's input, for images with
         high resolution or small objects. (1, 1) scores the image as a whole.
       flip: also scores the mirror image and averages the logits.
-      classes: the images' class of each of the annotator's classes, -1 for those that are dropped. None: both
-        have the same classes. See `tlvit.annotators.classes_map.read_classes_map`.
+      classes: the images' class of each of the annotator's classes; -1 for those that are dropped, -2 for
+        those whose probability all classes of the images share evenly. None: both have the same classes. See
+        `tlvit.annotators.classes_map.read_classes_map`.
       logits: "raw" keeps the logits as they are, as published. "shifted" adds a constant to all logits of a
         cell, so that the classes that are not kept have a mean exp(logit) of 1, which is what training
         assumes of them. "auto": "raw" for models of tlvit without a classes map, else "shifted".
@@ -82,7 +85,7 @@ class Scoring:
             raise ValueError(
                 f"The classes map has {len(self.classes)} classes for {num_classes} of the annotator."
             )
-        found = set(self.classes) - {-1}
+        found = set(self.classes) - {DROPPED, SHARED}
         if min(found) < 0 or max(found) >= own:
             wrong = min(found) if min(found) < 0 else max(found)
             raise ValueError(f"The classes map has the class {wrong}; the images have 0 to {own - 1}.")
@@ -134,8 +137,9 @@ class Scoring:
             parts.append("crops {}x{}".format(*self.crop_grid))
         parts += ["flip"] * self.flip
         if self.classes is not None:
-            kept = sum(c >= 0 for c in self.classes)
+            kept, shared = sum(c >= 0 for c in self.classes), self.classes.count(SHARED)
             parts.append(f"{kept} of {len(self.classes)} classes mapped to {self.num_own_classes}")
+            parts += [f"{shared} shared"] if shared else []
         parts += ["shifted logits"] * self.is_shifted(foreign=foreign)
         return ", ".join(parts)
 
@@ -145,7 +149,8 @@ def merge_classes(logits: Array, classes: tuple[int, ...] | None) -> Array:
 
     With p = softmax(z), the probability of a union of classes j is the sum of p_j, and its logit is
     log(sum exp(z_j)) up to the same constant for all unions. Classes that are dropped leave the softmax, so
-    the result is the distribution given that one of the others is right.
+    the result is the distribution given that one of the others is right. The probability of shared classes is
+    divided evenly among all L classes of the images: logaddexp(z, logsumexp(z of shared) - log L).
 
     Args:
       logits: [B, h, w, L] of the annotator.
@@ -162,7 +167,12 @@ def merge_classes(logits: Array, classes: tuple[int, ...] | None) -> Array:
     by_class = jnp.moveaxis(jnp.asarray(logits, jnp.float32)[..., kept], -1, 0)
     highest = jax.ops.segment_max(by_class, target, own)
     total = jax.ops.segment_sum(jnp.exp(by_class - highest[target]), target, own)
-    return jnp.moveaxis(highest + jnp.log(total), 0, -1)
+    merged = jnp.moveaxis(highest + jnp.log(total), 0, -1)
+    shared = np.flatnonzero(np.array(classes) == SHARED)
+    if not shared.size:
+        return merged
+    of_all = jax.nn.logsumexp(jnp.asarray(logits, jnp.float32)[..., shared], axis=-1, keepdims=True)
+    return jnp.logaddexp(merged, of_all - math.log(own))
 
 
 def best_logits(logits: Array, top_k: int, *, shifted: bool) -> tuple[Array, Array]:

@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import os
+import textwrap
 from typing import Any
 
 import numpy as np
@@ -74,7 +75,9 @@ class TimmAnnotator:
           ValueError: the features are no map and no sequence with a known grid.
         """
         with self._torch.inference_mode():
-            pixels = self._torch.from_numpy(np.ascontiguousarray(images)).to(self.device)
+            pixels = self._torch.from_numpy(np.array(images)).to(
+                self.device
+            )  # torch warns of arrays that are read-only
             pixels = pixels.permute(0, 3, 1, 2).float() / 255
             features = self._model.forward_features((pixels - self._mean) / self._std)
             cells, grid = self._cells(features)
@@ -161,11 +164,12 @@ def _create(timm: Any, name: str, weights: str, image_size: tuple[int, int] | No
     try:
         return timm.create_model(name, pretrained=True, **options)
     except Exception as error:
-        line = str(error).partition("\n")[2].strip().partition("\n")[0] or str(error).partition("\n")[0]
+        first, _, others = str(error).partition("\n")
+        line = textwrap.shorten(others.strip().partition("\n")[0] or first, 160, placeholder=" …").rstrip(".")
         if weights:
-            raise ValueError(f"{weights} does not fit timm's {name}: {line[:300]}") from error
+            raise ValueError(f"{weights} does not fit timm's {name}: {line}.") from error
         raise ValueError(
-            f"timm cannot make {name} with its pretrained weights: {type(error).__name__}: {line[:300]}. "
+            f"timm cannot make {name} with its pretrained weights: {type(error).__name__}: {line}. "
             f"Without a network, download the weights elsewhere and give the file: timm:{name}:FILE."
         ) from error
 

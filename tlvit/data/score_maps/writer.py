@@ -115,7 +115,8 @@ class ScoreMapWriter:
         except tf.errors.OpError as error:
             with contextlib.suppress(tf.errors.OpError):
                 tf.io.gfile.remove(temporary)
-            reason, done = tensorflow_sentence(error.message), len(self.done_shards())
+            reason = tensorflow_sentence(error.message).removeprefix(f"{temporary}; ")
+            done = len(self.done_shards())
             raise OSError(
                 f"{final} cannot be written: {reason}. The {done} finished shards are kept, and the same "
                 "command continues."
@@ -152,13 +153,17 @@ class ScoreMapWriter:
                     tf.io.gfile.remove(os.path.join(self.path, name))
 
     def _start(self) -> None:
-        """Writes the description of a new folder, or compares it with the folder's."""
+        """Writes the description of a new folder, or compares it with the folder's.
+
+        A description without any shard, which a run leaves that failed at once, is replaced.
+        """
+        done = self.done_shards()
         for name in (INFO_FILE, STARTED_FILE):
             path = os.path.join(self.path, name)
-            if tf.io.gfile.exists(path):
+            if tf.io.gfile.exists(path) and (done or name == INFO_FILE):
                 self._check_same(ScoreMapInfo.read(path))
                 return
-        if self.done_shards():
+        if done:
             raise ValueError(f"{self.path} has score-map shards but no description. Use another folder.")
         self.info.write(os.path.join(self.path, STARTED_FILE))
 
