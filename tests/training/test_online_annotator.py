@@ -164,8 +164,8 @@ def test_devices_exchange_no_images_and_nothing_is_differentiated():
     mesh = make_mesh()
     teacher = teacher_of("convnet", mesh)
     step, state = step_of(mesh, teacher, settings())
-    batch = to_global(make_batch(), mesh)
-    text = step.func.lower(state, batch, **step.keywords).compile().as_text()
+    batch = make_batch()
+    text = step.func.lower(state, to_global(batch, mesh), **step.keywords).compile().as_text()
     assert "all-reduce" in text
     assert [k for k in ("all-to-all", "collective-permute", "all-gather") if k in text] == []
 
@@ -244,11 +244,12 @@ def test_a_run_equals_one_with_stored_maps_and_resumes(scene, tmp_path, caplog):
 def test_annotators_that_do_not_fit_are_refused(scene, tmp_path):
     seven = ModelInfo("regnety_002", 7, (48, 48), CONVNET)
     save_model_folder(tmp_path / "seven", seven.build(), seven)
-    plain = ModelInfo("vit", 10, (48, 48), {"dim": 16, "depth": 1, "num_heads": 2})
+    head = {"out_indices": (0, 0, 0, 0), "head": "fcn", "channels": 8}
+    plain = ModelInfo("upernet_lvvit_s", 10, (64, 64), {**VIT, **head})
     save_model_folder(tmp_path / "plain", plain.build(), plain)
     for name, message in (
         ("seven", "The annotator .*seven has 7 classes, but the data have 10"),
-        ("plain", "plain is a vit without dense logits, so it cannot score the cells"),
+        ("plain", "plain is a upernet_lvvit_s without dense logits, so it cannot score"),
     ):
         with pytest.raises(ValueError, match=message):
             train(run_config(scene, **{"data.annotator": str(tmp_path / name)}), tmp_path / "w")

@@ -52,8 +52,7 @@ def load_annotator(config: Config, info: ModelInfo, mesh: Mesh) -> Teacher:
     if not model.has_dense_logits:
         raise ValueError(
             f"config.data.annotator={path} is a {found.model} without dense logits, so it cannot score the "
-            "cells of an image. An annotator is a convolutional model or a vision transformer with a token "
-            "head."
+            "cells of an image."
         )
     _check_classes(f"The annotator {path}", found, info)
     if found.class_names and info.class_names and found.class_names != info.class_names:
