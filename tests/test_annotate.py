@@ -262,6 +262,7 @@ def test_an_interrupted_annotation_says_what_is_kept(source, tmp_path):
     assert annotate(Interrupted(), source, tmp_path, scoring=scoring, batch_size=8).num_images == 19
 
 
+@pytest.mark.slow
 def test_a_center_crop(annotator, source, tmp_path):
     """Of an image twice as wide as high, the square in its middle."""
     info = annotate(Colors(), source, tmp_path, batch_size=8, scoring=tlvit.Scoring(
