@@ -5,15 +5,19 @@
     python -m scripts.benchmark compile --model=lvvit_s --batch-size=128    # FLOPs, bytes and collectives
     python -m scripts.benchmark compile --topology=v5e:2x4                  # the same for absent TPUs
     python -m scripts.benchmark compile --topology=v5e:2x4 --mesh=data=2,fsdp=4
+    python -m scripts.benchmark compile --annotator=dm_nfnet_f6             # with an annotator in the step
+    python -m scripts.benchmark annotate --help                             # images/s of annotation
     python -m scripts.benchmark input --help                                # images/s of the data pipeline
     python -m scripts.benchmark resume --help                               # resume in the middle of an epoch
 
 `step` and `compile` train on token labels: the input is uint8 images and top-5 score maps, and the step makes
-targets, applies MixToken and AdamW, and updates the moving average. They need no TensorFlow.
+targets, applies MixToken and AdamW, and updates the moving average. They need no TensorFlow. With --annotator
+the step scores the images itself, and the result says what the same step costs with stored score maps.
 """
 
 import argparse
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -36,13 +40,22 @@ from scripts.hlo_traffic import hbm_traffic, loop_counts
 from tlvit import create_model
 from tlvit.checkpoints.model_info import ModelInfo
 from tlvit.config import Augment, Config, Loss, Model, Optim
+from tlvit.models.functional import functionalize
 from tlvit.models.macs import count_macs
+from tlvit.models.table import published_image_size
 from tlvit.training.checks import check_heads
-from tlvit.training.mesh import AXES, batch_sharding, describe_mesh, make_mesh, state_bytes
+from tlvit.training.mesh import (
+    AXES,
+    batch_sharding,
+    describe_mesh,
+    make_mesh,
+    state_bytes,
+    state_shardings,
+)
 from tlvit.training.optimizer import make_optimizer
 from tlvit.training.prefetch import to_global
 from tlvit.training.state import TrainState, abstract_model, abstract_state, init_state
-from tlvit.training.step import make_train_step
+from tlvit.training.step import Teacher, make_train_step
 from tlvit.types import Batch, PyTree, ScoreMaps
 
 # Peak matrix rate (bfloat16) and memory bandwidth of a chip, from the vendors' data sheets.
@@ -63,6 +76,10 @@ COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "coll
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments[:1] == ["annotate"]:
+        from scripts import benchmark_annotate
+
+        return benchmark_annotate.main(arguments[1:])
     if arguments[:1] in (["input"], ["resume"]):
         import tlvit.data  # noqa: F401 (sets TensorFlow's log level before TensorFlow is imported)
         from scripts import benchmark_input, benchmark_resume
@@ -76,8 +93,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for attention in options.attention.split(","):
         options.attention = attention
         check_heads(make_config(options), mesh.shape.get("model", 1))
+        result = measure(options, mesh)
+        if options.annotator:
+            result["annotator"] = annotator_price(options, result, measure(without_annotator(options), mesh))
         names = {key: getattr(options, key) for key in ("model", "dtype", "attention")}
-        print(json.dumps({**names, "batch": options.batch_size, **measure(options, mesh)}))
+        print(json.dumps({**names, "batch": options.batch_size, **result}))
     return 0
 
 
@@ -91,13 +111,14 @@ def measure_step(options: argparse.Namespace, mesh: Mesh) -> dict[str, Any]:
     train_step, train_state, batch = build(options, mesh)
     batch = to_global(batch, mesh)
     start = time.perf_counter()
-    compiled = train_step.lower(train_state, batch).compile()
+    compiled, arrays = lower(train_step, train_state, batch)
+    compiled = compiled.compile()
     compile_s = time.perf_counter() - start
     seconds, host_seconds = [], []
     for _ in range(3 + options.steps):
         jax.block_until_ready(train_state)
         start, host_start = time.perf_counter(), time.thread_time()
-        train_state, metrics = compiled(train_state, batch)
+        train_state, metrics = compiled(train_state, batch, **arrays)
         host_seconds.append(time.thread_time() - host_start)
         jax.block_until_ready(metrics)
         seconds.append(time.perf_counter() - start)
@@ -125,20 +146,43 @@ def inspect_program(options: argparse.Namespace, mesh: Mesh) -> dict[str, Any]:
     """
     train_step, train_state, batch = build(options, mesh, abstract=True)
     start, cpu_start = time.perf_counter(), time.process_time()
-    compiled = train_step.lower(train_state, batch).compile()
+    compiled = lower(train_step, train_state, batch)[0].compile()
     compile_s, compile_cpu_s = time.perf_counter() - start, time.process_time() - cpu_start
-    cost, memory, text = compiled.cost_analysis(), compiled.memory_analysis(), compiled.as_text()
     if options.text:
-        pathlib.Path(options.text).write_text(text or "")
+        pathlib.Path(options.text).write_text(compiled.as_text() or "")
+    products = lambda: 2 * count_macs(jax.make_jaxpr(train_step)(train_state, batch).jaxpr)
+    return {
+        **program_costs(compiled, mesh, options.batch_size, products),
+        "state_bytes": state_bytes(train_state)[0],
+        "compile_s": compile_s,
+        "compile_cpu_s": compile_cpu_s,
+    }
+
+
+def program_costs(
+    compiled: jax.stages.Compiled, mesh: Mesh, batch_size: int, products: Callable[[], int] | None = None
+) -> dict[str, Any]:
+    """The costs of a compiled program, for each of the images of its batch where that makes sense.
+
+    Args:
+      compiled: the program.
+      mesh: its devices.
+      batch_size: images of a batch, over all devices.
+      products: computes the FLOPs of the program's matrix products. Programs with loops need it, because XLA
+        counts the body of a loop once.
+
+    Raises:
+      ValueError: JAX cannot analyze programs for these devices.
+    """
+    cost, memory, text = compiled.cost_analysis(), compiled.memory_analysis(), compiled.as_text()
     chips = mesh.devices.size
     kind = mesh.devices.flat[0].device_kind
     if cost is None or memory is None or text is None:
         raise ValueError(f"JAX cannot analyze a program for {kind}.")
-    images = options.batch_size / chips  # XLA counts the program of one chip
+    images = batch_size / chips  # XLA counts the program of one chip
     flops, moved, traffic = cost["flops"], cost["bytes accessed"], hbm_traffic(text)
-    if max(loop_counts(text).values()) > 1:  # XLA counts the body of a loop once
-        products = 2 * count_macs(jax.make_jaxpr(train_step)(train_state, batch).jaxpr)
-        flops, moved = max(flops, products / chips), math.nan
+    if products is not None and max(loop_counts(text).values()) > 1:
+        flops, moved = max(flops, products() / chips), math.nan
     result: dict[str, Any] = {
         "device": f"{chips} x {kind}",
         "mesh": describe_mesh(mesh),
@@ -146,27 +190,65 @@ def inspect_program(options: argparse.Namespace, mesh: Mesh) -> dict[str, Any]:
         "bytes_per_image": None if math.isnan(moved) else moved / images,
         "hbm_bytes_per_image": sum(traffic.values()) / images,
         "hbm_largest": {source: count / images for source, count in traffic.most_common(LARGEST)},
-        "state_bytes": state_bytes(train_state)[0],
         "argument_bytes": memory.argument_size_in_bytes,
         "temp_bytes": memory.temp_size_in_bytes,
         "collectives": count_collectives(text),
-        "compile_s": compile_s,
-        "compile_cpu_s": compile_cpu_s,
         "roofline": None,
     }
     peak = next((v for k, v in CHIPS.items() if kind.startswith(k)), None)
     if peak:
         seconds = {"compute_s": flops / peak[0], "memory_s": sum(traffic.values()) / peak[1]}
         bound = max(seconds, key=lambda name: seconds[name])
-        rate = options.batch_size / seconds[bound]
+        rate = batch_size / seconds[bound]
         result["roofline"] = {**seconds, "bound": bound.removesuffix("_s"), "images_per_s_at_most": rate}
     return result
 
 
+def annotator_price(
+    options: argparse.Namespace, found: dict[str, Any], without: dict[str, Any]
+) -> dict[str, Any]:
+    """What the annotator inside the step adds, from the results of the step with and without it.
+
+    `without` has the figures of the same step with stored score maps. Those that start with `added_` are of a
+    whole step, on all devices.
+    """
+    figures = ("flops_per_image", "hbm_bytes_per_image", "argument_bytes", "temp_bytes", "step_s", "roofline")
+    price: dict[str, Any] = {
+        "model": options.annotator,
+        "image_size": annotator_size(options),
+        "without": {name: without[name] for name in figures if name in without},
+    }
+    for name in ("flops", "hbm_bytes"):
+        if f"{name}_per_image" in found:
+            more = found[f"{name}_per_image"] - without[f"{name}_per_image"]
+            price[f"added_{name}_per_step"] = more * options.batch_size
+    return price
+
+
+def annotator_size(options: argparse.Namespace) -> int:
+    """The image size of the annotator, pixels: by default that of its published evaluation."""
+    return options.annotator_image_size or published_image_size(options.annotator)
+
+
+def without_annotator(options: argparse.Namespace) -> argparse.Namespace:
+    """The same options for a step with stored score maps."""
+    return argparse.Namespace(**{**vars(options), "annotator": ""})
+
+
+def lower(
+    train_step: Callable[..., Any], train_state: TrainState, batch: Batch
+) -> tuple[jax.stages.Lowered, dict[str, Any]]:
+    """The lowered step, and the further arguments of its program: an annotator's arrays."""
+    arrays: dict[str, Any] = {}
+    if isinstance(train_step, functools.partial):
+        train_step, arrays = train_step.func, train_step.keywords
+    return cast(jax.stages.Wrapped, train_step).lower(train_state, batch, **arrays), arrays
+
+
 def build(
     options: argparse.Namespace, mesh: Mesh, *, abstract: bool = False
-) -> tuple[jax.stages.Wrapped, TrainState, Batch]:
-    """The jitted step with a state and a batch of its shapes (arrays, or shapes with shardings)."""
+) -> tuple[Callable[..., Any], TrainState, Batch]:
+    """The step with a state and a batch of its shapes (arrays, or shapes with shardings)."""
     config = make_config(options)
     info = ModelInfo(config.model.name, options.num_classes, config.image_size)
     dtype = jnp.dtype(config.model.dtype)
@@ -182,8 +264,20 @@ def build(
     else:
         train_state = init_state(make, tx, mesh=mesh)
         batch = make_batch(options)
-    train_step = cast(jax.stages.Wrapped, make_train_step(net, tx, mesh, config, info))  # no teacher: jitted
-    return train_step, train_state, batch
+    annotator = make_annotator(options, mesh, abstract=abstract) if options.annotator else None
+    return make_train_step(net, tx, mesh, config, info, teacher=annotator), train_state, batch
+
+
+def make_annotator(options: argparse.Namespace, mesh: Mesh, *, abstract: bool) -> Teacher:
+    """An annotator with new weights (arrays, or shapes with shardings)."""
+    size = annotator_size(options)
+    info = ModelInfo(options.annotator, options.num_classes, (size, size), {"dtype": options.dtype})
+    if abstract:
+        net, *arrays = abstract_model(info.build)
+        place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+        return Teacher(net, *jax.tree.map(place, arrays, state_shardings(arrays, mesh)), info=info)
+    net, *arrays = functionalize(info.build())
+    return Teacher(net, *jax.device_put(arrays, state_shardings(arrays, mesh)), info=info)
 
 
 def make_config(options: argparse.Namespace) -> Config:
@@ -225,7 +319,9 @@ def make_batch(options: argparse.Namespace) -> Batch:
         image=rng.integers(0, 256, (count, options.image_size, options.image_size, 3)).astype(np.uint8),
         label=rng.integers(0, options.num_classes, count).astype(np.int32),
         mask=np.ones(count, bool),
-        maps=ScoreMaps(
+        maps=None
+        if options.annotator
+        else ScoreMaps(
             value=(4 * rng.standard_normal((count, k, side, side))).astype(np.float16),
             index=index.astype(np.uint16),
         ),
@@ -311,7 +407,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("what", choices=["step", "compile", "input", "resume"], help="the part to measure")
+    add("what", choices=["step", "compile", "annotate", "input", "resume"], help="the part to measure")
     add("--model", default="lvvit_s", metavar="NAME", help="architecture (default: lvvit_s)")
     add("--batch-size", "--batch", type=int, default=16, metavar="N",
         help="number of images in a step, over all devices (default: 16)")  # fmt: skip
@@ -319,6 +415,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--num-classes", "--classes", type=int, default=1000, metavar="N",
         help="number of classes (default: 1000)")  # fmt: skip
     add("--map-size", type=int, default=18, metavar="N", help="height and width of a score map (default: 18)")
+    add("--annotator", default="", metavar="NAME",
+        help="architecture of an annotator that scores the images inside the step")  # fmt: skip
+    add("--annotator-image-size", type=int, default=0, metavar="N",
+        help="its image size, pixels (default: that of its published evaluation)")  # fmt: skip
     add("--dtype", default="float32", choices=["float32", "bfloat16"], help="default: float32")
     add("--drop-path", type=float, default=0.1, metavar="P", help="drop-path rate (default: 0.1)")
     add("--randaugment", default="", metavar="POLICY", help="RandAugment on the device (default: none)")

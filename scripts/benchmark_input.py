@@ -111,11 +111,11 @@ def read_config(path: str, threads: int) -> Config:
     return dataclasses.replace(recipe, batch_size=BATCH, seed=0, data=data)
 
 
-def make_data(folder: str, count: int, corrupt: int = 0) -> tuple[Source, ScoreMapReader]:
+def make_data(folder: str, count: int, corrupt: int = 0, shards: int = 4) -> tuple[Source, ScoreMapReader]:
     """A TFDS data set of `count` JPEGs in `folder`, some of them truncated, and its score maps."""
     encoded = (e[: len(e) // 2] if i < corrupt else e for i, e in enumerate(make_jpegs(count)))
     builder = Photographs(encoded, data_dir=folder)
-    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=4))
+    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=shards))
     source = open_source("photographs", "train", data_dir=folder)
     path = os.path.join(folder, "maps")
     description = MapDescription(

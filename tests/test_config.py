@@ -106,6 +106,23 @@ def test_settings_that_exclude_each_other():
         resolve(config)
 
 
+def test_an_annotator_takes_the_place_of_score_maps():
+    for changes, message in (
+        (
+            {"annotator": "a", "score_maps": "m"},
+            "score_maps is m and config.data.annotator is a: token labels",
+        ),
+        ({"annotator": "a", "label_crop": "published"}, "labels of config.data.annotator are always aligned"),
+        ({"annotator_image_size": "64"}, "annotator_image_size is set, but config.data.annotator is empty"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            resolve({"data": changes})
+    with pytest.raises(ValueError, match=r"annotator is a, but config.token_labels is off"):
+        resolve({"data": {"annotator": "a"}, "token_labels": False, "loss": {"plain_labels": True}})
+    found = resolve({"data": {"annotator": "a", "annotator_image_size": "64x96"}}).data
+    assert (found.annotator, found.annotator_image_size) == ("a", (64, 96))
+
+
 def test_every_setting_is_listed_once_with_its_meaning():
     rows = settings()
     names = [name for name, *_ in rows]

@@ -56,6 +56,17 @@ class Data(Section):
     train_split: str = setting("train", 'Training split, for example "train" or "train[:90%]".')
     eval_split: str = setting("validation", "Evaluation split.")
     score_maps: str = setting("", "Folder of the training split's score maps, written by tlvit annotate.")
+    annotator: str = setting(
+        "",
+        "Checkpoint of an annotator (a workdir, a model folder or a PyTorch file) that scores the augmented "
+        "images inside the training step, in place of data.score_maps.",
+    )
+    annotator_image_size: tuple[int, ...] = setting(
+        (),
+        "Image size of data.annotator, (height, width). Empty: the checkpoint's.",
+        low=1,
+        high=MAX_IMAGE_SIZE,
+    )
     label_crop: Literal["aligned", "published"] = setting(
         "aligned",
         '"aligned" samples the score map where the pixels of the crop come from. "published" exchanges the '
@@ -377,11 +388,34 @@ class Config(Section):
             raise ValueError(
                 "config.distill.teacher and config.token_labels are two recipes: choose one of them."
             )
+        self._check_annotator()
         self._check_loss_weights()
         if self.optim.min_lr > self.optim.learning_rate > 0:
             raise ValueError(
                 f"config.optim.min_lr is {self.optim.min_lr:g}, above the peak, config.optim.learning_rate="
                 f"{self.optim.learning_rate:g}."
+            )
+
+    def _check_annotator(self) -> None:
+        data = self.data
+        if data.annotator_image_size and not data.annotator:
+            raise ValueError("config.data.annotator_image_size is set, but config.data.annotator is empty.")
+        if not data.annotator:
+            return
+        if data.score_maps:
+            raise ValueError(
+                f"config.data.score_maps is {data.score_maps} and config.data.annotator is {data.annotator}: "
+                "token labels come from one of them, stored or computed in every step. Leave one out."
+            )
+        if not self.token_labels:
+            raise ValueError(
+                f"config.data.annotator is {data.annotator}, but config.token_labels is off. Set "
+                "config.token_labels=True, or leave the annotator out."
+            )
+        if data.label_crop != "aligned":
+            raise ValueError(
+                f"config.data.label_crop={data.label_crop} is a way to sample stored score maps. The labels "
+                "of config.data.annotator are always aligned."
             )
 
     def _check_loss_weights(self) -> None:
@@ -533,7 +567,7 @@ def _build(section: type[Section], values: Mapping[str, Any]) -> Any:
         nested = _section_class(fields[name])
         if nested is not None:
             arguments[name] = _build(nested, value)
-        elif name == "image_size":
+        elif name.endswith("image_size"):
             arguments[name] = parse_image_size(value) if value else ()
         else:
             arguments[name] = tuple(value) if isinstance(value, list) else value

@@ -54,7 +54,8 @@ class Batch:
       mask: False for padding. Evaluation ignores padding; training batches have none.
       maps: score maps of the B images, or None in a run without token labels.
       geometry: maps a point (x, y, 1) of the augmented image to the annotated image, both in [0, 1] x [0, 1],
-        x to the right and y down. See `tlvit.ops.geometry`.
+        x to the right and y down. See `tlvit.ops.geometry`. If the training step scores the augmented images
+        itself, the annotated image is the crop, before rotations, shears and translations.
       real_labels: all correct labels of an image (ImageNet ReaL), padded with -1; None for data sets with one
         label for each image. An image may have no correct label.
 

@@ -9,7 +9,7 @@ import pytest
 from tlvit.ops import geometry
 from tlvit.ops.geometry import compose
 from tlvit.ops.losses import token_label_loss
-from tlvit.ops.targets import make_targets, smooth_one_hot
+from tlvit.ops.targets import make_online_targets, make_targets, smooth_one_hot
 from tlvit.types import ModelOutput, ScoreMaps
 
 IDENTITY, FLIP = geometry.identity(), geometry.flip()
@@ -250,3 +250,42 @@ def test_an_image_without_coverage_learns_its_label():
 def test_crops_of_the_map_are_covered(window, move, map_grid, grid):
     out = targets_of(random_maps(4, 1, 1, map_grid, 5), compose(move, window), grid=grid, classes=5)
     np.testing.assert_array_equal(out.weight, 1)
+
+
+def online(logits, matrix, *, grid, label=None):
+    batch = logits.shape[0]
+    matrix = np.broadcast_to(np.asarray(matrix, np.float32), (batch, 2, 3))
+    label = np.zeros(batch, np.int32) if label is None else label
+    return jax.jit(functools.partial(make_online_targets, grid=grid))(logits, label, matrix)
+
+
+@pytest.mark.parametrize(("map_grid", "grid"), [((18, 18), (14, 14)), ((5, 9), (7, 3))])
+def test_logits_of_the_image_itself_make_the_targets_of_maps_with_all_classes(map_grid, grid):
+    """The same target, and no difference but that of float16."""
+    logits = (4 * np.random.RandomState(5).standard_normal((2, *map_grid, 11))).astype(np.float32)
+    value = np.moveaxis(logits, -1, 1).astype(np.float16)
+    index = np.broadcast_to(np.arange(11, dtype=np.int32).reshape(1, 11, 1, 1), value.shape)
+    label = np.array([3, 8], np.int32)
+    expected = targets_of(ScoreMaps(value, index), IDENTITY, grid=grid, classes=11, label=label)
+    found = online(logits, IDENTITY, grid=grid, label=label)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-3)
+    np.testing.assert_array_equal(found.weight, 1)
+    np.testing.assert_array_equal(found.label, expected.label)
+    np.testing.assert_array_equal(online(logits, FLIP, grid=grid).weight, 1)
+
+
+def test_padding_of_the_augmentation_has_no_weight():
+    """The image is shifted by 3/8 to the left: the right column of tokens and half of the third are padding.
+
+    The annotator scores the padding too. Its scores do not enter the class target.
+    """
+    shifted = np.array([[1, 0, 0.375], [0, 1, 0]], np.float32)
+    logits = np.random.RandomState(6).standard_normal((1, 8, 8, 10)).astype(np.float32)
+    found = online(logits, shifted, grid=(4, 4))
+    np.testing.assert_allclose(found.weight.reshape(4, 4), [[1, 1, 0.5, 0]] * 4, atol=1e-6)
+    visible = online(logits[:, :, :5], IDENTITY, grid=(4, 4))
+    np.testing.assert_allclose(found.cls, visible.cls, atol=1e-6)
+    gone = online(logits, crop(2, 0, 1, 1), grid=(4, 4), label=np.array([7], np.int32))
+    np.testing.assert_array_equal(gone.cls, gone.label)
+    np.testing.assert_array_equal(gone.weight, 0)

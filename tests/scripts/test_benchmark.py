@@ -231,6 +231,64 @@ def test_a_model_without_tokens_can_be_measured(monkeypatch):
     assert benchmark.inspect_program(options, sharding.make_mesh())["flops_per_image"] > 0
 
 
+CONVNET = {"widths": (8,), "depths": (1,), "strides": (2,), "group_width": 8, "stem_width": 8}
+
+
+@pytest.fixture
+def small_annotator(monkeypatch):
+    """Replaces regnety_002 by a smaller one."""
+    build = lambda info, seed=0: tlvit.create_model(
+        info.model, num_classes=info.num_classes, image_size=info.image_size, **CONVNET
+    )
+    monkeypatch.setattr("tlvit.checkpoints.model_info.ModelInfo.build", build)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["compile", "step"])
+def test_the_price_of_an_annotator_inside_the_step(what, capsys, small_annotator):
+    annotator = ["--annotator=regnety_002", "--annotator-image-size=48"]
+    found = run(capsys, what, *ARGUMENTS, *annotator, "--steps=2")
+    price = found["annotator"]
+    assert (price["model"], price["image_size"]) == ("regnety_002", 48)
+    if what == "compile":
+        more = found["flops_per_image"] - price["without"]["flops_per_image"]
+        assert price["added_flops_per_step"] == pytest.approx(16 * more)
+        assert more > 2 * 24 * 24 * 27 * 8  # the stem alone
+        assert price["added_hbm_bytes_per_step"] > 0
+        # Score maps are not an argument; the annotator's parameters are.
+        assert found["argument_bytes"] != price["without"]["argument_bytes"]
+    else:
+        assert price["without"]["step_s"] > 0
+
+
+@pytest.mark.slow
+def test_annotation_is_measured(capsys, small_annotator):
+    small = ["--model=regnety_002", "--image-size=32", "--batch-size=16", "--images=64"]
+    found = run(capsys, "annotate", *small)
+    assert (found["model"], found["batch"], found["images"]) == ("regnety_002", 16, 64)
+    assert found["images_per_s"] > 0
+    assert 0 <= found["device_wait"] < 1
+    assert found["collectives"] == {}  # of eight devices
+    assert found["flops_per_image"] > 2 * 16 * 16 * 27 * 8
+
+
+@pytest.mark.slow
+def test_annotation_is_compiled_for_a_topology(capsys, monkeypatch, small_annotator):
+    """With this machine's CPUs in place of a TPU's chips."""
+    from scripts import benchmark_annotate
+
+    monkeypatch.setattr(benchmark_annotate, "topology_devices", lambda name: jax.devices())
+    monkeypatch.setattr(benchmark, "CHIPS", {"cpu": (1e12, 1e11)})
+    small = ["--model=regnety_002", "--image-size=32", "--topology=v5e:2x4", "--utilization=0.25"]
+    monkeypatch.setattr(benchmark_annotate, "V5E_BYTES", 2**24)
+    found = run(capsys, "annotate", *small)
+    assert found["batch"] % 8 == 0
+    assert found["needed_bytes"] <= 2**24
+    slowest = max(found["roofline"]["compute_s"], found["roofline"]["memory_s"])
+    hours = 1_281_167 / found["batch"] * slowest / 0.25 / 3600
+    assert found["imagenet_hours"] == pytest.approx(hours)
+
+
 @pytest.mark.slow
 def test_no_tensorflow():
     """Neither TensorFlow nor TFDS, clu, ml_collections or torch is imported."""

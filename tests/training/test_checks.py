@@ -49,6 +49,7 @@ def test_what_does_not_fit_the_model(config, model, message):
 
 def test_what_fits_the_model():
     check_model(labeled(), net_of("lvvit_t"))
+    check_model(labeled(**{"data.score_maps": "", "data.annotator": "a"}), net_of("lvvit_t"))
     check_model(labeled(**{"model.name": "t2t_vit_7"}), net_of("t2t_vit_7", token_head=True))
     check_model(config_for(), net_of("vit"))
     check_model(config_for(**{"distill.teacher": "t.pth"}), net_of("deit_tiny_distilled_patch16_224"))

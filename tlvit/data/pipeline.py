@@ -272,7 +272,7 @@ def _training_example(
             tf.stack([tf.constant(config.seed, tf.int64), counter]),
             config.image_size,
             augment,
-            label_crop=config.data.label_crop,
+            label_crop="none" if config.data.annotator else config.data.label_crop,
             policy=policy,
         )
         if maps is not None and maps.info.geometry != "full" and config.data.label_crop != "published":

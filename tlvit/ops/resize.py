@@ -3,11 +3,12 @@
 import math
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
-from tlvit.shapes import Float
+from tlvit.shapes import Float, Float32, Num
 from tlvit.types import Array
 
 
@@ -72,6 +73,23 @@ def resize_bicubic(image: Float[Array, "B _ _ D"], size: tuple[int, int]) -> Flo
     rows = _bicubic_matrix(image.shape[1], size[0])
     columns = _bicubic_matrix(image.shape[2], size[1])
     return jnp.einsum("iy,jx,byxd->bijd", rows, columns, image, precision="highest")
+
+
+def resize_pixels(image: Num[Array, "B _ _ C"], size: tuple[int, int]) -> Float32[Array, "B _ _ C"]:
+    """Resizes pixels from 0 to 255 as images are resized for annotation: bicubic, antialiased, whole numbers.
+
+    Args:
+      image: [B, H, W, C].
+      size: (height, width) of the result.
+
+    Returns:
+      float32 [B, *size, C].
+    """
+    image = image.astype(jnp.float32)
+    if tuple(size) == image.shape[1:3]:
+        return image
+    resized = jax.image.resize(image, (image.shape[0], *size, image.shape[3]), "cubic")
+    return jnp.clip(jnp.round(resized), 0.0, 255.0)
 
 
 def resize_bilinear(image: Float[Array, "B _ _ D"], size: Sequence[int]) -> Float[Array, "B _ _ D"]:

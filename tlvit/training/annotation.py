@@ -1,11 +1,13 @@
 """Annotates a data set: an annotator scores every cell of every image once."""
 
+import concurrent.futures
 import dataclasses
+import functools
 import hashlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import jax
@@ -13,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from flax import nnx
+from jax.sharding import Mesh
 
 from tlvit.annotators.dense import DenseAnnotator
 from tlvit.annotators.host_scorer import HostScorer
@@ -23,7 +26,15 @@ from tlvit.checkpoints.torch_names import to_torch
 from tlvit.config import multiples_near
 from tlvit.models.functional import Net, functionalize
 from tlvit.ops.normalize import normalize
-from tlvit.training.mesh import make_mesh, replicated
+from tlvit.training.annotation_batch import CPU_BATCH, choose_batch
+from tlvit.training.annotation_stream import (
+    DeviceClock,
+    Scores,
+    ShardParts,
+    ShardScores,
+    scored_batches,
+)
+from tlvit.training.mesh import batch_sharding, make_mesh, map_devices, replicated
 from tlvit.training.prefetch import to_global
 from tlvit.training.run_log import duration
 from tlvit.types import Array, PyTree
@@ -78,7 +89,7 @@ def annotate(
     *,
     scoring: Scoring | None = None,
     top_k: int = 5,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     max_corrupt: float = 0.0,
     threads: int = 0,
 ) -> "ScoreMapInfo | None":
@@ -97,7 +108,8 @@ def annotate(
       out: folder of the score maps.
       scoring: crops, mirror images, classes and geometry. None: those of `Scoring()`.
       top_k: K, number of classes kept for each cell; at most the number of classes.
-      batch_size: images in a batch of this process; for models of tlvit, a multiple of its devices.
+      batch_size: images in a batch of this process; for models of tlvit, a multiple of its devices. None: for
+        them what the memory of the devices holds, at most 128 each; 64 on CPUs and for other annotators.
       max_corrupt: largest fraction of corrupt images, in [0, 1]. They get no map.
       threads: threads that decode images. 0: one for each core.
 
@@ -115,15 +127,15 @@ def annotate(
     if top_k < 1:
         raise ValueError(f"top_k must be at least 1, not {top_k}.")
     scoring = Scoring() if scoring is None else scoring
-    scorer: _Scorer | HostScorer
+    scorer: Scorer | HostScorer
     if isinstance(annotator, Annotator):
-        scorer = _Scorer(annotator, scoring, top_k=top_k, batch_size=batch_size)
+        scorer = Scorer(annotator, scoring, top_k=top_k, batch_size=batch_size)
     else:
-        scorer = HostScorer(annotator, scoring, top_k=top_k, batch_size=batch_size)
+        scorer = HostScorer(annotator, scoring, top_k=top_k, batch_size=batch_size or CPU_BATCH)
     scoring.check_classes(scorer.num_annotator_classes, source.num_classes)
-    writer = _open_writer(scorer, source, out)
+    writer = open_writer(scorer, source, out)
     try:
-        _write_shards(writer, scorer, max_corrupt=max_corrupt, threads=threads)
+        write_shards(writer, scorer, max_corrupt=max_corrupt, threads=threads)
     except KeyboardInterrupt:
         done = f"{len(writer.done_shards())} of {len(source.shard_lengths)} shards"
         message = f"interrupted: {writer.path} has {done}, and the same command continues"
@@ -135,70 +147,63 @@ def annotate(
     return writer.finalize() if jax.process_index() == 0 else None
 
 
-@dataclasses.dataclass(frozen=True)
-class _ShardScores:
-    """The scores of a shard's n images: keys, value and index [n, K, h, w], missing bool [n].
-
-    `agreed` is the number of images whose label is the best class of their mean map.
-    """
-
-    keys: list[str]
-    value: np.ndarray
-    index: np.ndarray
-    missing: np.ndarray
-    agreed: int
-
-
-class _Scorer:
+class Scorer:
     """Scores batches of images on the devices of this process. Attributes as of `HostScorer`."""
 
-    def __init__(self, annotator: Annotator, scoring: Scoring, *, top_k: int, batch_size: int):
+    def __init__(self, annotator: Annotator, scoring: Scoring, *, top_k: int, batch_size: int | None):
         self.mesh = make_mesh(jax.local_devices())
         devices = self.mesh.devices.size
-        if batch_size < 1 or batch_size % devices:
+        if batch_size is not None and (batch_size < 1 or batch_size % devices):
             raise ValueError(
                 f"A batch of {batch_size} images cannot be split over {devices} devices; "
                 f"{multiples_near(batch_size, devices)} images can."
             )
         info, own = annotator.info, scoring.num_own_classes
         net, params, stats = functionalize(annotator.model)
-        self.batch_size = batch_size
         self._weights = jax.device_put((params, stats), replicated(self.mesh))
-        dense = _dense_function(net, info.preprocessing)
-        crop = jax.ShapeDtypeStruct((batch_size, *annotator.input_size, 3), jnp.uint8)
+        dense = dense_function(net, info.preprocessing)
+        crop = jax.ShapeDtypeStruct((1, *annotator.input_size, 3), jnp.uint8)
         views = scoring.views(annotator.input_size, jax.eval_shape(dense, self._weights, crop).shape[1:3])
         self.image_size, self.grid = views.image_size, views.grid
         self.num_annotator_classes = info.num_classes
         self.num_classes = info.num_classes if own is None else own
         self.top_k = min(top_k, self.num_classes)
         self.center_fraction = scoring.center_fraction("full", info.preprocessing.crop_pct, self.image_size)
-        self._score = _score_function(dense, views, scoring, self.top_k)
+        self._score = score_function(dense, views, scoring, self.top_k, self.mesh)
         self.name = scoring.describe(info.model, foreign=False)
         self.version = _hash_weights(annotator.model)
         if scoring.classes is not None:
             self.version = hashlib.sha256(f"{self.version}{scoring.classes}".encode()).hexdigest()
+        self._batch_size = batch_size
 
-    def score(self, item: "KeyedBatch") -> tuple[Array, Array, Array]:
-        """Scores a batch: value and index [B, K, h, w], and the best class of the mean map [B]."""
-        return self._score(self._weights, to_global(item.batch.image, self.mesh))
+    @functools.cached_property
+    def _chosen(self) -> tuple[int, jax.stages.Compiled]:
+        """The batch size and its compiled program."""
+        compiled = lambda count: self._score.lower(self._weights, self._images(count)).compile()
+        if self._batch_size is not None:
+            return self._batch_size, compiled(self._batch_size)
+        return choose_batch(compiled, self.mesh, sum(x.nbytes for x in jax.tree.leaves(self._weights)))
+
+    @property
+    def batch_size(self) -> int:
+        """Images in a batch. The first access compiles the program."""
+        return self._chosen[0]
+
+    @property
+    def program(self) -> jax.stages.Compiled:
+        """(weights, images of a batch) -> scores."""
+        return self._chosen[1]
+
+    def score(self, item: "KeyedBatch") -> Scores:
+        """Starts to score a batch."""
+        return self.program(self._weights, to_global(item.batch.image, self.mesh))
+
+    def _images(self, count: int) -> jax.ShapeDtypeStruct:
+        shape = (count, *self.image_size, 3)
+        return jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=batch_sharding(self.mesh))
 
 
-def _score_shard(scorer: _Scorer | HostScorer, batches: "Iterable[KeyedBatch]") -> _ShardScores:
-    """Scores all images of a shard."""
-    keys, values, indices, present, agreed = [], [], [], [], 0
-    for item in batches:
-        count = len(item.keys)
-        value, index, best = jax.device_get(scorer.score(item))
-        keys += item.keys
-        values.append(value[:count])
-        indices.append(index[:count])
-        present.append(item.batch.mask[:count])
-        agreed += int(np.sum((best[:count] == item.batch.label[:count]) & present[-1]))
-    missing = ~np.concatenate(present)
-    return _ShardScores(keys, np.concatenate(values), np.concatenate(indices), missing, agreed)
-
-
-def _dense_function(net: Net, preprocessing: Preprocessing) -> Callable[[PyTree, Array], Array]:
+def dense_function(net: Net, preprocessing: Preprocessing) -> Callable[[PyTree, Array], Array]:
     """(weights, uint8 images [B, H, W, 3]) -> logits [B, h, w, L] of one view."""
 
     def dense(weights: PyTree, images: Array) -> Array:
@@ -207,12 +212,11 @@ def _dense_function(net: Net, preprocessing: Preprocessing) -> Callable[[PyTree,
     return dense
 
 
-def _score_function(
-    dense: Callable[[PyTree, Array], Array], views: Views, scoring: Scoring, top_k: int
-) -> Callable[[PyTree, Array], tuple[Array, Array, Array]]:
+def score_function(
+    dense: Callable[[PyTree, Array], Array], views: Views, scoring: Scoring, top_k: int, mesh: Mesh
+) -> jax.stages.Wrapped:
     """(weights, uint8 images) -> value and index [B, K, h, w], best class of the mean map [B]; compiled."""
 
-    @jax.jit
     def score(weights: PyTree, images: Array) -> tuple[Array, Array, Array]:
         own = lambda view: merge_classes(dense(weights, view), scoring.classes)
         cut = views.cut(images)
@@ -222,10 +226,10 @@ def _score_function(
         best = jnp.argmax(jnp.mean(logits, axis=(1, 2)), axis=-1)
         return rearrange(value, "b h w k -> b k h w"), rearrange(index, "b h w k -> b k h w"), best
 
-    return score
+    return jax.jit(map_devices(score, mesh, mesh.axis_names))
 
 
-def _open_writer(scorer: _Scorer | HostScorer, source: "Source", out: str | os.PathLike) -> "ScoreMapWriter":
+def open_writer(scorer: Scorer | HostScorer, source: "Source", out: str | os.PathLike) -> "ScoreMapWriter":
     """The writer of the maps, which knows the shards that an interrupted run has written."""
     from tlvit.data.score_maps.format import MapDescription
     from tlvit.data.score_maps.writer import ScoreMapWriter
@@ -242,10 +246,13 @@ def _open_writer(scorer: _Scorer | HostScorer, source: "Source", out: str | os.P
     return ScoreMapWriter(out, source, description)
 
 
-def _write_shards(
-    writer: "ScoreMapWriter", scorer: _Scorer | HostScorer, *, max_corrupt: float, threads: int
-) -> None:
-    """Scores and writes this process's shards that are not written yet."""
+def write_shards(
+    writer: "ScoreMapWriter", scorer: Scorer | HostScorer, *, max_corrupt: float, threads: int
+) -> DeviceClock:
+    """Scores and writes this process's shards that are not written yet, and says how long devices waited.
+
+    A shard is written in a thread while the next one is scored.
+    """
     from tlvit.data.pipeline import annotation_batches
 
     source, info, done = writer.source, writer.info, writer.done_shards()
@@ -258,26 +265,41 @@ def _write_shards(
         info.annotator, source.num_examples, source.identity, *scorer.image_size, *info.grid, info.top_k,
         info.num_classes, len(done), len(source.shard_lengths),
     )  # fmt: skip
-    start, images, agreed = time.perf_counter(), 0, 0
-    for position, shard in enumerate(todo):
-        batches = annotation_batches(
-            source,
-            shard,
-            batch_size=scorer.batch_size,
-            image_size=scorer.image_size,
-            center_fraction=scorer.center_fraction,
-            max_corrupt=max_corrupt,
-            threads=threads,
-        )
-        scores = _score_shard(scorer, batches)
+    if not todo:
+        return DeviceClock()
+    batch_size = scorer.batch_size
+    open_shard = lambda shard: annotation_batches(
+        source,
+        shard,
+        batch_size=batch_size,
+        image_size=scorer.image_size,
+        center_fraction=scorer.center_fraction,
+        max_corrupt=max_corrupt,
+        threads=threads,
+    )
+    start, images, agreed, written, clock = time.perf_counter(), 0, 0, 0, DeviceClock()
+
+    def write(shard: int, scores: ShardScores) -> None:
+        nonlocal images, agreed, written
         writer.write_shard(shard, scores.keys, scores.value, scores.index, scores.missing)
         images, agreed = images + int(np.sum(~scores.missing)), agreed + scores.agreed
-        elapsed = time.perf_counter() - start
+        written, elapsed = written + 1, time.perf_counter() - start
         log.info(
             "shard %d/%d  %.0f images/s  mean map agrees with the label on %.1f%% of %d images  ETA %s",
-            position + 1, len(todo), images / elapsed, 100 * agreed / max(images, 1), images,
-            duration(elapsed / (position + 1) * (len(todo) - position - 1)),
+            written, len(todo), images / elapsed, 100 * agreed / max(images, 1), images,
+            duration(elapsed / written * (len(todo) - written)),
         )  # fmt: skip
+
+    parts = ShardParts()
+    with concurrent.futures.ThreadPoolExecutor(1, "write") as executor:
+        writing = executor.submit(lambda: None)
+        for shard, item, scores in scored_batches(todo, open_shard, scorer.score, clock):
+            parts.add(item, scores)
+            if len(parts.keys) == source.shard_lengths[shard]:
+                writing.result()  # one shard is written at a time; an error in it ends the annotation
+                writing, parts = executor.submit(write, shard, parts.joined()), ShardParts()
+        writing.result()
+    log.info("the devices waited for images in %.1f%% of the time", 100 * clock.idle_fraction)
     if near_chance(agreed, images, info.num_classes):
         log.warning(
             "The mean map agrees with the label on %.1f%% of %d images, and chance is %.1f%%: a student "
@@ -285,6 +307,7 @@ def _write_shards(
             "those of the images, in the same order.",
             100 * agreed / images, images, 100 / info.num_classes,
         )  # fmt: skip
+    return clock
 
 
 def near_chance(agreed: int, images: int, num_classes: int) -> bool:

@@ -37,10 +37,11 @@ def check_model(config: Config, net: Net) -> None:
             f"config.token_labels needs a model with a token head, but {name} has none. Set "
             "config.model.options.token_head=True (LV-ViT, T2T-ViT, DeiT), or config.token_labels=False."
         )
-    if config.token_labels and not config.data.score_maps:
+    if config.token_labels and not (config.data.score_maps or config.data.annotator):
         raise ValueError(
             "config.token_labels is on, but config.data.score_maps is empty. Make score maps of the training "
-            "images once (tlvit annotate --help), or train without them: "
+            "images once (tlvit annotate --help), let an annotator score the images of every step "
+            "(--config.data.annotator=CHECKPOINT), or train without them: "
             "--config.token_labels=False --config.augment.mixup=0.8 --config.augment.cutmix=1.0."
         )
     if net.has_distillation_token and not teacher:

@@ -29,7 +29,7 @@ from tlvit.training.run_warnings import run_warnings
 from tlvit.training.state import TrainState, abstract_model
 from tlvit.training.step import make_eval_step, make_train_step
 from tlvit.training.stop_request import Stopped, StopRequest, StopWatched
-from tlvit.training.teacher import load_teacher
+from tlvit.training.teacher import load_step_teacher
 from tlvit.training.workdir import lock_workdir, make_workdir
 from tlvit.types import Batch
 
@@ -135,12 +135,12 @@ def _train(
         weight_decay=config.optim.weight_decay,
         clip_norm=config.optim.clip_norm,
     )
-    teacher = load_teacher(config, info, mesh) if config.distill.teacher else None
+    teacher = load_step_teacher(config, info, mesh)
     state = initial_state(config, info, tx, mesh, checkpoints)
     first_step = int(state.step)
     evaluation_due = first_step > 0 and _run_record(checkpoints, first_step).get("evaluation_due", False)
     _write_records(workdir, config, info)
-    print_summary(config, data, mesh, net, state, total_steps)
+    print_summary(config, data, mesh, net, state, total_steps, teacher)
     if jax.process_count() > 1:
         seconds = config.mesh.heartbeat_timeout
         log.info("If a process is lost, JAX ends the others after %d s (mesh.heartbeat_timeout).", seconds)

@@ -8,14 +8,14 @@ Axes of one device are left out, so that plain data parallelism is a mesh of the
 import contextlib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from tlvit import config
 from tlvit.config import multiples_near
-from tlvit.types import PyTree
+from tlvit.types import Array, PyTree
 
 AXES = ("data", "fsdp", "model")
 BATCH_AXES = ("data", "fsdp")
@@ -122,6 +122,24 @@ def gather(params: PyTree, mesh: Mesh) -> PyTree:
     if not shares_state(mesh):
         return params
     return jax.lax.with_sharding_constraint(params, _shardings(params, mesh, ("model",)))
+
+
+def map_devices(
+    score: Callable[[PyTree, Array], PyTree], mesh: Mesh, axes: str | Sequence[str]
+) -> Callable[[PyTree, Array], PyTree]:
+    """Inference in which every device computes its images alone.
+
+    XLA does not split grouped convolutions, which NFNet and RegNetY have, by images: without this, each
+    device gathers all images of the others before such a layer.
+
+    Args:
+      score: (arrays, images [B, ...]) -> arrays [B, ...] of the images.
+      mesh: the devices.
+      axes: axes of the mesh that divide the images.
+    """
+    images = PartitionSpec(axes if isinstance(axes, str) else tuple(axes))
+    specs = {"in_specs": (PartitionSpec(), images), "out_specs": images}
+    return jax.shard_map(score, mesh=mesh, check_vma=False, **specs)
 
 
 def mesh_context(mesh: Mesh) -> contextlib.AbstractContextManager[object]:

@@ -26,7 +26,8 @@ class RunData:
     Attributes:
       train: the training split.
       eval: the evaluation split.
-      maps: score maps of the training split, or None without token labels.
+      maps: score maps of the training split. None without token labels, or if the training step scores the
+        images.
     """
 
     train: "Source"
@@ -49,7 +50,7 @@ def open_data(config: Config) -> RunData:
     source = open_source(name, config.data.train_split, **where)
     eval_source = open_source(name, config.data.eval_split, **where)
     maps = None
-    if config.token_labels:
+    if config.token_labels and not config.data.annotator:
         maps = open_score_maps(config.data.score_maps)
         maps.check_against(source)
     if config.batch_size > source.num_examples:

@@ -13,6 +13,7 @@ from tlvit.training.mesh import describe_mesh, state_bytes
 from tlvit.training.optimizer import peak_learning_rate
 from tlvit.training.run_data import RunData
 from tlvit.training.state import TrainState
+from tlvit.training.step import Teacher
 
 # The settings that `_augmentation` describes in words.
 DESCRIBED = ("crop_scale", "hflip", "interpolation", "randaugment", "randaugment_on", "three_augment",
@@ -22,7 +23,13 @@ log = logging.getLogger("tlvit")
 
 
 def print_summary(
-    config: Config, data: RunData, mesh: Mesh, net: Net, state: TrainState, total_steps: int
+    config: Config,
+    data: RunData,
+    mesh: Mesh,
+    net: Net,
+    state: TrainState,
+    total_steps: int,
+    teacher: Teacher | None = None,
 ) -> None:
     """Logs the summary.
 
@@ -33,6 +40,7 @@ def print_summary(
       net: the model's computation.
       state: the state that the run starts from.
       total_steps: steps of the whole training.
+      teacher: the model that runs inside the step.
     """
     train, evaluation = data.train, data.eval
     rows = {
@@ -41,7 +49,7 @@ def print_summary(
         "state": _state(state),
         "train images": f"{train.num_examples} of {train.num_classes} classes, {train.identity}",
         "eval images": f"{evaluation.num_examples}, {evaluation.identity}",
-        "token labels": _token_labels(config, data),
+        "token labels": _token_labels(config, data, teacher),
         "augmentation": _augmentation(config),
         "schedule": _schedule(config, total_steps),
         "start": _start(config, int(state.step)),
@@ -68,10 +76,20 @@ def _model(config: Config, net: Net, state: TrainState) -> str:
     return f"{config.model.name}, {millions:.2f} M parameters, {macs:.2f} G MACs, {config.model.dtype}"
 
 
-def _token_labels(config: Config, data: RunData) -> str:
+def _token_labels(config: Config, data: RunData, teacher: Teacher | None) -> str:
+    if config.data.annotator and teacher is not None and teacher.info is not None:
+        info = teacher.info
+        macs = model_macs(teacher.net, teacher.params, teacher.stats, info.image_size) / 1e9
+        size, student = ("x".join(map(str, s)) for s in (info.image_size, config.image_size))
+        resized = "" if size == student else f", resized from {student}"
+        return (
+            f"ON: {info.model} from {config.data.annotator} scores the augmented images in every step, at "
+            f"{size}{resized}, all {info.num_classes} classes, {macs:.2f} G MACs an image; class token "
+            f"learns the {config.loss.cls_target} target"
+        )
     if data.maps is None:
-        teacher = ", the distillation token on a teacher" if config.distill.teacher else ""
-        return f"OFF: trained on the labels of the images{teacher}"
+        and_teacher = ", the distillation token on a teacher" if config.distill.teacher else ""
+        return f"OFF: trained on the labels of the images{and_teacher}"
     info = data.maps.info
     grid = "x".join(map(str, info.grid))
     return (

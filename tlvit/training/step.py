@@ -21,7 +21,7 @@ from tlvit.ops.normalize import normalize
 from tlvit.ops.randaugment import randaugment
 from tlvit.ops.randaugment_policy import parse_policy
 from tlvit.ops.random_erasing import random_erasing
-from tlvit.ops.targets import make_targets, smooth_one_hot
+from tlvit.ops.targets import make_online_targets, make_targets, smooth_one_hot
 from tlvit.training.mesh import (
     batch_shards,
     constrain_state,
@@ -30,26 +30,32 @@ from tlvit.training.mesh import (
     replicated,
     shares_state,
 )
+from tlvit.training.online_annotator import online_logits
 from tlvit.training.optimizer import update_ema
 from tlvit.training.state import TrainState
-from tlvit.types import Array, Batch, PyTree
+from tlvit.types import Array, Batch, PyTree, TokenTargets
 
 Metrics = dict[str, Array]
 
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-    """A trained model whose logits the distillation token learns.
+    """A trained model that runs inside the step. It is not trained.
+
+    Without token labels the distillation token learns its logits of the mixed images. With token labels it is
+    the annotator: its dense logits take the place of score maps.
 
     Attributes:
       net: its computation, from `functionalize`.
       params: its parameters, placed as those of a state.
       stats: its BatchNorm statistics and buffers, replicated over the mesh.
+      info: the annotator's image size and preprocessing. A distillation teacher gets the model's input.
     """
 
     net: Net
     params: PyTree
     stats: PyTree
+    info: ModelInfo | None = None
 
 
 def make_train_step(
@@ -64,9 +70,10 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Builds the jitted step (state, batch) -> (state, metrics). It donates the state that it is given.
 
-    With `config.token_labels` every token learns its target from `batch.maps` and MixToken mixes the tokens.
-    Otherwise the class token learns the (mixup or cutmix) labels, and with a teacher the distillation token
-    learns the teacher's logits on the same augmented images.
+    With `config.token_labels` every token learns its target from `batch.maps`, or from the annotator's logits
+    of the augmented images, and MixToken mixes the tokens. Otherwise the class token learns the (mixup or
+    cutmix) labels, and with a teacher the distillation token learns the teacher's logits on the same
+    augmented images.
 
     Args:
       net: the model's computation, from `functionalize`.
@@ -74,7 +81,7 @@ def make_train_step(
       mesh: the devices; the batch and the state are split over them as `tlvit.training.mesh` says.
       config: settings; the sections augment, loss, distill, ema and optim.accumulate count.
       info: number of classes and normalization of the model.
-      teacher: for a model with a distillation token.
+      teacher: for a model with a distillation token, or the annotator if batches have no score maps.
       mix_shards: number of parts of a batch that are mixed independently; None: one for each device that
         shares the batch.
 
@@ -106,7 +113,7 @@ def make_train_step(
     if teacher is None:
         return jitted
     # The teacher's arrays are arguments of the program; as constants they would be compiled into it.
-    return lambda state, batch: jitted(state, batch, (teacher.params, teacher.stats))
+    return functools.partial(jitted, teacher_arrays=(teacher.params, teacher.stats))
 
 
 def make_eval_step(
@@ -130,7 +137,7 @@ def _make_loss(
     on_device = config.augment.randaugment_on == "device"
     policy = parse_policy(config.augment.randaugment) if on_device else None
     if config.token_labels:
-        objective = _token_label_objective(net, mesh, config, info, shards)
+        objective = _token_label_objective(net, mesh, config, info, teacher, shards)
     else:
         objective = _image_label_objective(mesh, config, info, teacher, shards)
 
@@ -141,39 +148,60 @@ def _make_loss(
         images, geometry = batch.image, batch.geometry
         if policy is not None:
             images, geometry = randaugment(key_augment, images, geometry, policy)
+        batch = dataclasses.replace(batch, image=images, geometry=geometry)  # what an annotator sees
         images = normalize(images, info.preprocessing.mean, info.preprocessing.std)
         if config.augment.random_erasing:
             images = random_erasing(key_erase, images, probability=config.augment.random_erasing)
-        batch = dataclasses.replace(batch, image=images, geometry=geometry)
         forward = functools.partial(net.apply, gather(params, mesh), stats, train=True, key=key_net)
         with mesh_context(mesh):
-            return objective(forward, batch, key_mix, teacher_arrays)
+            return objective(forward, images, batch, key_mix, teacher_arrays)
 
     return loss_fn
 
 
-def _token_label_objective(
-    net: Net, mesh: Mesh, config: Config, info: ModelInfo, shards: int
-) -> Callable[..., tuple[Array, PyTree]]:
-    """Every token learns its target from the score map; MixToken mixes the tokens of a shard."""
-    loss, grid = config.loss, net.grid
-    if grid is None:
-        raise ValueError("Token labels need a model with a token grid.")
+def _token_targets(
+    grid: tuple[int, int], mesh: Mesh, config: Config, info: ModelInfo, annotator: Teacher | None
+) -> Callable[[Batch, tuple[PyTree, ...]], TokenTargets]:
+    """(batch, the annotator's arrays) -> targets from the batch's score maps or the annotator's logits."""
+    smoothing = config.loss.label_smoothing
 
-    def objective(
-        forward: Callable[..., Any], batch: Batch, key: jax.Array, teacher_arrays: tuple[PyTree, ...]
-    ) -> tuple[Array, PyTree]:
-        del teacher_arrays
+    def from_maps(batch: Batch, annotator_arrays: tuple[PyTree, ...]) -> TokenTargets:
+        del annotator_arrays
         if batch.maps is None:
             raise ValueError("Training with token labels needs score maps, but batch.maps is None.")
         sizes = {"grid": grid, "num_classes": info.num_classes}
-        targets = make_targets(
-            batch.maps, batch.label, batch.geometry, smoothing=loss.label_smoothing, **sizes
-        )
+        return make_targets(batch.maps, batch.label, batch.geometry, smoothing=smoothing, **sizes)
+
+    if annotator is None:
+        return from_maps
+    if annotator.info is None:
+        raise ValueError("An annotator inside the step needs the ModelInfo of its checkpoint.")
+    logits_of = functools.partial(online_logits, annotator.net, annotator.info, mesh=mesh)
+
+    def from_annotator(batch: Batch, annotator_arrays: tuple[PyTree, ...]) -> TokenTargets:
+        logits = logits_of(annotator_arrays, batch.image)
+        return make_online_targets(logits, batch.label, batch.geometry, grid=grid, smoothing=smoothing)
+
+    return from_annotator
+
+
+def _token_label_objective(
+    net: Net, mesh: Mesh, config: Config, info: ModelInfo, annotator: Teacher | None, shards: int
+) -> Callable[..., tuple[Array, PyTree]]:
+    """Every token learns its target; MixToken mixes the tokens of a shard."""
+    loss, grid = config.loss, net.grid
+    if grid is None:
+        raise ValueError("Token labels need a model with a token grid.")
+    targets_of = _token_targets(grid, mesh, config, info, annotator)
+
+    def objective(
+        forward: Callable[..., Any], images: Array, batch: Batch, key: jax.Array, arrays: tuple[PyTree, ...]
+    ) -> tuple[Array, PyTree]:
+        targets = targets_of(batch, arrays)
         mix = None
         if loss.mixtoken:
             mix = _on_every_device(draw_mixtoken_mask(key, grid, shards), mesh)
-        output, stats = forward(batch.image, mix=mix)
+        output, stats = forward(images, mix=mix)
         weights = {"dense_weight": loss.dense_weight, "cls_weight": loss.cls_weight}
         return token_label_loss(output, targets, mix, cls_target=loss.cls_target, **weights), stats
 
@@ -188,18 +216,17 @@ def _image_label_objective(
     distill = {"kind": config.distill.kind, "alpha": config.distill.alpha, "tau": config.distill.tau}
 
     def objective(
-        forward: Callable[..., Any], batch: Batch, key: jax.Array, teacher_arrays: tuple[PyTree, ...]
+        forward: Callable[..., Any], images: Array, batch: Batch, key: jax.Array, arrays: tuple[PyTree, ...]
     ) -> tuple[Array, PyTree]:
-        images = batch.image
         labels = smooth_one_hot(batch.label, info.num_classes, config.loss.label_smoothing)
         if mixup or cutmix:
-            mix = draw_image_mix(key, images.shape[1:3], shards, mixup=mixup, cutmix=cutmix)
+            mix = draw_image_mix(key, (images.shape[1], images.shape[2]), shards, mixup=mixup, cutmix=cutmix)
             mix = _on_every_device(mix, mesh)
             images, labels = mix_images(images, mix), mix_by_area(labels, mix)
         output, stats = forward(images)
         if teacher is None:
             return config.loss.cls_weight * jnp.mean(soft_cross_entropy(output.cls, labels)), stats
-        teacher_params, teacher_stats = teacher_arrays
+        teacher_params, teacher_stats = arrays
         logits = teacher.net.apply(gather(teacher_params, mesh), teacher_stats, images)[0].logits
         return distillation_loss(output, labels, logits, **distill), stats
 

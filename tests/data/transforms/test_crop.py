@@ -11,6 +11,7 @@ import tiny_images
 from tlvit.config import Augment
 from tlvit.data.transforms import randaugment
 from tlvit.data.transforms.crop import align_box, eval_image, random_box, squashed_image, train_image
+from tlvit.ops.geometry import compose
 from tlvit.ops.randaugment_policy import OPS, parse_policy
 
 
@@ -116,6 +117,22 @@ def test_the_published_label_crop_exchanges_the_axes_of_the_crop_in_the_flipped_
         np.testing.assert_allclose(published, expected, atol=1e-6)
         flipped += flip
     assert 0 < flipped < 12
+
+
+def test_labels_of_the_crop_move_with_randaugment_only():
+    """The matrix of labels "none" is what RandAugment adds to that of the crop."""
+    encoded = png(tiny_images.position_image(0, 60, 100))
+    policy = parse_policy("rand-m9-n2-mstd0.5-inc1")
+    moved = 0
+    for seed in seeds(12):
+        _, crop = train_image(encoded, seed, (16, 16), Augment())
+        _, all_of_it = train_image(encoded, seed, (16, 16), Augment(), policy=policy)
+        _, matrix = train_image(encoded, seed, (16, 16), Augment(), label_crop="none", policy=policy)
+        np.testing.assert_allclose(compose(crop.numpy(), matrix.numpy()), all_of_it, atol=1e-5)
+        _, still = train_image(encoded, seed, (16, 16), Augment(), label_crop="none")
+        np.testing.assert_array_equal(still, np.eye(2, 3))
+        moved += not np.allclose(matrix, np.eye(2, 3))
+    assert 0 < moved < 12
 
 
 def test_random_boxes_have_the_published_distribution():

@@ -12,6 +12,7 @@ from sklearn.datasets import load_sample_images
 from tlvit.data.transforms.crop import align_box
 from tlvit.data.transforms.decode import decode_and_crop
 from tlvit.data.transforms.resize import fast_resize, resize
+from tlvit.ops.resize import resize_pixels
 
 
 @pytest.mark.parametrize("method", ["bilinear", "bicubic"])
@@ -21,6 +22,16 @@ def test_resize_equals_pillow(method):
     difference = np.abs(resize(image, (64, 96), method).numpy().astype(int) - np.asarray(expected, int))
     assert difference.max() <= 1
     assert difference.mean() < 0.3
+
+
+@pytest.mark.parametrize("size", [(64, 96), (190, 230)])
+def test_the_step_resizes_as_annotation_does(size):
+    image = tiny_images.wavy_image(150, 211)
+    expected = resize(image, size, "bicubic").numpy().astype(float)
+    found = np.asarray(resize_pixels(image[None], size))[0]
+    assert np.abs(found - expected).max() <= 1  # positions half-way between two gray levels
+    assert np.mean(found != expected) < 0.001
+    np.testing.assert_array_equal(resize_pixels(image[None], image.shape[:2])[0], image)
 
 
 def test_random_interpolation_draws_both():

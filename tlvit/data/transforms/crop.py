@@ -15,7 +15,7 @@ from tlvit.data.transforms.decode import decode, decode_and_crop
 from tlvit.data.transforms.resize import fast_resize, resize, resize_and_center_crop
 from tlvit.ops.randaugment_policy import AugmentPolicy
 
-LabelCrop = Literal["aligned", "published"]
+LabelCrop = Literal["aligned", "published", "none"]
 
 TRIES = 10  # random boxes that are drawn before the centered one is taken, as in torchvision
 
@@ -42,7 +42,8 @@ def train_image(
       image_size: (H, W) of the result.
       augment: the settings of the augmentation.
       label_crop: "aligned" returns the matrix of the pixels. "published" returns the one of the published
-        targets, in which the two axes of the crop are exchanged. Both include RandAugment's transforms.
+        targets, in which the two axes of the crop are exchanged. "none" returns the one to the crop itself:
+        labels are of the crop. All include RandAugment's transforms.
       policy: RandAugment's policy, or None to skip it.
 
     Returns:
@@ -68,7 +69,7 @@ def train_image(
     unflip = tf.where(flipped, geometry.flip(), geometry.identity())
     matrix = geometry.compose(unflip, geometry.crop(box, size, transposed=label_crop == "published"))
     image, moved = augment_image(image, seeds[3:], augment, policy)
-    return image, geometry.compose(matrix, moved)
+    return image, moved if label_crop == "none" else geometry.compose(matrix, moved)
 
 
 def eval_image(
