@@ -12,7 +12,14 @@ from flax import nnx
 
 from tlvit.models.layers import drop_path_rates, gelu, linear, split_key
 from tlvit.models.transformer import Attention, Block, Mlp
-from tlvit.ops.attention import attend, attention_weights, dropout, merge_heads, split_heads
+from tlvit.ops.attention import (
+    apply_weights,
+    attend,
+    attention_weights,
+    dropout,
+    merge_heads,
+    split_heads,
+)
 from tlvit.shapes import Float
 from tlvit.types import Array, Dtype
 
@@ -125,6 +132,12 @@ class GhostAttention(nnx.Module):
         query, key, _ = self._heads(x)
         return attention_weights(query, key, scale=self.scale)
 
+    def with_weights(
+        self, x: Float[Array, "B N D"], weights: Float[Array, "B heads N N"]
+    ) -> Float[Array, "B N D"]:
+        """The output for given attention weights instead of its own."""
+        return self.proj(merge_heads(apply_weights(weights, self._heads(x)[2])))
+
     def _heads(self, x: Array) -> list[Array]:
         """[B, N, D] -> query, key and value, [B, heads, N, d] each."""
         heads = []
@@ -166,6 +179,12 @@ class DenseBlock(Block):
     def __call__(self, x: Float[Array, "B N D"], key: jax.Array | None = None) -> Float[Array, "B N _"]:
         """Returns [B, N, D + growth]."""
         return jnp.concatenate([x, self.dense_linear(super().__call__(x, key))], axis=-1)
+
+    def with_weights(
+        self, x: Float[Array, "B N D"], weights: Float[Array, "B heads N N"]
+    ) -> Float[Array, "B N _"]:
+        """[B, N, D + growth] for given attention weights. Nothing is dropped."""
+        return jnp.concatenate([x, self.dense_linear(super().with_weights(x, weights))], axis=-1)
 
 
 class Transition(nnx.Module):
