@@ -80,13 +80,13 @@ def test_a_row_has_the_image_and_the_panels_of_the_model(photos, fixed):
     opened = Opened(None, INFO, None, "")
     figure = draw_explanations("relevance", [opened], photos)
     assert texts(figure) == [
-        ("one.png", ""), ("relevance for", "dog 70 %"), ("relevance for", "cat 20 %"),
-        ("two.png", ""), ("relevance for", "dog 70 %"), ("relevance for", "cat 20 %"),
+        ("one.png", ""), ("relevance for dog", "70 %"), ("relevance for cat", "20 %"),
+        ("two.png", ""), ("relevance for dog", "70 %"), ("relevance for cat", "20 %"),
     ]  # fmt: skip
     assert figure.axes[0].images[0].get_array().shape == (32, 48, 3)  # as the model sees it
     assert figure.get_suptitle() == "lvvit_s: relevance of the patches for a class"
     figure = draw_explanations("relevance", [opened], photos[:1], classes=["7", "0"])
-    assert texts(figure)[1:] == [("relevance for", "7 10 %"), ("relevance for", "cat 20 %")]
+    assert texts(figure)[1:] == [("relevance for 7", "10 %"), ("relevance for cat", "20 %")]
     assert fixed == [("lvvit_s", "relevance", (), 2), ("lvvit_s", "relevance", (2, 0), 2)]
 
 

@@ -226,13 +226,16 @@ def test_factors_of_the_learning_rate_by_name():
 
 
 def test_frozen_parameters_do_not_change_and_others_have_their_rate():
-    """Decay included; gradients of frozen parameters are not part of the clipped norm."""
-    grads = jax.tree.map(lambda p: np.full_like(p, 0.3), NESTED)
-    grads["blocks"]["0"]["kernel"] *= 1e6
+    """Decay included; what is frozen has no part in the clipped norm."""
+    scales = {"blocks/0/*": 0.0, "head/*": 0.5}
+    loss = lambda params: sum(
+        jnp.sum(1e3 * x) for x in jax.tree.leaves(optimizer.stop_frozen(params, scales))
+    )
+    grads = jax.grad(loss)(NESTED)
     make = lambda params, rate: optimizer.make_optimizer(
         params, learning_rate=rate, weight_decay=0.1, clip_norm=1.0
     )
-    scaled = optimizer.scale_learning_rates(make(NESTED, 0.1), NESTED, {"blocks/0/*": 0.0, "head/*": 0.5})
+    scaled = optimizer.scale_learning_rates(make(NESTED, 0.1), NESTED, scales)
     found = descend(scaled, NESTED, [grads])
     np.testing.assert_array_equal(found["blocks"]["0"]["kernel"], 1)
     without = lambda tree: {"blocks": {"1": tree["blocks"]["1"]}, "head": tree["head"]}
@@ -242,3 +245,4 @@ def test_frozen_parameters_do_not_change_and_others_have_their_rate():
     np.testing.assert_allclose(found["blocks"]["1"]["kernel"], full["blocks"]["1"]["kernel"], rtol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found["head"], half["head"])
     assert np.abs(found["head"]["kernel"] - 1).min() > 0.04
+    assert optimizer.stop_frozen(NESTED, {}) is NESTED

@@ -153,12 +153,13 @@ def _panels(
     kind: str, image: np.ndarray, found: Explanation, named: Callable[[int], str], model: str
 ) -> list[Panel]:
     """The panels of a model for one image. `model` is the first line of their titles."""
-    caption = lambda k: f"{named(int(k))[:24]} {100 * found.probability[k]:.0f} %"
+    name = lambda k: named(int(k))[:24]
+    percent = lambda k: f"{100 * found.probability[k]:.0f} %"
     if kind == "relevance":
-        title = f"{model}relevance for"
         pairs = zip(found.classes, found.maps, strict=True)
-        return [Panel(image, title, caption(k), heat=heat) for k, heat in pairs]
-    best = "whole image: " + caption(found.probability.argmax())
+        return [Panel(image, f"{model}relevance for {name(k)}", percent(k), heat=heat) for k, heat in pairs]
+    best = found.probability.argmax()
+    best = f"whole image: {name(best)} {percent(best)}"
     if kind == "tokens":
         return [Panel(image, f"{model}classes of the tokens", best, probability=found.maps[0])]
     return [Panel(image, f"{model}attention", best, heat=found.maps[0])]

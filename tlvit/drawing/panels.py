@@ -83,7 +83,7 @@ def draw_panels(
         for axis in line[len(row) :]:
             axis.set_axis_off()
     if len(shown):
-        draw_legend(figure, shown, colors, name, columns=max(2, int(size[0] / 1.7)))
+        draw_legend(figure, shown, colors, name, columns=max(2, int(size[0] / 1.5)))
     return figure
 
 
@@ -149,6 +149,7 @@ def draw_legend(
     patches = [Patch(color=tuple(colors[k]), label=name(k)[:24]) for k in frequent]
     others = len(classes) - len(frequent)
     title = "most probable class of a cell; the stronger the color, the higher its probability"
+    title = title if columns > 4 else title.replace("; ", ";\n")
     title += f" ({others} less frequent classes are not named)" if others else ""
     style = {"ncols": columns, "fontsize": 8, "title_fontsize": 9}
     figure.legend(handles=patches, title=title, loc="outside lower center", **style)

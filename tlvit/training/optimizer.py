@@ -104,8 +104,8 @@ def scale_learning_rates(
 ) -> optax.GradientTransformation:
     """Multiplies the learning rate of the parameters whose names match a pattern.
 
-    A factor of 0 freezes parameters: they are not decayed either, and their gradients do not count in the
-    norm that is clipped. Statistics of BatchNorm are no parameters and follow the images of every training.
+    A factor of 0 freezes parameters: they are not decayed either. `stop_frozen` makes their gradients zero.
+    Statistics of BatchNorm are no parameters and follow the images of every training.
 
     Args:
       tx: an optimizer, from `make_optimizer`.
@@ -119,11 +119,23 @@ def scale_learning_rates(
       >>> tx = scale_learning_rates(make_optimizer(params, learning_rate=1e-3), params, {"*": 0, "head/*": 1})
     """
     factors = learning_rate_factors(params, scales)
-    frozen = jax.tree.map(lambda factor: factor == 0, factors)
-    if all(jax.tree.leaves(frozen)):
+    if not any(jax.tree.leaves(factors)):
         raise ValueError("config.optim.lr_scale freezes all parameters: there is nothing to learn.")
     scale = optax.stateless(lambda updates, _: jax.tree.map(lambda u, f: f * u, updates, factors))
-    return optax.chain(optax.masked(optax.set_to_zero(), frozen), tx, scale)
+    return optax.chain(tx, scale)
+
+
+def stop_frozen(params: PyTree, scales: Mapping[str, float]) -> PyTree:
+    """The parameters; those with a factor of 0 have no gradient, and no step computes one.
+
+    Args:
+      params: parameters.
+      scales: pattern -> factor, as in `learning_rate_factors`.
+    """
+    if not scales:
+        return params
+    stop = lambda value, factor: value if factor else jax.lax.stop_gradient(value)
+    return jax.tree.map(stop, params, learning_rate_factors(params, scales))
 
 
 def learning_rate_factors(params: PyTree, scales: Mapping[str, float]) -> PyTree:
