@@ -75,7 +75,7 @@ def table(lines: Sequence[Mapping[str, Any]], epochs: int) -> str:
     head = ["", "| annotator, top-1 | " + " | ".join(f'cls_target="{c}"' for c in CLS_TARGETS) + " |"]
     head.append("|---|" + "---|" * len(CLS_TARGETS))
     body = []
-    for accuracy, found in rows.items():
+    for accuracy, found in sorted(rows.items(), key=lambda row: row[0] or 0.0):
         name = "none: image labels only" if accuracy is None else f"{accuracy:.1f}"
         cells = [f"{found[c]:.1f}" if c in found else "" for c in CLS_TARGETS]
         body.append(f"| {name} | {' | '.join(cells)} |")
@@ -86,12 +86,13 @@ def table(lines: Sequence[Mapping[str, Any]], epochs: int) -> str:
 def _student(record: Mapping[str, Any], out: pathlib.Path) -> dict[str, float]:
     """Trains the student of an arm and returns its accuracy."""
     step, cls_target = record["annotator_step"], record["cls_target"]
-    variant, changes = "no_token_labels", {}
+    variant: str = "no_token_labels"
+    changes: dict[str, Any] = {"eval.every_epochs": 0}  # only the end
     if step:
         maps = out / f"score_maps_{step}"
         _annotate(out, step, maps)
         variant = "token_labels"
-        changes = {"data.score_maps": str(maps), "loss.cls_target": cls_target}
+        changes |= {"data.score_maps": str(maps), "loss.cls_target": cls_target}
     workdir = out / f"student_{step}_{cls_target}_{record['epochs']}"
     metrics = run(variant, workdir, out, epochs=record["epochs"], seed=record["seed"], changes=changes)
     return {"ema_top1": metrics["eval/ema_top1"], "raw_top1": metrics["eval/raw_top1"]}
