@@ -38,8 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder.mkdir(parents=True, exist_ok=True)
     start_logging()
     digit_scenes.prepare(out / "data", **recipe.SCENES)
-    every_epoch = {"eval.every_epochs": 1, "checkpoint.every_epochs": 1, "checkpoint.keep": 1000}
-    run("annotator", out / "annotator", out, seed=options.seed, changes=every_epoch)
+    if not options.trained:
+        every_epoch = {"eval.every_epochs": 1, "checkpoint.every_epochs": 1, "checkpoint.keep": 1000}
+        run("annotator", out / "annotator", out, seed=options.seed, changes=every_epoch)
     accuracy = {
         int(line["step"]): line["eval/ema_top1"]
         for line in read_metrics(out / "annotator")
@@ -128,6 +129,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="JSON lines of the finished students (default: %(default)s)")  # fmt: skip
     add("--targets", type=float, nargs="+", default=[60.0, 80.0, 90.0, 95.0], metavar="PERCENT",
         help="accuracies at which the annotator is stopped (default: 60 80 90 95)")  # fmt: skip
+    add(
+        "--trained",
+        action="store_true",
+        help="take the annotator's checkpoints that are there, train no more",
+    )
     add("--epochs", type=int, default=40, metavar="N", help="epochs of each student (default: %(default)s)")
     add("--seed", type=int, default=0, metavar="SEED", help="default: %(default)s")
     return parser.parse_args(arguments)

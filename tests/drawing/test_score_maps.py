@@ -49,7 +49,7 @@ class Reader:
 
 
 def test_a_row_shows_photograph_map_view_and_targets(monkeypatch):
-    """The map knows a cat on the left, a dog on the right; the view is the right half, beyond the border."""
+    """The map knows a cat on the left, a dog on the right; the view is its right half and what is beyond."""
     value = np.full((1, 1, 2, 2), 9, np.float16)
     maps = ScoreMaps(value=value, index=np.array([[[[0, 1], [0, 1]]]], np.uint16))
     geometry = np.array([[[1, 0, 0.5], [0, 1, 0]]], np.float32)  # its right half is outside of the map
@@ -70,9 +70,9 @@ def test_a_row_shows_photograph_map_view_and_targets(monkeypatch):
     assert axes[3].get_xlabel().startswith("class target: dog")
     np.testing.assert_allclose(axes[1].patches[0].get_xy()[:4] + 0.5, [[15, 0], [45, 0], [45, 20], [15, 20]])
     paint = axes[3].images[1].get_array()
-    assert (paint[:, :2, 3] > 0.5).all()
-    assert (paint[:, 2:, 3] == 0).all()  # not covered: no color, crossed out
-    assert sorted(set(axes[3].lines[0].get_xdata())) == [4.5, 6.5]
+    assert (paint[:, :3, 3] > 0.5).all()
+    assert (paint[:, 3, 3] == 0).all()  # more than a cell outside: not covered, no color, crossed out
+    assert set(axes[3].lines[0].get_xdata()) == {6.5}
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["cat", "dog"]
 
 

@@ -39,7 +39,7 @@ def training_views(source: Source, maps: ScoreMapReader, config: Config, *, coun
     """Views of images that are spread evenly over a source, made by the functions of the input pipeline.
 
     An image without a map has its label in every cell, as in training. RandAugment runs on the host,
-    whatever augment.randaugment_on says.
+    whatever augment.randaugment_on says. Random erasing and mixing belong to the training step.
 
     Args:
       source: the images.

@@ -46,7 +46,7 @@ class MapStatistics:
     Attributes:
       images: images with a map.
       bytes_per_image: size of the files divided by the number of their records.
-      cells: int [10], cells whose best class has a probability in [0, 0.1), …, [0.9, 1].
+      cells: int [10], cells whose best kept class has a probability in [0, 0.1), …, [0.9, 1].
       mean_maps: int [10], images whose mean map's best class has such a probability.
       never_best: classes that no cell has as its best class.
       never_kept: classes that are not among the K of any cell.
