@@ -103,13 +103,17 @@ def _print_statistics(options: argparse.Namespace, source: "Source | None") -> N
 
 def _statistics_text(found: "MapStatistics", num_classes: int, names: Sequence[str] | None) -> str:
     """The statistics as text."""
-    agreement = "unknown without --data" if found.agreement is None else f"{100 * found.agreement:.1f} %"
+    agreement = "unknown without --data"
+    if found.agreement is not None:
+        agreement = (
+            f"the label is the best class of the mean map of {100 * found.agreement:.1f} % of the images"
+        )
     lines = [
-        f"  label      best class of the mean map: {agreement}",
+        f"  agreement  {agreement}",
         f"  size       {found.bytes_per_image:,.0f} bytes an image",
-        f"  classes    never the best of a cell: {_classes(found.never_best, num_classes, names)}",
-        f"             never kept in a cell: {_classes(found.never_kept, num_classes, names)}",
-        "  confidence of the best class     cells   mean maps",
+        f"  classes    never the best one of a cell: {_classes(found.never_best, num_classes, names)}",
+        f"             never among the kept ones: {_classes(found.never_kept, num_classes, names)}",
+        "  probability of the best class    cells   mean maps",
     ]
     percent = lambda counts: 100 * counts / max(counts.sum(), 1)
     bins = zip(percent(found.cells), percent(found.mean_maps), strict=True)
