@@ -94,8 +94,9 @@ def _explain(options: argparse.Namespace) -> int:
 
 
 def _open(path: str, model: str | None, options: argparse.Namespace) -> Opened:
-    """Opens a checkpoint, with the class names that the user gave."""
-    opened = open_checkpoint(path, model=model, weights=options.weights, image_size=options.image_size)
+    """Opens a checkpoint for computation in float32, with the class names that the user gave."""
+    how = {"weights": options.weights, "image_size": options.image_size, "dtype": "float32"}
+    opened = open_checkpoint(path, model=model, **how)
     if options.classes:
         names = read_class_names(options.classes, opened.info.num_classes)
         opened = dataclasses.replace(opened, info=dataclasses.replace(opened.info, class_names=names))

@@ -100,9 +100,8 @@ def describe_images(images: "Sequence[ScoredImage]", class_names: Sequence[str] 
     ]
 
 
-def dense_probabilities(value: np.ndarray, index: np.ndarray, num_classes: int) -> np.ndarray:
-    """The class probabilities of a map's cells, as training has them: softmax over all classes, where a class
-    that is not kept has logit 0.
+def dense_logits(value: np.ndarray, index: np.ndarray, num_classes: int) -> np.ndarray:
+    """The logits of all classes in a map's cells, as training has them: 0 for a class that is not kept.
 
     Args:
       value: logits [K, h, w].
@@ -114,7 +113,7 @@ def dense_probabilities(value: np.ndarray, index: np.ndarray, num_classes: int) 
     """
     logits = np.zeros((num_classes, *value.shape[1:]), np.float32)
     np.put_along_axis(logits, index.astype(np.int64), value.astype(np.float32), axis=0)
-    return np.asarray(jax.nn.softmax(np.moveaxis(logits, 0, -1), axis=-1))
+    return np.moveaxis(logits, 0, -1)
 
 
 def outline_of(geometry: np.ndarray, to_map: np.ndarray) -> np.ndarray:
@@ -146,7 +145,8 @@ def _row(
     """The four panels of an image."""
     batch, named, num_classes = view.batch, namer(source.class_names), source.num_classes
     label, photo = int(batch.label[0]), small(view.photograph)
-    probability = dense_probabilities(batch.maps.value[0], batch.maps.index[0], num_classes)
+    logits = dense_logits(batch.maps.value[0], batch.maps.index[0], num_classes)
+    softmax = lambda x: np.asarray(jax.nn.softmax(x, axis=-1))
     targets = make_targets(
         batch.maps,
         batch.label,
@@ -165,8 +165,8 @@ def _row(
         Panel(
             photo,
             "score map",
-            f"mean map: {_best(probability.mean((0, 1)), named)}",
-            probability=probability,
+            f"mean map: {_best(softmax(logits.mean((0, 1))), named)}",
+            probability=softmax(logits),
             extent=(left, top, right, bottom),
             outline=outline_of(batch.geometry[0], view.to_map),
         ),

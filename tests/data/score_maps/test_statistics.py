@@ -44,9 +44,9 @@ def test_statistics_are_those_of_the_dense_maps(source, tmp_path):
     left_out = sorted(labels)[2]
     reader, logits = write(tmp_path, source, missing=[left_out])
     keys = list(logits)
-    probability = softmax(np.stack([logits[key] for key in keys]).transpose(0, 2, 3, 1))
-    mean, best = probability.mean((1, 2)), np.stack([best_kept(logits[key]) for key in keys])
-    cells = np.take_along_axis(probability, best[..., None], -1)
+    dense = np.stack([logits[key] for key in keys]).transpose(0, 2, 3, 1)
+    mean, best = softmax(dense.mean((1, 2))), np.stack([best_kept(logits[key]) for key in keys])
+    cells = np.take_along_axis(softmax(dense), best[..., None], -1)
     label = np.array([labels[key] for key in keys])
     found = map_statistics(reader, source, least_plausible=4)
     assert found.images == len(keys)
@@ -81,6 +81,7 @@ def test_without_images_there_are_no_labels(source, tmp_path):
     assert found.cells.sum() == len(logits) * GRID[0] * GRID[1]
 
 
+@pytest.mark.slow
 def test_maps_that_cannot_be_counted(source, tmp_path):
     keys = sorted(labels_of(source))
     reader, _ = write(tmp_path / "none", source, missing=keys)

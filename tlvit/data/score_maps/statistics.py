@@ -41,7 +41,8 @@ class ScoredImage:
 @dataclasses.dataclass(frozen=True)
 class MapStatistics:
     """Statistics of score maps. A map's probabilities are those that training uses: softmax over all classes,
-    where a class that is not among the K of a cell has logit 0. The mean map is their mean over the cells.
+    where a class that is not among the K of a cell has logit 0. The mean map is the softmax of the mean of
+    the logits over the cells, the class token's target of an entire image without smoothing.
 
     Attributes:
       images: images with a map.
@@ -166,14 +167,13 @@ def _probabilities(value: np.ndarray, index: np.ndarray, num_classes: int) -> tu
     """
     images, kept = value.shape[:2]
     largest = np.maximum(value.max(1, keepdims=True, initial=0), 0)
-    exponentials, other = np.exp(value - largest), np.exp(-largest)
-    total = exponentials.sum(1, keepdims=True) + (num_classes - kept) * other
-    probability, rest = exponentials / total, other / total
+    exponentials = np.exp(value - largest)
+    total = exponentials.sum(1, keepdims=True) + (num_classes - kept) * np.exp(-largest)
     place = index + num_classes * np.arange(images)[:, None, None, None]
-    above = np.bincount(place.ravel(), (probability - rest).ravel(), images * num_classes)
-    cells = value.shape[2] * value.shape[3]
-    mean = above.reshape(images, num_classes) / cells + rest.mean((1, 2, 3))[:, None]
-    return probability, mean
+    logits = np.bincount(place.ravel(), value.ravel(), images * num_classes).reshape(images, num_classes)
+    logits /= value.shape[2] * value.shape[3]
+    mean = np.exp(logits - logits.max(-1, keepdims=True))
+    return exponentials / total, mean / mean.sum(-1, keepdims=True)
 
 
 def _histogram(probability: np.ndarray) -> np.ndarray:
