@@ -80,13 +80,16 @@ def test_a_row_has_the_image_and_the_panels_of_the_model(photos, fixed):
     opened = Opened(None, INFO, None, "")
     figure = draw_explanations("relevance", [opened], photos)
     assert texts(figure) == [
-        ("one.png", ""), ("relevance for dog", "70 %"), ("relevance for cat", "20 %"),
-        ("two.png", ""), ("relevance for dog", "70 %"), ("relevance for cat", "20 %"),
+        ("one.png", ""), ("relevance for dog", "probability 70 %"), ("relevance for cat", "probability 20 %"),
+        ("two.png", ""), ("relevance for dog", "probability 70 %"), ("relevance for cat", "probability 20 %"),
     ]  # fmt: skip
     assert figure.axes[0].images[0].get_array().shape == (32, 48, 3)  # as the model sees it
     assert figure.get_suptitle() == "lvvit_s: relevance of the patches for a class"
     figure = draw_explanations("relevance", [opened], photos[:1], classes=["7", "0"])
-    assert texts(figure)[1:] == [("relevance for 7", "10 %"), ("relevance for cat", "20 %")]
+    assert texts(figure)[1:] == [
+        ("relevance for 7", "probability 10 %"),
+        ("relevance for cat", "probability 20 %"),
+    ]
     assert fixed == [("lvvit_s", "relevance", (), 2), ("lvvit_s", "relevance", (2, 0), 2)]
 
 
@@ -95,8 +98,8 @@ def test_two_models_side_by_side(photos, fixed):
     models = [Opened(None, INFO, None, ""), Opened(None, other, None, "")]
     figure = draw_explanations("attention", models, photos[:1])
     assert texts(figure)[1:] == [
-        ("lvvit_s\nattention", "whole image: dog 70 %"),
-        ("deit_tiny_patch16_224\nattention", "whole image: 1 70 %"),
+        ("lvvit_s\nattention", "whole image: dog (70 %)"),
+        ("deit_tiny_patch16_224\nattention", "whole image: 1 (70 %)"),
     ]
     assert [axis.images[0].get_array().shape[:2] for axis in figure.axes] == [(32, 48), (32, 48), (32, 32)]
 

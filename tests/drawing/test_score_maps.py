@@ -86,9 +86,9 @@ def test_the_least_plausible_images(monkeypatch):
     monkeypatch.setattr("tlvit.data.views.photographs", photos)
     figure = score_maps.draw_least_plausible(Source, statistics)
     assert asked == [[(0, 1)] * 7]
-    assert figure.axes[0].get_title() == "label cat 1 %"
-    assert figure.axes[6].get_xlabel() == "map: bird 90 %\n…ery_long_name_of_an_image"
+    assert figure.axes[0].get_title() == "label cat (1 %)"
+    assert figure.axes[6].get_xlabel() == "map: bird (90 %)\n…ery_long_name_of_an_image"
     lines = score_maps.describe_images(statistics.least_plausible[:1], Source.class_names)
-    assert lines == ["cat/a_very_long_name_of_an_image: label cat 1 %, map bird 90 %"]
+    assert lines == ["cat/a_very_long_name_of_an_image: label cat (1 %), map bird (90 %)"]
     with pytest.raises(ValueError, match="images of these statistics are unknown"):
         score_maps.draw_least_plausible(Source, MapStatistics(1, 1.0, counts, counts, (), ()))

@@ -157,9 +157,12 @@ def _panels(
     percent = lambda k: f"{100 * found.probability[k]:.0f} %"
     if kind == "relevance":
         pairs = zip(found.classes, found.maps, strict=True)
-        return [Panel(image, f"{model}relevance for {name(k)}", percent(k), heat=heat) for k, heat in pairs]
+        return [
+            Panel(image, f"{model}relevance for {name(k)}", f"probability {percent(k)}", heat=heat)
+            for k, heat in pairs
+        ]
     best = found.probability.argmax()
-    best = f"whole image: {name(best)} {percent(best)}"
+    best = f"whole image: {name(best)} ({percent(best)})"
     if kind == "tokens":
         return [Panel(image, f"{model}classes of the tokens", best, probability=found.maps[0])]
     return [Panel(image, f"{model}attention", best, heat=found.maps[0])]

@@ -187,4 +187,4 @@ def _best(probability: np.ndarray, named: Callable[[int], str]) -> str:
 
 
 def _words(named: Callable[[int], str], index: int, probability: float) -> str:
-    return f"{named(index)[:20]} {100 * probability:.0f} %"
+    return f"{named(index)[:20]} ({100 * probability:.0f} %)"
