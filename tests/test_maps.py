@@ -115,6 +115,7 @@ def test_help_shows_an_example(capsys):
     assert "tlvit maps /data/score_maps --import-published=" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_statistics_are_printed(source, data_arguments, tmp_path, messages, capsys):
     maps = tiny_images.write_maps(tmp_path, source, grid=(4, 8), missing=(3,))
     assert main([maps.path, *data_arguments, "--stats"]) == 0

@@ -23,6 +23,7 @@ def keys_of(source):
     return [record["key"].decode() for shard in shards for record in source.read(shard).as_numpy_iterator()]
 
 
+@pytest.mark.slow
 def test_photographs_at_places(source):
     keys, ends = keys_of(source), np.cumsum(source.shard_lengths)
     places = [(1, 2), (0, 1)]
