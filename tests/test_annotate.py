@@ -2,9 +2,11 @@
 
 import dataclasses
 import importlib
+import inspect
 import json
 import logging
 import pathlib
+import re
 import sys
 
 import numpy as np
@@ -23,6 +25,7 @@ from tlvit.training.annotation import Annotator, annotate, near_chance
 CLASSES, SIZE = 5, (32, 32)
 OPTIONS = {"widths": (8, 16), "depths": (1, 1), "strides": (2, 2), "group_width": 8, "stem_width": 8}
 MEAN, STD = (0.3, 0.4, 0.5), (0.2, 0.3, 0.4)
+PUBLISHED = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 INFO = ModelInfo("regnety_002", CLASSES, SIZE, OPTIONS, preprocessing=Preprocessing(mean=MEAN, std=STD))
 
 
@@ -146,12 +149,18 @@ def test_other_weights_do_not_continue_a_folder(annotator, source, tmp_path):
         annotate(annotator, source, tmp_path, top_k=2, batch_size=8)
 
 
-@pytest.mark.parametrize("name", ["vit", "lvvit"])
-def test_a_model_without_a_token_head_is_not_an_annotator(name, source, tmp_path):
-    info = ModelInfo(name, CLASSES, SIZE, {"dim": 16, "depth": 1, "num_heads": 2})
-    with pytest.raises(ValueError, match="token head"):
-        annotate((info.build(), info), source, tmp_path / "maps", batch_size=8)
-    assert not (tmp_path / "maps").exists()
+@pytest.mark.slow
+def test_a_model_without_a_token_head_classifies_its_tokens_as_its_class_token(source, tmp_path):
+    """A distilled one with the mean of its two classifiers."""
+    options = {"dim": 16, "depth": 1, "num_heads": 2, "patch_size": 8}
+    info = ModelInfo("deit_tiny_distilled_patch16_224", CLASSES, SIZE, options)
+    model = info.build(seed=1)
+    assert annotate((model, info), source, tmp_path, top_k=2, batch_size=8).grid == (4, 4)
+    image = images_of(source)["img_4.png"]
+    features = model.features(normalize(image[None], *PUBLISHED))
+    logits = np.asarray((model.head(features) + model.head_dist(features)) / 2)[0]
+    value, _ = read_maps(tmp_path)["img_4.png"]
+    np.testing.assert_allclose(value, np.moveaxis(np.sort(logits)[..., :2:-1], -1, 0), rtol=2**-10, atol=1e-5)
 
 
 def test_a_model_without_dense_logits_is_not_an_annotator():
@@ -184,6 +193,132 @@ def test_the_package_attribute_is_the_function_after_the_command_is_imported(mon
     assert imported is tlvit.annotate is annotate
 
 
+class Colors:
+    """Log-probabilities of 4 x 4 cells, all below 0: the mean color, and three classes far below."""
+
+    num_classes, image_size, version = 6, (32, 32), "1"
+    class_names = tuple("abcdef")
+
+    def dense_logits(self, images):
+        cells = images.reshape(len(images), 4, -1, 4, images.shape[2] // 4, 3).mean((2, 4))
+        return np.concatenate([cells / 100 - 9, np.full((*cells.shape[:3], 3), -11.0)], -1)
+
+
+@pytest.fixture
+def colors_file(tmp_path):
+    """Files of an annotator with its function, of a classes map, and the mapped classes."""
+    lines = [f"import sys, numpy as np\n{inspect.getsource(Colors)}\n\ndef make():\n    return Colors()\n"]
+    (tmp_path / "colors.py").write_text("".join(lines))
+    (tmp_path / "map.csv").write_text("annotator,own\na,0\nb,1\n2,2\nd,3\ne,3\nf,4\n")
+    return f"{tmp_path / 'colors.py'}:make", tmp_path / "map.csv", (0, 1, 2, 3, 3, 4)
+
+
+def test_an_annotator_of_ones_own(source, tmp_path):
+    """With other classes and shifted logits: a cell's targets have its own probabilities."""
+    scoring = tlvit.Scoring(classes=(0, 1, 2, 3, 3, 4))
+    info = tlvit.annotate(Colors(), source, tmp_path, scoring=scoring, top_k=2, batch_size=5)
+    assert (info.annotator, info.grid) == ("Colors, 6 of 6 classes mapped to 5, shifted logits", (4, 4))
+    value, index = read_maps(tmp_path)["img_4.png"]
+    image = images_of(source)["img_4.png"]
+    probability = np.exp(Colors().dense_logits(image[None])[0])
+    probability = np.concatenate([probability[..., :3], 2 * probability[..., 3:4], probability[..., 5:]], -1)
+    probability /= probability.sum(-1, keepdims=True)
+    dense = np.zeros((4, 4, CLASSES))
+    np.put_along_axis(dense, np.moveaxis(index, 0, -1).astype(int), np.moveaxis(value, 0, -1), -1)
+    found = np.exp(dense) / np.exp(dense).sum(-1, keepdims=True)
+    order = np.argsort(-probability, -1)[..., :2]
+    kept = lambda x: np.take_along_axis(x, order, -1)
+    np.testing.assert_allclose(kept(found), kept(probability), rtol=4e-3)
+    with pytest.raises(ValueError, match=r"already has score maps with annotator_hash"):
+        tlvit.annotate(Colors(), source, tmp_path, scoring=tlvit.Scoring(classes=(0, 1, 2, 3, 4, 4)), top_k=2)
+
+
+def test_annotators_that_do_not_fit(source, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"annotator has 6 classes, tiny_images/.* has 5\. A classes map says"
+    ):
+        annotate(Colors(), source, tmp_path / "maps")
+    with pytest.raises(ValueError, match="no class of the annotator for 1 of the 5 classes"):
+        annotate(Colors(), source, tmp_path / "maps", scoring=tlvit.Scoring(classes=(0, 1, 2, 3, 3, 3)))
+    with pytest.raises(ValueError, match="annotator object has no dense_logits"):
+        annotate(object(), source, tmp_path / "maps")
+    assert not (tmp_path / "maps").exists()
+
+
+def test_an_interrupted_annotation_says_what_is_kept(source, tmp_path):
+    class Interrupted(Colors):
+        batches = 0
+
+        def dense_logits(self, images):
+            Interrupted.batches += len(images) > 1
+            if Interrupted.batches == 2:
+                raise KeyboardInterrupt
+            return super().dense_logits(images)
+
+    scoring = tlvit.Scoring(classes=(0, 1, 2, 3, 3, 4))
+    with pytest.raises(KeyboardInterrupt, match=r"has 1 of 3 shards, and the same command continues"):
+        annotate(Interrupted(), source, tmp_path, scoring=scoring, batch_size=8)
+    Interrupted.batches = 3
+    assert annotate(Interrupted(), source, tmp_path, scoring=scoring, batch_size=8).num_images == 19
+
+
+@pytest.mark.slow
+def test_a_center_crop(annotator, source, tmp_path):
+    """Of an image twice as wide as high, the square in its middle."""
+    info = annotate(Colors(), source, tmp_path, batch_size=8, scoring=tlvit.Scoring(
+        classes=(0, 1, 2, 3, 3, 4), geometry="center", logits="raw"), top_k=5)  # fmt: skip
+    assert (info.geometry, info.center_fraction) == ("center", 1.0)
+    value, index = read_maps(tmp_path)["img_3.png"]
+    red = np.take_along_axis(value, np.argsort(index, 0).astype(int), 0)[0].astype(np.float64)
+    cells = images_of(source)["img_3.png"][:, 16:48, 0].reshape(4, 8, 4, 8).mean((1, 3))
+    np.testing.assert_allclose(red, cells / 100 - 9, atol=0.02)
+
+
+@pytest.mark.slow
+def test_crops_mirror_images_and_other_classes_of_a_model(annotator, source, tmp_path):
+    """As calls of the model on each of the four views give them."""
+    scoring = tlvit.Scoring(crop_grid=(1, 2), flip=True, classes=(0, 1, 2, -2, 3))
+    data_source = dataclasses.replace(source, num_classes=4)
+    info = annotate(annotator, data_source, tmp_path, scoring=scoring, top_k=4, batch_size=8)
+    assert (info.grid, info.num_classes) == ((4, 7), 4)
+    assert (
+        info.annotator == "regnety_002, crops 1x2, flip, 4 of 5 classes mapped to 4, 1 shared, shifted logits"
+    )
+    image = resized(images_of(source)["img_3.png"], (32, 56))
+    total, count = np.zeros((4, 7, 4)), np.zeros((1, 7, 1))
+    for left, cell in ((0, 0), (24, 3)):
+        for step in (1, -1):
+            view = image[None, :, left : left + 32][:, :, ::step]
+            logits = np.asarray(annotator.model.dense_logits(normalize(view, MEAN, STD)))[0][:, ::step]
+            part = np.exp(logits)
+            part = np.log(part[..., [0, 1, 2, 4]] + part[..., 3:4] / 4)
+            total[:, cell : cell + 4] += part
+            count[:, cell : cell + 4] += 1
+    expected = total / count
+    expected -= expected.mean(-1, keepdims=True)
+    value, index = read_maps(tmp_path)["img_3.png"]
+    found = np.take_along_axis(value, np.argsort(index, 0).astype(int), 0)
+    np.testing.assert_allclose(found, np.moveaxis(expected, -1, 0), atol=0.03)
+
+
+@pytest.mark.slow
+def test_maps_with_70000_classes(source, tmp_path):
+    class Many:
+        num_classes, image_size = 70_000, (32, 32)
+
+        def dense_logits(self, images):
+            logits = np.zeros((len(images), 2, 2, 70_000), np.float32)
+            logits[..., 69_999], logits[..., 3] = 9, 7
+            return logits
+
+    data_source = dataclasses.replace(source, num_classes=70_000)
+    assert annotate(Many(), data_source, tmp_path, top_k=2, batch_size=4).num_classes == 70_000
+    value, index = read_maps(tmp_path)["img_3.png"]
+    assert index.dtype == np.int32
+    np.testing.assert_array_equal(index[:, 0, 0], [69_999, 3])
+    np.testing.assert_allclose(value[:, 0, 0].astype(float), [9, 7], atol=1e-3)
+
+
 # The command
 
 
@@ -212,6 +347,43 @@ def test_the_command_opens_a_model_folder_or_file(name, weights, annotator, sour
     assert "maps of 4x8 cells with the top 2 of 5 classes; 0 of 3 shards are already written" in messages.text
     described = json.loads((tmp_path / "maps" / "score_maps.json").read_text())
     assert (described["grid"], described["top_k"], described["num_images"]) == ([4, 8], 2, 19)
+
+
+def test_the_command_opens_a_python_file(colors_file, source, tmp_path, messages):
+    spec, classes_map, _ = colors_file
+    data_dir = pathlib.Path(source.files[0]).parents[2]
+    command = ["--data=tiny_images", f"--data-dir={data_dir}", f"--out={tmp_path / 'maps'}", "--top-k=2"]
+    assert main([f"--annotator={spec}", f"--classes-map={classes_map}", "--flip", *command]) == 0
+    described = json.loads((tmp_path / "maps" / "score_maps.json").read_text())
+    assert described["annotator"] == "Colors, flip, 6 of 6 classes mapped to 5, shifted logits"
+    assert described["num_classes"] == 5
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--annotator={}.py:make"], r"The file .*none\.py of --annotator does not exist"),
+        (["--annotator={file}:mike"], r"colors\.py has no function mike\(\); it has Colors, make\."),
+        (["--annotator={file}"], r"An annotator is timm:NAME, timm:NAME:WEIGHTS or FILE\.py:FUNCTION, not"),
+        (["--annotator={file}:make", "--image-size=64"], "has its own image_size: leave out --image-size"),
+        (["--annotator={file}:sys"], "has no function sys"),
+    ],
+)
+def test_the_command_names_what_is_wrong_with_an_annotator(flags, message, colors_file, tmp_path, messages):
+    file = colors_file[0].rpartition(":")[0]
+    flags = [flag.format(tmp_path / "none", file=file) for flag in flags]
+    assert main([*flags, "--data=digits", f"--out={tmp_path / 'maps'}"]) == 1
+    assert re.search(message, messages.text)
+
+
+def test_the_command_checks_the_grid_of_crops(capsys):
+    for flag, message in (
+        ("2", "must be ROWSxCOLUMNS, such as 2x3"),
+        ("0x1", r"each from 1 to 64, not \(0, 1\)"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["--checkpoint=x", "--data=digits", "--out=y", f"--crop-grid={flag}"])
+        assert re.search(message, capsys.readouterr().err)
 
 
 def test_the_command_lists_missing_arguments(capsys):

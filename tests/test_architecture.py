@@ -21,7 +21,7 @@ LAYERS = {
     "ops": 1,
     "models": 2,
     "checkpoints": 3, "images": 3,
-    "data": 4,
+    "data": 4, "annotators": 4,
     "training": 5,
     "annotate": 6, "maps": 6, "convert": 6, "predict": 6, "draw_tokens": 6, "summary": 6, "visualize": 6,
     "drawing": 6,
@@ -32,8 +32,9 @@ COMMAND = 6
 LIBRARIES = {0: {"jax", "numpy"}, 1: {"einops"}, 2: {"flax"}}
 ONLY_IN = {
     "tensorflow": "tlvit.data", "tensorflow_datasets": "tlvit.data", "keras": "tlvit.data",
-    "torch": "tlvit.checkpoints.torch_files", "matplotlib": "tlvit.drawing",
-    "orbax": "tlvit.checkpoints.native",
+    "matplotlib": "tlvit.drawing", "orbax": "tlvit.checkpoints.native",
+    "timm": "tlvit.annotators.timm_models",
+    "torch": ("tlvit.checkpoints.torch_files", "tlvit.annotators.timm_models"),
 }  # fmt: skip
 
 
@@ -109,10 +110,11 @@ def test_libraries_are_imported_in_their_files():
     wrong = []
     for importer, module, line, top in every_import():
         library = module.split(".")[0]
-        if library in ONLY_IN and not within(importer, ONLY_IN[library]):
+        homes = ONLY_IN.get(library, importer)
+        if not any(within(importer, home) for home in ([homes] if isinstance(homes, str) else homes)):
             wrong.append(f"{importer}:{line}: {library} belongs to {ONLY_IN[library]}")
-        if library == "torch" and top:
-            wrong.append(f"{importer}:{line}: torch is imported by the function that needs it")
+        if library in ("torch", "timm") and top:
+            wrong.append(f"{importer}:{line}: {library} is imported by the function that needs it")
         if library == "ml_collections" and layer(importer) < COMMAND and (top or importer != "tlvit.config"):
             wrong.append(f"{importer}:{line}: a ConfigDict belongs to the commands")
     assert wrong == []

@@ -66,7 +66,7 @@ def example_folder(tmp_path_factory):
     return folder
 
 
-LONG = ("docs/reference/models.md", "docs/token_labeling.md")  # they compile models of full size
+LONG = ("docs/reference/models.md", "docs/token_labeling.md", "docs/annotators.md")  # many seconds
 
 
 def example_pages():

@@ -72,7 +72,7 @@ def test_the_metadata_are_written_once():
         word for word in ("install_requires", "extras_require", "version", "license") if word in text
     ] == []
     assert PROJECT["scripts"] == {"tlvit": "tlvit.__main__:console"}
-    extras = {"tf", "gpu", "gpu-cuda12", "tpu", "gcs", "torch", "demo", "dev", "docs"}
+    extras = {"tf", "gpu", "gpu-cuda12", "tpu", "gcs", "torch", "timm", "demo", "dev", "docs"}
     assert set(PROJECT["optional-dependencies"]) == extras
 
 

@@ -59,6 +59,8 @@ _PUBLIC = {
     "make_optimizer": "tlvit.training.optimizer",
     "Annotator": "tlvit.training.annotation",
     "annotate": "tlvit.training.annotation",
+    "DenseAnnotator": "tlvit.annotators.dense",
+    "Scoring": "tlvit.annotators.scoring",
     "predict": "tlvit.predict",
 }
 

@@ -86,15 +86,16 @@ def predict(
       paths: image files. An unreadable file gives a Prediction with an error.
       top: number of classes in a prediction, at least 1. More than L gives all L.
       batch_size: number of images in a batch, at least 1.
-      tokens: also return the class probabilities of every token.
+      tokens: also return the class probabilities of every token. They are weaker without a token head, see
+        `dense_logits` of the model.
       exif: turn images as their EXIF orientation says.
 
     Returns:
       An iterator with one Prediction for each path.
 
     Raises:
-      ValueError: the model is no classifier, `tokens` and the model does not classify its tokens, `top` or
-        `batch_size` is below 1, or the batches do not fit into the memory of this host.
+      ValueError: the model is no classifier, `top` or `batch_size` is below 1, or the batches do not fit into
+        the memory of this host.
 
     Example:
       >>> model, info = tlvit.load("runs/lvvit_s")
@@ -105,8 +106,6 @@ def predict(
         raise ValueError(
             f"predict classifies images; {info.model} is a segmentation model: call it directly."
         )
-    if tokens and not model.has_dense_logits:
-        raise ValueError(f"This {info.model} has no token head, so its tokens have no classes.")
     for name, value in (("top", top), ("batch_size", batch_size)):
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be at least 1, and an integer, not {value!r}.")

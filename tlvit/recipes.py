@@ -1,7 +1,11 @@
-"""Where the settings of a command come from: a recipe file, a workdir's config.json, and overriding flags."""
+"""Where the settings of a command come from: a recipe file, a workdir's config.json, and overriding flags.
+
+Also loads what users write in Python files of their own: metric writers and annotators.
+"""
 
 import ast
 import contextlib
+import hashlib
 import importlib.util
 import inspect
 import pathlib
@@ -68,6 +72,44 @@ def load_writer(file: str, workdir: str, config: dict[str, Any]) -> Any:
         if not hasattr(module, "make_writer"):
             raise ValueError(f"{path} has no function make_writer(workdir, config).")
         return module.make_writer(workdir, config)
+
+
+def load_annotator(spec: str, image_size: tuple[int, int] | None = None) -> Any:
+    """The annotator of --annotator=SPEC: timm:NAME, timm:NAME:WEIGHTS or FILE.py:FUNCTION.
+
+    Args:
+      spec: a model of timm, or a Python file and its function without arguments that returns a
+        `tlvit.DenseAnnotator`. The file may import other files of its folder.
+      image_size: (height, width), for models of timm. None: the model's own.
+
+    Raises:
+      ImportError: timm is not installed.
+      ValueError: it is something else, there is no such model, file or function, or the file raises an error.
+    """
+    kind, _, rest = spec.partition(":")
+    if kind == "timm" and rest:
+        from tlvit.annotators.timm_models import TimmAnnotator
+
+        name, _, weights = rest.partition(":")
+        return TimmAnnotator(name, weights, image_size)
+    file, _, function = spec.rpartition(":")
+    if not file.endswith(".py") or not function.isidentifier():
+        raise ValueError(f"An annotator is timm:NAME, timm:NAME:WEIGHTS or FILE.py:FUNCTION, not {spec!r}.")
+    path = pathlib.Path(file).absolute()
+    if not path.is_file():
+        raise ValueError(f"The file {file} of --annotator does not exist.")
+    if image_size is not None:
+        raise ValueError(f"The annotator of {file} has its own image_size: leave out --image-size.")
+    with _faults_of(path):
+        module = _load_file(path)
+        if not callable(getattr(module, function, None)):
+            names = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
+            raise ValueError(f"{path} has no function {function}(); it has {', '.join(names) or 'none'}.")
+        annotator = getattr(module, function)()
+    with contextlib.suppress(AttributeError):  # a class with slots, or one without a version of its own
+        if not hasattr(annotator, "version"):
+            annotator.version = hashlib.sha256(path.read_bytes()).hexdigest()
+    return annotator
 
 
 def load_workdir(workdir: str | pathlib.Path) -> ConfigDict | None:

@@ -481,6 +481,11 @@ ANNOTATE_FLAGS = {
     "--max-missing=2": "argument --max-missing: must be a number from 0 to 1, not '2'",
     "--image-size=abc": "argument --image-size: An image size is one number or HEIGHTxWIDTH, not 'abc'.",
     "--exif=maybe": "argument --exif: invalid choice: 'maybe' (choose from 'auto', 'apply', 'ignore')",
+    "--crop-grid=2": "argument --crop-grid: must be ROWSxCOLUMNS, such as 2x3, not '2'",
+    "--crop-grid=65x1": "argument --crop-grid: crop_grid must be (rows, columns), each from 1 to 64, not",
+    "--logits=soft": "argument --logits: invalid choice: 'soft' (choose from 'auto', 'raw', 'shifted')",
+    "--geometry=left": "argument --geometry: invalid choice: 'left' (choose from 'auto', 'full', 'center')",
+    "--annotator=timm:resnet18": "argument --annotator: not allowed with argument --checkpoint",
 }
 SUMMARY_FLAGS = {
     "--num-classes=0": "argument --num-classes: must be an integer from 1 to 1000000, not '0'",

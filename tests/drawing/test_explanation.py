@@ -118,9 +118,8 @@ def test_what_cannot_be_drawn(photos):
         explainer(abstract, convolutional, "relevance")
     plain = ModelInfo("vit", 3, (32, 32), {"dim": 32, "depth": 1, "num_heads": 2})
     abstract = nnx.eval_shape(lambda: plain.build())
-    if not abstract.has_dense_logits:
-        with pytest.raises(ValueError, match="vit has no token head"):
-            explainer(abstract, plain, "tokens")
+    with pytest.raises(ValueError, match="vit has no token head"):
+        explainer(abstract, plain, "tokens")
     with pytest.raises(ValueError, match="has no class 'bird': give one of its names or an index below 3"):
         class_index("bird", INFO)
     photos[0].write_bytes(b"no image")

@@ -126,10 +126,10 @@ def test_gradients_reach_every_parameter():
     ("name", "options", "grid", "token_head", "distillation_token", "dense_logits"),
     [
         ("lvvit_s", {"image_size": (32, 64)}, (2, 4), True, False, True),
-        ("vit", {}, (14, 14), False, False, False),
-        ("t2t_vit_7", {}, (14, 14), False, False, False),
+        ("vit", {}, (14, 14), False, False, True),
+        ("t2t_vit_7", {}, (14, 14), False, False, True),
         ("t2t_vit_7", {"token_head": True}, (14, 14), True, False, True),
-        ("deit_tiny_patch16_224", {}, (14, 14), False, False, False),
+        ("deit_tiny_patch16_224", {}, (14, 14), False, False, True),
         ("deit_tiny_distilled_patch16_224", {"token_head": True}, (14, 14), True, True, True),
         ("regnety_002", {}, None, False, False, True),
         ("dm_nfnet_f0", {}, None, False, False, True),

@@ -184,9 +184,9 @@ def test_models_without_token_head():
     output = model(images())
     assert output.tokens is None
     np.testing.assert_array_equal(output.logits, output.cls)
-    with pytest.raises(ValueError, match="no token head"):
-        model.dense_logits(images())
-    assert model.features(images()).shape == (2, 2, 2, 16)
+    features = model.features(images())
+    assert features.shape == (2, 2, 2, 16)
+    np.testing.assert_array_equal(model.dense_logits(images()), model.head(features))  # of the class token
 
 
 @pytest.mark.parametrize(

@@ -180,10 +180,11 @@ def annotation_batches(
     *,
     batch_size: int,
     image_size: tuple[int, int],
+    center_fraction: float | None = None,
     max_corrupt: float = 0.0,
     threads: int = 0,
 ) -> Iterator[KeyedBatch]:
-    """The images of one shard in the order of its records, each resized to (H, W) entirely, with their keys.
+    """The images of one shard in the order of its records, each resized to (H, W), with their keys.
 
     The last batch is padded; padding is zero and has mask False. A corrupt image has mask False too, but
     keeps its index and its key.
@@ -193,6 +194,8 @@ def annotation_batches(
       shard_index: index of the shard.
       batch_size: images in a batch.
       image_size: (H, W) of the images.
+      center_fraction: None resizes the entire image, without its aspect ratio. Otherwise the square in its
+        middle, whose side is this fraction of the shorter side, in (0, 1].
       max_corrupt: largest fraction of corrupt images in the source, in [0, 1].
       threads: threads that decode; 0 means one for each core.
 
@@ -202,7 +205,10 @@ def annotation_batches(
     """
     check_batch(batch_size, image_size, "batch size")
     raw = lambda done: source.records(shard_index, done * batch_size)
-    transform = lambda encoded: squashed_image(encoded, image_size=image_size)
+    if center_fraction is None:
+        transform = lambda encoded: squashed_image(encoded, image_size=image_size)
+    else:
+        transform = lambda encoded: eval_image(encoded, image_size=image_size, crop_pct=center_fraction)
     corrupt = corruption.CorruptImages(source, max_corrupt=max_corrupt, setting="max_corrupt", replaced=False)
     threads = thread_count(threads)
     return _batches_in_order(

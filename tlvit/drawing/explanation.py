@@ -110,7 +110,7 @@ def explainer(
         raise ValueError(f"{info.model} is a segmentation model; pictures are drawn of classifiers.")
     if kind != "tokens":
         check_attention(model)
-    elif not model.has_dense_logits:
+    elif not model.has_token_head and model.grid is not None:  # the classifier is not trained on its tokens
         raise ValueError(f"This {info.model} has no token head, so its tokens have no classes.")
     net, params, stats = functionalize(model)
 

@@ -82,7 +82,7 @@ def report(
     images, labels = _test_images(config, info, count)
     views = []
     for name, opened in loaded.items():
-        if not opened.model.has_dense_logits:
+        if not opened.model.has_token_head and opened.model.grid is not None:  # tokens without classes
             continue
         if opened.info.image_size != info.image_size:
             opened = open_checkpoint(paths[name], weights=weights, image_size=info.image_size)

@@ -92,16 +92,17 @@ class TokenModel(Model):
         return self._on_grid(x[:, self._num_prefix :])
 
     def dense_logits(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w L"]:
-        """The token head's logits of every patch, in float32. Such a model can annotate images.
+        """The logits of every patch, in float32: those of the token head.
 
-        Raises:
-          ValueError: the model has no token head.
+        A model without a token head applies the classifier of its class token to the patch tokens; with a
+        distillation token, the mean of both classifiers. The patch tokens were not trained for that, so such
+        logits are weaker.
         """
-        if self.aux_head is None:
-            raise ValueError(
-                "This model has no token head and no logits of tokens. Build it with token_head=True."
-            )
-        return self.aux_head(self.features(images)).astype(jnp.float32)
+        x = self.features(images)
+        if self.aux_head is not None:
+            return self.aux_head(x).astype(jnp.float32)
+        logits = self.head(x).astype(jnp.float32)
+        return logits if self.head_dist is None else (logits + self.head_dist(x).astype(jnp.float32)) / 2
 
     def embed(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B T D"]:
         """The input of the first block: prefix tokens and patch tokens, with positions."""
@@ -161,8 +162,8 @@ class TokenModel(Model):
 
     @property
     def has_dense_logits(self) -> bool:
-        """Whether `dense_logits` works. It needs the token head."""
-        return self.has_token_head
+        """Whether `dense_logits` works. Without a token head its logits are weaker."""
+        return True
 
     @property
     def _num_prefix(self) -> int:

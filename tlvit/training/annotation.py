@@ -1,4 +1,4 @@
-"""Annotates a data set: a trained model scores every cell of every image once."""
+"""Annotates a data set: an annotator scores every cell of every image once."""
 
 import dataclasses
 import hashlib
@@ -14,6 +14,10 @@ import numpy as np
 from einops import rearrange
 from flax import nnx
 
+from tlvit.annotators.dense import DenseAnnotator
+from tlvit.annotators.host_scorer import HostScorer
+from tlvit.annotators.scoring import Scoring, best_logits, merge_classes
+from tlvit.annotators.views import Views
 from tlvit.checkpoints.model_info import ModelInfo, Preprocessing
 from tlvit.checkpoints.torch_names import to_torch
 from tlvit.config import multiples_near
@@ -38,7 +42,7 @@ class Annotator:
     """A trained model that scores the cells of images.
 
     Attributes:
-      model: a model with dense logits: a convolutional model or a vision transformer with a token head.
+      model: a model with dense logits: a convolutional model or a vision transformer, best with a token head.
       info: the model's description, as `tlvit.load` returns it.
       image_size: (height, width) of the model's input. None: info.image_size. Larger images give finer maps.
 
@@ -58,7 +62,7 @@ class Annotator:
         if not self.model.has_dense_logits:
             raise ValueError(
                 f"{self.info.model} has no dense logits, so it cannot score the cells of an image. An "
-                "annotator is a convolutional model or a vision transformer with a token head."
+                "annotator is a convolutional model or a vision transformer."
             )
 
     @property
@@ -68,10 +72,11 @@ class Annotator:
 
 
 def annotate(
-    annotator: Annotator | tuple[nnx.Module, ModelInfo],
+    annotator: Annotator | tuple[nnx.Module, ModelInfo] | DenseAnnotator,
     source: "Source",
     out: str | os.PathLike,
     *,
+    scoring: Scoring | None = None,
     top_k: int = 5,
     batch_size: int = 64,
     max_corrupt: float = 0.0,
@@ -80,18 +85,19 @@ def annotate(
     """Writes the score maps of a source, shard by shard. A second call continues an interrupted one.
 
     Every image is resized to the annotator's image size without keeping its aspect ratio, so a map covers the
-    entire image. In a run of several processes each process writes some of the shards.
+    entire image (`Scoring` has other ways). In a run of several processes each writes some of the shards.
 
     Example:
       >>> source = tlvit.open_source("imagenet2012", "train")
       >>> tlvit.annotate(tlvit.load("nfnet_f6.pth"), source, "/data/score_maps")
 
     Args:
-      annotator: an `Annotator`, or the pair (model, info) that `tlvit.load` returns.
-      source: the images, with the annotator's number of classes.
+      annotator: an `Annotator`, the pair (model, info) that `tlvit.load` returns, or a `DenseAnnotator`.
+      source: the images, with the annotator's number of classes or those of the classes map.
       out: folder of the score maps.
+      scoring: crops, mirror images, classes and geometry. None: those of `Scoring()`.
       top_k: K, number of classes kept for each cell; at most the number of classes.
-      batch_size: images in a batch of this process, a multiple of its number of devices.
+      batch_size: images in a batch of this process; for models of tlvit, a multiple of its devices.
       max_corrupt: largest fraction of corrupt images, in [0, 1]. They get no map.
       threads: threads that decode images. 0: one for each core.
 
@@ -99,16 +105,29 @@ def annotate(
       The description of the finished folder; None on all processes but the first.
 
     Raises:
+      OSError: a shard cannot be written. Finished shards are kept.
       ValueError: the batch cannot be split over the devices, the annotator and the source differ in their
-        number of classes, the folder has other maps, or too many images are corrupt.
+        number of classes, the annotator returns another shape or logits that are not finite, the folder has
+        other maps, or too many images are corrupt.
     """
-    if not isinstance(annotator, Annotator):
+    if isinstance(annotator, tuple):
         annotator = Annotator(*annotator)
     if top_k < 1:
         raise ValueError(f"top_k must be at least 1, not {top_k}.")
-    scorer = _Scorer(annotator, top_k=min(top_k, annotator.info.num_classes), batch_size=batch_size)
-    writer = _open_writer(annotator, scorer, source, out)
-    _write_shards(writer, annotator, scorer, max_corrupt=max_corrupt, threads=threads)
+    scoring = Scoring() if scoring is None else scoring
+    scorer: _Scorer | HostScorer
+    if isinstance(annotator, Annotator):
+        scorer = _Scorer(annotator, scoring, top_k=top_k, batch_size=batch_size)
+    else:
+        scorer = HostScorer(annotator, scoring, top_k=top_k, batch_size=batch_size)
+    scoring.check_classes(scorer.num_annotator_classes, source.num_classes)
+    writer = _open_writer(scorer, source, out)
+    try:
+        _write_shards(writer, scorer, max_corrupt=max_corrupt, threads=threads)
+    except KeyboardInterrupt:
+        done = f"{len(writer.done_shards())} of {len(source.shard_lengths)} shards"
+        message = f"interrupted: {writer.path} has {done}, and the same command continues"
+        raise KeyboardInterrupt(message) from None
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
@@ -131,9 +150,9 @@ class _ShardScores:
 
 
 class _Scorer:
-    """Scores batches of images on the devices of this process."""
+    """Scores batches of images on the devices of this process. Attributes as of `HostScorer`."""
 
-    def __init__(self, annotator: Annotator, *, top_k: int, batch_size: int):
+    def __init__(self, annotator: Annotator, scoring: Scoring, *, top_k: int, batch_size: int):
         self.mesh = make_mesh(jax.local_devices())
         devices = self.mesh.devices.size
         if batch_size < 1 or batch_size % devices:
@@ -141,67 +160,90 @@ class _Scorer:
                 f"A batch of {batch_size} images cannot be split over {devices} devices; "
                 f"{multiples_near(batch_size, devices)} images can."
             )
+        info, own = annotator.info, scoring.num_own_classes
         net, params, stats = functionalize(annotator.model)
         self.batch_size = batch_size
         self._weights = jax.device_put((params, stats), replicated(self.mesh))
-        self._score = _score_function(net, annotator.info.preprocessing, top_k)
+        dense = _dense_function(net, info.preprocessing)
+        crop = jax.ShapeDtypeStruct((batch_size, *annotator.input_size, 3), jnp.uint8)
+        views = scoring.views(annotator.input_size, jax.eval_shape(dense, self._weights, crop).shape[1:3])
+        self.image_size, self.grid = views.image_size, views.grid
+        self.num_annotator_classes = info.num_classes
+        self.num_classes = info.num_classes if own is None else own
+        self.top_k = min(top_k, self.num_classes)
+        self.center_fraction = scoring.center_fraction("full", info.preprocessing.crop_pct, self.image_size)
+        self._score = _score_function(dense, views, scoring, self.top_k)
+        self.name = scoring.describe(info.model, foreign=False)
+        self.version = _hash_weights(annotator.model)
+        if scoring.classes is not None:
+            self.version = hashlib.sha256(f"{self.version}{scoring.classes}".encode()).hexdigest()
 
-    def map_shape(self, image_size: tuple[int, int]) -> tuple[int, int, int]:
-        """The shape (K, h, w) of a map."""
-        images = jax.ShapeDtypeStruct((self.batch_size, *image_size, 3), jnp.uint8)
-        return jax.eval_shape(self._score, self._weights, images)[0].shape[1:]
+    def score(self, item: "KeyedBatch") -> tuple[Array, Array, Array]:
+        """Scores a batch: value and index [B, K, h, w], and the best class of the mean map [B]."""
+        return self._score(self._weights, to_global(item.batch.image, self.mesh))
 
-    def score_shard(self, batches: "Iterable[KeyedBatch]") -> _ShardScores:
-        """Scores all images of a shard."""
-        keys, values, indices, present, agreed = [], [], [], [], 0
-        for item in batches:
-            count = len(item.keys)
-            images = to_global(item.batch.image, self.mesh)
-            value, index, best = jax.device_get(self._score(self._weights, images))
-            keys += item.keys
-            values.append(value[:count])
-            indices.append(index[:count])
-            present.append(item.batch.mask[:count])
-            agreed += int(np.sum((best[:count] == item.batch.label[:count]) & present[-1]))
-        missing = ~np.concatenate(present)
-        return _ShardScores(keys, np.concatenate(values), np.concatenate(indices), missing, agreed)
+
+def _score_shard(scorer: _Scorer | HostScorer, batches: "Iterable[KeyedBatch]") -> _ShardScores:
+    """Scores all images of a shard."""
+    keys, values, indices, present, agreed = [], [], [], [], 0
+    for item in batches:
+        count = len(item.keys)
+        value, index, best = jax.device_get(scorer.score(item))
+        keys += item.keys
+        values.append(value[:count])
+        indices.append(index[:count])
+        present.append(item.batch.mask[:count])
+        agreed += int(np.sum((best[:count] == item.batch.label[:count]) & present[-1]))
+    missing = ~np.concatenate(present)
+    return _ShardScores(keys, np.concatenate(values), np.concatenate(indices), missing, agreed)
+
+
+def _dense_function(net: Net, preprocessing: Preprocessing) -> Callable[[PyTree, Array], Array]:
+    """(weights, uint8 images [B, H, W, 3]) -> logits [B, h, w, L] of one view."""
+
+    def dense(weights: PyTree, images: Array) -> Array:
+        return net.bind(*weights).dense_logits(normalize(images, preprocessing.mean, preprocessing.std))
+
+    return dense
 
 
 def _score_function(
-    net: Net, preprocessing: Preprocessing, top_k: int
+    dense: Callable[[PyTree, Array], Array], views: Views, scoring: Scoring, top_k: int
 ) -> Callable[[PyTree, Array], tuple[Array, Array, Array]]:
     """(weights, uint8 images) -> value and index [B, K, h, w], best class of the mean map [B]; compiled."""
 
     @jax.jit
     def score(weights: PyTree, images: Array) -> tuple[Array, Array, Array]:
-        logits = net.bind(*weights).dense_logits(normalize(images, preprocessing.mean, preprocessing.std))
-        value, index = jax.lax.top_k(logits.astype(jnp.float32), top_k)
+        own = lambda view: merge_classes(dense(weights, view), scoring.classes)
+        cut = views.cut(images)
+        parts = [own(cut[0])] if len(cut) == 1 else jax.lax.map(own, jnp.stack(cut))
+        logits = views.merge(parts)
+        value, index = best_logits(logits, top_k, shifted=scoring.is_shifted(foreign=False))
         best = jnp.argmax(jnp.mean(logits, axis=(1, 2)), axis=-1)
         return rearrange(value, "b h w k -> b k h w"), rearrange(index, "b h w k -> b k h w"), best
 
     return score
 
 
-def _open_writer(
-    annotator: Annotator, scorer: _Scorer, source: "Source", out: str | os.PathLike
-) -> "ScoreMapWriter":
+def _open_writer(scorer: _Scorer | HostScorer, source: "Source", out: str | os.PathLike) -> "ScoreMapWriter":
     """The writer of the maps, which knows the shards that an interrupted run has written."""
     from tlvit.data.score_maps.format import MapDescription
     from tlvit.data.score_maps.writer import ScoreMapWriter
 
-    top_k, height, width = scorer.map_shape(annotator.input_size)
     description = MapDescription(
-        annotator=annotator.info.model,
-        annotator_hash=_hash_weights(annotator.model),
-        top_k=top_k,
-        grid=(height, width),
-        num_classes=annotator.info.num_classes,
+        annotator=scorer.name,
+        annotator_hash=scorer.version,
+        top_k=scorer.top_k,
+        grid=scorer.grid,
+        num_classes=scorer.num_classes,
+        geometry="full" if scorer.center_fraction is None else "center",
+        center_fraction=1.0 if scorer.center_fraction is None else scorer.center_fraction,
     )
     return ScoreMapWriter(out, source, description)
 
 
 def _write_shards(
-    writer: "ScoreMapWriter", annotator: Annotator, scorer: _Scorer, *, max_corrupt: float, threads: int
+    writer: "ScoreMapWriter", scorer: _Scorer | HostScorer, *, max_corrupt: float, threads: int
 ) -> None:
     """Scores and writes this process's shards that are not written yet."""
     from tlvit.data.pipeline import annotation_batches
@@ -213,7 +255,7 @@ def _write_shards(
     log.info(
         "%s scores %d images of %s at %dx%d: maps of %dx%d cells with the top %d of %d classes; %d of %d "
         "shards are already written",
-        info.annotator, source.num_examples, source.identity, *annotator.input_size, *info.grid, info.top_k,
+        info.annotator, source.num_examples, source.identity, *scorer.image_size, *info.grid, info.top_k,
         info.num_classes, len(done), len(source.shard_lengths),
     )  # fmt: skip
     start, images, agreed = time.perf_counter(), 0, 0
@@ -222,11 +264,12 @@ def _write_shards(
             source,
             shard,
             batch_size=scorer.batch_size,
-            image_size=annotator.input_size,
+            image_size=scorer.image_size,
+            center_fraction=scorer.center_fraction,
             max_corrupt=max_corrupt,
             threads=threads,
         )
-        scores = scorer.score_shard(batches)
+        scores = _score_shard(scorer, batches)
         writer.write_shard(shard, scores.keys, scores.value, scores.index, scores.missing)
         images, agreed = images + int(np.sum(~scores.missing)), agreed + scores.agreed
         elapsed = time.perf_counter() - start

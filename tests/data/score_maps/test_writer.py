@@ -95,7 +95,7 @@ def test_only_the_unfinished_shards_of_killed_processes_are_removed(source, tmp_
 
 
 def test_a_folder_with_other_maps_is_not_continued(source, tmp_path):
-    make_writer(tmp_path / "m", source)
+    make_writer(tmp_path / "m", source).write_shard(0, *arrays(source, 0))
     with pytest.raises(ValueError, match="annotator_hash 'ab' instead of 'cd'"):
         make_writer(tmp_path / "m", source, annotator_hash="cd")
 
@@ -149,3 +149,38 @@ def test_equal_maps_are_equal_bytes(source, tmp_path):
         positions = [content.index(name) for name in (b"index", b"key", b"value")]
         assert positions == sorted(positions)
         content = content[positions[-1] + len("value") :]
+
+
+def test_a_full_disk_keeps_the_finished_shards(source, tmp_path, monkeypatch):
+    """The sentence names the file once, and nothing unfinished is left."""
+    import tensorflow as tf
+
+    class Full(tf.io.TFRecordWriter):
+        def write(self, record):
+            raise tf.errors.ResourceExhaustedError(None, None, f"{self.path}; No space left on device")
+
+        def __init__(self, path):
+            super().__init__(path)
+            self.path = path
+
+    writer = make_writer(tmp_path, source)
+    writer.write_shard(0, *arrays(source, 0))
+    with monkeypatch.context() as patch:
+        patch.setattr(tf.io, "TFRecordWriter", Full)
+        message = (
+            r"maps-00001-of-\d+\.tfrecord cannot be written: No space left on device\. The 1 finished shards "
+        )
+        with pytest.raises(OSError, match=message + "are kept, and the same command continues"):
+            writer.write_shard(1, *arrays(source, 1))
+    assert sorted(p.name for p in tmp_path.iterdir())[1:] == ["score_maps.started.json"]
+    writer.write_shard(1, *arrays(source, 1))
+    assert writer.done_shards() == {0, 1}
+
+
+def test_a_description_without_shards_is_replaced(source, tmp_path):
+    """An annotation that failed at once does not reserve the folder."""
+    make_writer(tmp_path, source)
+    writer = make_writer(tmp_path, source, annotator_hash="cd")
+    writer.write_shard(0, *arrays(source, 0))
+    with pytest.raises(ValueError, match="annotator_hash 'cd' instead of 'ab'"):
+        make_writer(tmp_path, source)

@@ -16,6 +16,7 @@ from tlvit.data.score_maps.format import (
     describe_shard,
 )
 from tlvit.data.sources.source import Source
+from tlvit.error_text import tensorflow_sentence
 from tlvit.files import check_url, is_abandoned, temporary_name
 
 
@@ -54,7 +55,7 @@ class ScoreMapWriter:
         if description.num_classes != source.num_classes:
             raise ValueError(
                 f"The annotator has {description.num_classes} classes, {source.identity} has "
-                f"{source.num_classes}."
+                f"{source.num_classes}. A classes map says which of them are the same (--classes-map)."
             )
         check_url(path)
         self.path = os.path.expanduser(os.fspath(path))
@@ -96,6 +97,7 @@ class ScoreMapWriter:
             image has a map.
 
         Raises:
+          OSError: the file cannot be written. Finished shards are kept.
           ValueError: a length or shape does not match the source or the description, two keys are equal, a
             logit is not finite in float16, an index is not an integer or not a class, or a cell has a class
             twice.
@@ -104,11 +106,21 @@ class ScoreMapWriter:
         values, indices = self._checked(shard_index, keys, np.asarray(values), np.asarray(indices), missing)
         final = self.shard_path(shard_index)
         temporary = temporary_name(final)
-        with tf.io.TFRecordWriter(temporary) as writer:
-            for i, key in enumerate(keys):
-                value, index = (b"", b"") if missing[i] else (values[i].tobytes(), indices[i].tobytes())
-                writer.write(_encode({"key": os.fsencode(key), "value": value, "index": index}))
-        tf.io.gfile.rename(temporary, final, overwrite=True)
+        try:
+            with tf.io.TFRecordWriter(temporary) as writer:
+                for i, key in enumerate(keys):
+                    value, index = (b"", b"") if missing[i] else (values[i].tobytes(), indices[i].tobytes())
+                    writer.write(_encode({"key": os.fsencode(key), "value": value, "index": index}))
+            tf.io.gfile.rename(temporary, final, overwrite=True)
+        except tf.errors.OpError as error:
+            with contextlib.suppress(tf.errors.OpError):
+                tf.io.gfile.remove(temporary)
+            reason = tensorflow_sentence(error.message).removeprefix(f"{temporary}; ")
+            done = len(self.done_shards())
+            raise OSError(
+                f"{final} cannot be written: {reason}. The {done} finished shards are kept, and the same "
+                "command continues."
+            ) from error
 
     def finalize(self) -> ScoreMapInfo:
         """Writes score_maps.json, which completes the folder, and returns its contents.
@@ -141,13 +153,17 @@ class ScoreMapWriter:
                     tf.io.gfile.remove(os.path.join(self.path, name))
 
     def _start(self) -> None:
-        """Writes the description of a new folder, or compares it with the folder's."""
+        """Writes the description of a new folder, or compares it with the folder's.
+
+        A description without any shard, which a run leaves that failed at once, is replaced.
+        """
+        done = self.done_shards()
         for name in (INFO_FILE, STARTED_FILE):
             path = os.path.join(self.path, name)
-            if tf.io.gfile.exists(path):
+            if tf.io.gfile.exists(path) and (done or name == INFO_FILE):
                 self._check_same(ScoreMapInfo.read(path))
                 return
-        if self.done_shards():
+        if done:
             raise ValueError(f"{self.path} has score-map shards but no description. Use another folder.")
         self.info.write(os.path.join(self.path, STARTED_FILE))
 
