@@ -19,9 +19,12 @@ Without a folder val, split the training folder: --config.data.train_split='trai
 
 Start from published weights with --config.model.init_from=FILE.pth; heads for another number of classes are
 reinitialized. This matters most for the annotator (a RegNetY-1.6GF), because its accuracy limits the quality
-of the token labels. The settings are for 200 to 20,000 images; with more, take a larger batch, which also
-scales the learning rate. Hardware: one GPU. Published: no result. Measured with tlvit: nothing on
-photographs; configs/digits.py has results.
+of the token labels. --config.optim.lr_scale="{'*':0,'head/*':1}" then trains its head alone, and
+"{'*':0.1,'head/*':1}" the other layers with a tenth of the learning rate.
+
+The settings are for 200 to 20,000 images; with more, take a larger batch, which also scales the learning
+rate. Hardware: one GPU. Published: no result. Measured with tlvit: nothing on photographs; configs/digits.py
+has results.
 """
 
 from tlvit.config import check_variant, default

@@ -24,6 +24,7 @@ LAYERS = {
     "data": 4, "annotators": 4,
     "training": 5,
     "annotate": 6, "maps": 6, "convert": 6, "predict": 6, "draw_tokens": 6, "summary": 6, "visualize": 6,
+    "drawing": 6,
     "main": 6, "__main__": 6, "command": 6, "recipes": 6,
 }  # fmt: skip
 COMMAND = 6
@@ -31,7 +32,7 @@ COMMAND = 6
 LIBRARIES = {0: {"jax", "numpy"}, 1: {"einops"}, 2: {"flax"}}
 ONLY_IN = {
     "tensorflow": "tlvit.data", "tensorflow_datasets": "tlvit.data", "keras": "tlvit.data",
-    "matplotlib": "tlvit.visualize", "orbax": "tlvit.checkpoints.native",
+    "matplotlib": "tlvit.drawing", "orbax": "tlvit.checkpoints.native",
     "timm": "tlvit.annotators.timm_models",
     "torch": ("tlvit.checkpoints.torch_files", "tlvit.annotators.timm_models"),
 }  # fmt: skip

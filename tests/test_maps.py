@@ -113,3 +113,53 @@ def test_help_shows_an_example(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     assert "tlvit maps /data/score_maps --import-published=" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_statistics_are_printed(source, data_arguments, tmp_path, messages, capsys):
+    maps = tiny_images.write_maps(tmp_path, source, grid=(4, 8), missing=(3,))
+    assert main([maps.path, *data_arguments, "--stats"]) == 0
+    printed = capsys.readouterr().out
+    assert f"{sum(shard.bytes for shard in maps.info.shards) / 19:,.0f} bytes an image" in printed
+    assert "never among the kept ones: 0 of 5" in printed
+    assert sum(" to " in line and line.endswith("%") for line in printed.splitlines()) == 10
+    assert "images whose label is least probable in their mean map\n    img_" in printed
+
+
+@pytest.mark.slow
+def test_other_statistics(source, data_arguments, tmp_path, messages, capsys):
+    """Without images, and with a picture."""
+    pytest.importorskip("matplotlib")
+    maps, picture = tiny_images.write_maps(tmp_path, source), tmp_path / "doubtful.png"
+    assert main([maps.path, "--stats"]) == 0
+    assert "agreement  unknown without --data" in capsys.readouterr().out
+    assert main([maps.path, *data_arguments, "--stats", f"--least-plausible={picture}"]) == 0
+    assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.mark.slow
+def test_maps_are_drawn(source, data_arguments, tmp_path, messages, capsys):
+    pytest.importorskip("matplotlib")
+    maps = tiny_images.write_maps(tmp_path, source)
+    picture = tmp_path / "maps.png"
+    command = [maps.path, *data_arguments, "--images=3", f"--out={picture}", "--config.image_size=64"]
+    assert main(command) == 0
+    assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert main([*command, "--config=lvvit_folder:annotator"]) == 1
+    assert "regnety_016 has no tokens" in last(messages)
+    assert main([*command, f"--out={tmp_path / 'maps.jpg'}"]) == 1
+    assert "The picture is written as .png" in last(messages)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--images=3"], "--images needs --data"),
+        (["--stats", "--least-plausible=a.png"], "--least-plausible needs --data"),
+        (["--data=x", "--least-plausible=a.png"], "--least-plausible needs --stats"),
+    ],
+)
+def test_pictures_need_images(flags, message, capsys):
+    with pytest.raises(SystemExit):
+        main(["maps", *flags])
+    assert message in capsys.readouterr().err

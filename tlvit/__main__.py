@@ -18,11 +18,11 @@ COMMANDS = {
     "train": ("tlvit.main", "train or resume a run"),
     "eval": ("tlvit.main", "evaluate a run or a checkpoint"),
     "annotate": ("tlvit.annotate", "write the score maps of a data set"),
-    "maps": ("tlvit.maps", "check score maps, or import published ones"),
+    "maps": ("tlvit.maps", "check and draw score maps, or import published ones"),
     "predict": ("tlvit.predict", "classify image files"),
     "convert": ("tlvit.convert", "convert checkpoints from and to PyTorch"),
     "summary": ("tlvit.summary", "parameters, multiply-adds and published accuracy of models"),
-    "visualize": ("tlvit.visualize", "draw the curves of a run and the classes of its tokens"),
+    "visualize": ("tlvit.visualize", "draw the curves of a run, attention, relevance and classes of tokens"),
 }
 
 

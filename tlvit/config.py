@@ -208,6 +208,12 @@ class Optim(Section):
         0.05, "Weight decay. Vectors, pos_embed and class tokens are not decayed.", low=0, high=1000
     )
     clip_norm: float = setting(0.0, "Largest global norm of the gradient. 0: no clipping.", low=0, high=1e6)
+    lr_scale: Mapping[str, float] = setting(
+        {},
+        "Factors of the learning rate, by patterns of parameter names: {'*': 0, 'head/*': 1} trains the head "
+        "alone. 0 freezes. Of several patterns that match, the longest counts; names are those of "
+        "tlvit.functionalize, with slashes.",
+    )
     warmup_epochs: float = setting(5.0, "Length of the linear warm-up.", low=0, high=MAX_EPOCHS)
     warmup_lr: float = setting(1e-6, "First learning rate of the warm-up. Not scaled.", low=0, high=1000)
     min_lr: float = setting(1e-5, "Learning rate at the end of the cosine. Not scaled.", low=0, high=1000)
@@ -223,6 +229,15 @@ class Optim(Section):
     accumulate: int = setting(
         1, "Parts in which a batch is run, their gradients averaged.", low=1, high=MAX_BATCH
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for pattern, factor in self.lr_scale.items():
+            if not 0 <= factor <= 1000:
+                raise ValueError(
+                    f"{self.prefix}lr_scale has the factor {factor:g} for {pattern!r}: it must be from 0 to "
+                    "1000."
+                )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

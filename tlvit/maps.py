@@ -1,6 +1,8 @@
-"""Verifies a folder of score maps, or imports the published ones.
+"""Verifies a folder of score maps, shows what is in it, or imports the published ones.
 
 tlvit maps /data/score_maps [--data=imagenet2012 --split=train]
+tlvit maps /data/score_maps --data=imagenet2012 --images=12 --out=maps.png --config=lvvit_s
+tlvit maps /data/score_maps --stats [--data=imagenet2012 --least-plausible=doubtful.png]
 tlvit maps /data/score_maps --import-published=LABEL_DIR --data=imagenet2012 --split=train
 """
 
@@ -10,14 +12,23 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tlvit import command
+from tlvit import config as settings
+from tlvit.drawing.panels import save
+from tlvit.drawing.score_maps import describe_images, draw_least_plausible, draw_score_maps
+from tlvit.recipes import load_recipe, override, split_overrides
 from tlvit.training.run_log import start_logging
 
 if TYPE_CHECKING:  # importing tlvit.data imports TensorFlow
     from tlvit.data.score_maps.format import ScoreMapInfo
+    from tlvit.data.score_maps.statistics import MapStatistics
     from tlvit.data.sources.source import Source
 
 EXAMPLES = """  Verify the counts, checksums and values of score maps, and compare their keys with the images:
     tlvit maps /data/score_maps --data=imagenet2012 --split=train
+  Draw maps over their images, and the token targets of a random view as training with a recipe samples them:
+    tlvit maps /data/score_maps --data=imagenet2012 --images=12 --out=maps.png --config=lvvit_s
+  Print statistics, and draw the 20 images whose label is least probable in their map:
+    tlvit maps /data/score_maps --data=imagenet2012 --stats --least-plausible=doubtful.png
   Import published score maps, one .pt file an image:
     tlvit maps /data/score_maps --import-published=/data/label_top5_train_nfnet --data=imagenet2012
 """
@@ -43,14 +54,88 @@ def _run(options: argparse.Namespace) -> int:
     start_logging()
     if options.import_published:
         command.check_writable(options.folder, folder=True)
+    for picture in (options.out, options.least_plausible):
+        if picture:
+            _check_picture(picture)
     source = open_source(options.data, options.split, data_dir=options.data_dir) if options.data else None
+    if source is not None and options.images:
+        return _draw(options, source)
     if source is not None and options.import_published:
         info = _import(options, source)
     else:
         info = verify(options.folder, source)
     state = "imported" if options.import_published else "verified"
     print(f"{options.folder}: {state} {info.num_images - info.num_missing} score maps\n{_describe(info)}")
+    if options.stats:
+        _print_statistics(options, source)
     return 0
+
+
+def _draw(options: argparse.Namespace, source: "Source") -> int:
+    """Draws maps, views and token targets."""
+    from tlvit.data.score_maps.reader import open_score_maps
+
+    recipe = load_recipe(options.config)
+    for name, text in options.overrides:
+        override(recipe, name, text)
+    config = settings.resolve(recipe)
+    figure = draw_score_maps(
+        source, open_score_maps(options.folder), config, count=options.images, recipe=options.config
+    )
+    save(figure, options.out)
+    print(f"drawn: {options.out}")
+    return 0
+
+
+def _print_statistics(options: argparse.Namespace, source: "Source | None") -> None:
+    """Prints the statistics of the maps and draws the least plausible images."""
+    from tlvit.data.score_maps.reader import open_score_maps
+    from tlvit.data.score_maps.statistics import map_statistics
+
+    reader = open_score_maps(options.folder)
+    found = map_statistics(reader, source)
+    names = None if source is None else source.class_names
+    print(_statistics_text(found, reader.info.num_classes, names))
+    if source is not None and options.least_plausible:
+        save(draw_least_plausible(source, found), options.least_plausible)
+        print(f"drawn: {options.least_plausible}")
+
+
+def _statistics_text(found: "MapStatistics", num_classes: int, names: Sequence[str] | None) -> str:
+    """The statistics as text."""
+    agreement = "unknown without --data"
+    if found.agreement is not None:
+        agreement = (
+            f"the label is the best class of the mean map of {100 * found.agreement:.1f} % of the images"
+        )
+    lines = [
+        f"  agreement  {agreement}",
+        f"  size       {found.bytes_per_image:,.0f} bytes an image",
+        f"  classes    never the best one of a cell: {_classes(found.never_best, num_classes, names)}",
+        f"             never among the kept ones: {_classes(found.never_kept, num_classes, names)}",
+        "  probability of the best class    cells   mean maps",
+    ]
+    percent = lambda counts: 100 * counts / max(counts.sum(), 1)
+    bins = zip(percent(found.cells), percent(found.mean_maps), strict=True)
+    lines += [f"    {i / 10:.1f} to {(i + 1) / 10:.1f}{a:20.1f} %{b:9.1f} %" for i, (a, b) in enumerate(bins)]
+    if found.least_plausible:
+        lines.append("  images whose label is least probable in their mean map")
+        lines += [f"    {line}" for line in describe_images(found.least_plausible, names)]
+    return "\n".join(lines)
+
+
+def _classes(indices: Sequence[int], num_classes: int, names: Sequence[str] | None) -> str:
+    """How many classes, and the first of them."""
+    shown = ", ".join(str(names[k]) if names else str(k) for k in indices[:10])
+    more = ", …" if len(indices) > 10 else ""
+    return f"{len(indices)} of {num_classes}" + (f" ({shown}{more})" if indices else "")
+
+
+def _check_picture(path: str) -> None:
+    """Raises unless a picture can be written there."""
+    if not path.lower().endswith(".png"):
+        raise ValueError(f"The picture is written as .png, not as {path}.")
+    command.check_writable(path, folder=False)
 
 
 def _import(options: argparse.Namespace, source: "Source") -> "ScoreMapInfo":
@@ -81,7 +166,8 @@ def _describe(info: "ScoreMapInfo") -> str:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    text = "Verifies score maps and prints their description, or imports the published ones."
+    text = "Verifies score maps and prints their description, draws them, or imports the published ones."
+    others, overrides = split_overrides(sys.argv[1:] if arguments is None else arguments)
     parser = command.parser("maps", text, EXAMPLES)
     add = parser.add_argument
     add("folder", metavar="DIR", help="folder of score maps")
@@ -92,6 +178,18 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--split", default="train", help="split of the data set")
     add("--data-dir", metavar="FOLDER", help="folder of the TFDS data sets (default: ~/tensorflow_datasets)")
+    group = parser.add_argument_group("pictures and statistics")
+    add = group.add_argument
+    add("--images", type=command.integer(0, 100), default=0, metavar="N",
+        help="draw N images, their maps, and the token targets of a random view; 0: none")  # fmt: skip
+    add("--out", metavar="PNG", default="maps.png", help="the picture of --images")
+    add("--config", metavar="RECIPE", default="lvvit_s",
+        help="recipe of the student, whose augmentation and token grid are drawn; --config.NAME=VALUE "
+        "overrides a setting")  # fmt: skip
+    add("--stats", action="store_true",
+        help="agreement with the labels, confidence, classes, bytes an image")  # fmt: skip
+    add("--least-plausible", metavar="PNG",
+        help="with --stats: draw the 20 images whose label is least probable in their map")  # fmt: skip
     group = parser.add_argument_group("import of published score maps")
     add = group.add_argument
     add("--import-published", metavar="LABEL_DIR", help="write DIR from the .pt files in this folder")
@@ -107,9 +205,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="largest fraction of images without a file")  # fmt: skip
     add("--threads", type=command.integer(0, 1024), default=0, metavar="N",
         help="threads that read files; 0: 8")  # fmt: skip
-    options = parser.parse_args(arguments)
-    if options.import_published and not options.data:
-        parser.error("--import-published needs --data")
+    options = parser.parse_args(others)
+    options.overrides = overrides
+    for flag in ("import_published", "images", "least_plausible"):
+        if getattr(options, flag) and not options.data:
+            parser.error(f"--{flag.replace('_', '-')} needs --data")
+    if options.least_plausible and not options.stats:
+        parser.error("--least-plausible needs --stats")
     return options
 
 

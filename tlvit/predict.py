@@ -169,7 +169,7 @@ def _run(options: argparse.Namespace) -> int:
         results.append(dataclasses.replace(result, tokens=None))
         _print_result(result, as_json=options.json)
         if result.tokens is not None:
-            image = _view(result.path, info, exif=exif)
+            image = read_view(result.path, info, exif=exif)
             file = token_path(options.tokens, result.path, len(results), len(paths))
             file.parent.mkdir(parents=True, exist_ok=True)
             draw_tokens(image, result.tokens, info.class_names).save(file)
@@ -254,12 +254,12 @@ def _compile(
 def _try_read(path: pathlib.Path, info: ModelInfo, *, exif: bool) -> np.ndarray | str:
     """The cropped image, uint8 [H, W, 3], or why the file cannot be read."""
     try:
-        return np.asarray(_view(path, info, exif=exif))
+        return np.asarray(read_view(path, info, exif=exif))
     except ValueError as error:
         return str(error)
 
 
-def _view(path: pathlib.Path, info: ModelInfo, *, exif: bool = True) -> Image.Image:
+def read_view(path: pathlib.Path, info: ModelInfo, *, exif: bool = True) -> Image.Image:
     """The part of an image file that the model sees."""
     rule, image = info.preprocessing, Image.fromarray(read_image(path, exif=exif))
     size, crop_pct = info.image_size, rule.crop_pct

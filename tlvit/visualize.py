@@ -1,131 +1,58 @@
-"""Draws report.png of a run.
+"""Draws what a run learned and what models see in images.
 
-tlvit visualize --checkpoint=WORKDIR [--annotator=PATH]
-
-report.png shows the curves of the run, and the classes that the annotator and the student predict for every
-cell of a few evaluation images.
+tlvit visualize --checkpoint=WORKDIR [--annotator=PATH]         # report.png of a run; also: visualize report
+tlvit visualize attention CHECKPOINT photo.jpg                  # attention rollout
+tlvit visualize relevance CHECKPOINT photo.jpg --class=cat      # relevance of the patches for a class
+tlvit visualize tokens CHECKPOINT photo.jpg                     # classes of the tokens
+tlvit visualize compare CHECKPOINT CHECKPOINT photo.jpg         # two models side by side
 """
 
 import argparse
 import dataclasses
-import io
 import logging
-import math
-import pathlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
-
-import jax
-import numpy as np
-from flax import nnx
+from collections.abc import Sequence
 
 from tlvit import command
-from tlvit.checkpoints.load import open_checkpoint
-from tlvit.checkpoints.model_info import WEIGHTS, ModelInfo
-from tlvit.draw_tokens import class_color
+from tlvit.checkpoints.load import Opened, open_checkpoint
+from tlvit.checkpoints.model_info import WEIGHTS
+from tlvit.class_names import read_class_names
+from tlvit.config import parse_image_size
+from tlvit.drawing.explanation import KINDS, draw_explanations
+from tlvit.drawing.panels import save
+from tlvit.drawing.report import report
 from tlvit.files import as_path
-from tlvit.models.functional import functionalize
-from tlvit.ops.normalize import normalize
-from tlvit.records import read_json
-from tlvit.training.run_log import read_metrics, start_logging
-from tlvit.types import Array, PyTree
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure, FigureBase
+from tlvit.predict import list_images
+from tlvit.training.run_log import start_logging
 
 EXAMPLES = """  tlvit visualize --checkpoint=runs/student
   tlvit visualize --checkpoint=runs/student --annotator=runs/annotator --baseline=runs/baseline
+  tlvit visualize attention runs/student photo.jpg
+  tlvit visualize relevance runs/student photo.jpg --class=cat --class=dog
+  tlvit visualize tokens runs/student photos/
+  tlvit visualize compare deit_base_patch16_224.pth lvvit_s.pth photo.jpg
 """
-
-LEGEND = 24  # most classes that the legend names
+DESCRIPTIONS = {
+    "report": "Draws report.png of a run into its workdir. Other pictures, each with its own --help: tlvit "
+    "visualize attention, relevance, tokens, compare.",
+    "attention": "Draws attention rollout from the class token to the patches (Abnar & Zuidema 2020).",
+    "relevance": "Draws how relevant each patch is for a class (Chefer et al. 2021).",
+    "tokens": "Draws the most probable class of each token.",
+    "compare": "Draws two models side by side.",
+}
+MAX_IMAGES = 24  # rows of a picture
 
 log = logging.getLogger("tlvit")
-
-
-@dataclasses.dataclass(frozen=True)
-class ClassMap:
-    """The classes that a model predicts for the cells of images.
-
-    Attributes:
-      title: label of the row.
-      probability: float [B, h, w, L], class probabilities of every cell.
-      prediction: int [B], class of the image.
-    """
-
-    title: str
-    probability: np.ndarray
-    prediction: np.ndarray
-
-
-def report(
-    workdir: str | pathlib.Path,
-    *,
-    weights: str = "auto",
-    annotator: str | pathlib.Path | None = None,
-    baseline: str | pathlib.Path | None = None,
-    count: int = 5,
-) -> pathlib.Path:
-    """Writes report.png into a workdir.
-
-    Args:
-      workdir: folder of a run with at least one checkpoint.
-      weights: "ema", "raw" or "auto", as in `tlvit.load`.
-      annotator: checkpoint of the annotator, to show its maps above the student's.
-      baseline: another workdir, whose accuracy is drawn for comparison.
-      count: number of evaluation images, at least 1.
-
-    Returns:
-      The path of report.png.
-
-    Raises:
-      ValueError: there is no checkpoint, the data set is missing, or `count` is below 1.
-      FileNotFoundError: `workdir` has no config.json, or `baseline` no metrics.jsonl.
-      ImportError: matplotlib is missing.
-    """
-    if count < 1:
-        raise ValueError(f"count must be at least 1, not {count}.")
-    if baseline and not (as_path(baseline) / "metrics.jsonl").exists():
-        raise FileNotFoundError(f"{baseline} has no metrics.jsonl: it is not the workdir of a run.")
-    workdir = as_path(workdir)
-    if not (workdir / "config.json").exists():
-        raise FileNotFoundError(
-            f"{workdir / 'config.json'} does not exist. {workdir} is not the workdir of a run; tlvit predict "
-            "--tokens draws the tokens of other checkpoints."
-        )
-    config = read_json(workdir / "config.json")
-    paths = {"annotator": annotator, "student": workdir} if annotator else {"model": workdir}
-    loaded = {name: open_checkpoint(path, weights=weights) for name, path in paths.items()}
-    info = loaded[list(paths)[-1]].info
-    images, labels = _test_images(config, info, count)
-    views = []
-    for name, opened in loaded.items():
-        if not opened.model.has_token_head and opened.model.grid is not None:  # tokens without classes
-            continue
-        if opened.info.image_size != info.image_size:
-            opened = open_checkpoint(paths[name], weights=weights, image_size=info.image_size)
-        label = f"class of each cell, {name}:\n{opened.section}"
-        views.append(class_map(label, opened.model, opened.info, images))
-    names = info.class_names
-    curves = {"this run": read_metrics(workdir)}
-    if baseline:
-        curves["without token labels"] = read_metrics(baseline)
-    figure = draw(images, labels, views, curves, class_names=names, title=_title(config, info))
-    path = workdir / "report.png"
-    picture = io.BytesIO()
-    figure.savefig(picture, dpi=110)
-    path.write_bytes(picture.getvalue())
-    return path
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     options = _parse(arguments)
-    return command.run(lambda: _run(options), debug=options.debug)
+    body = _report if options.picture == "report" else _explain
+    return command.run(lambda: body(options), debug=options.debug)
 
 
-def _run(options: argparse.Namespace) -> int:
+def _report(options: argparse.Namespace) -> int:
     start_logging()
     if as_path(options.checkpoint).is_dir():
         command.check_writable(as_path(options.checkpoint) / "report.png", folder=False)
@@ -140,193 +67,101 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-def class_map(title: str, model: nnx.Module, info: ModelInfo, images: np.ndarray) -> ClassMap:
-    """Runs a model with `dense_logits` on uint8 images [B, H, W, 3]."""
-    net, params, stats = functionalize(model)
-
-    @jax.jit
-    def run(params: PyTree, stats: PyTree, images: Array) -> tuple[Array, Array]:
-        images = normalize(images, info.preprocessing.mean, info.preprocessing.std)
-        dense = net.bind(params, stats).dense_logits(images)
-        return jax.nn.softmax(dense, axis=-1), net.apply(params, stats, images)[0].logits.argmax(-1)
-
-    probability, prediction = run(params, stats, images)
-    return ClassMap(title, np.asarray(probability), np.asarray(prediction))
-
-
-def draw(
-    images: np.ndarray,
-    labels: np.ndarray,
-    views: Sequence[ClassMap],
-    curves: dict[str, list[dict[str, float]]],
-    *,
-    class_names: Sequence[str] | None = None,
-    title: str = "",
-) -> "Figure":
-    """Draws the curves and, below them, one column for each image with one row for each ClassMap.
-
-    The legend names the color of each class. A class has the same color in every report.
-
-    Args:
-      images: uint8 [B, H, W, 3].
-      labels: int [B], class indices.
-      views: class maps to draw over the images.
-      curves: name of a run -> its lines of metrics, as returned by `read_metrics`.
-      class_names: name of each class; None: class indices are shown.
-      title: title of the figure.
-
-    Returns:
-      A matplotlib Figure.
-    """
-    from matplotlib.figure import Figure
-
-    name = lambda k: str(class_names[k]) if class_names else str(k)
-    shown = np.concatenate([labels, *(view.probability.argmax(-1).ravel() for view in views)]).astype(int)
-    colors = {int(k): _color(int(k)) for k in np.unique(shown)}
-    rows = 1 + len(views) if views else 0
-    figure = Figure(figsize=(12.5, 4.1 + 2.45 * rows + (1 if views else 0)), layout="constrained")
-    figure.suptitle(title, fontsize=13, fontweight="bold")
-    if not rows:
-        _draw_curves(figure, curves)
-        return figure
-    top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=[3.4, 2.45 * rows + 1])[:, 0]
-    _draw_curves(top, curves)
-    axes = bottom.subplots(rows, len(images), squeeze=False)
-    side = 72 * min(2.0, 11.5 / len(images))
-    for j, image in enumerate(images):
-        axes[0, j].imshow(image)
-        axes[0, j].set_title(f"class {name(int(labels[j]))}", fontsize=11)
-        for i, view in enumerate(views, start=1):
-            _draw_map(axes[i, j], image, view.probability[j], colors, name, side=side)
-            right = view.prediction[j] == labels[j]
-            verdict = f"whole image: {name(int(view.prediction[j]))}{'' if right else ' (wrong)'}"
-            axes[i, j].set_xlabel(verdict, fontsize=9, color="0.2" if right else "tab:red")
-    for i, text in enumerate(["evaluation images", *[view.title for view in views]]):
-        axes[i, 0].set_ylabel(text, fontsize=10)
-    for axis in axes.flat:
-        axis.set_xticks([])
-        axis.set_yticks([])
-    _draw_legend(bottom, shown, colors, name)
-    return figure
+def _explain(options: argparse.Namespace) -> int:
+    start_logging()
+    out = options.out or f"{options.picture}.png"
+    if not out.lower().endswith(".png"):
+        raise ValueError(f"The picture is written as .png, not as {out}.")
+    command.check_writable(out, folder=False)
+    paths = list_images(options.images)
+    if len(paths) > MAX_IMAGES:
+        raise ValueError(f"A picture has at most {MAX_IMAGES} images, not {len(paths)}.")
+    names = options.model or [None] * len(options.checkpoints)
+    if len(names) != len(options.checkpoints):
+        raise ValueError("--model is given once for each checkpoint, in their order, or not at all.")
+    models = [_open(path, name, options) for path, name in zip(options.checkpoints, names, strict=True)]
+    figure = draw_explanations(
+        options.show if options.picture == "compare" else options.picture,
+        models,
+        paths,
+        classes=getattr(options, "class"),
+        top=options.top,
+        exif=options.exif == "apply",
+    )
+    save(figure, out)
+    log.info("drawn: %s", out)
+    return 0
 
 
-def _draw_map(
-    axis: "Axes",
-    image: np.ndarray,
-    probability: np.ndarray,
-    colors: Mapping[int, np.ndarray],
-    name: Callable[[int], str],
-    *,
-    side: float,
-) -> None:
-    """Draws every cell in the color of its most probable class, with an opacity that grows with the
-    probability. Classes with short names are written into the cells of high probability; `side` is the size
-    of the picture in points."""
-    height, width = image.shape[:2]
-    best, sure = probability.argmax(-1), probability.max(-1)
-    chance = 1 / probability.shape[-1]
-    strength = np.sqrt(np.clip((sure - chance) / max(1 - chance, 1e-6), 0, 1))
-    axis.imshow(image.mean(-1), cmap="gray", vmin=-60, vmax=320)
-    paint = np.zeros((*best.shape, 4))
-    for k in np.unique(best):
-        paint[best == k, :3] = colors[int(k)]
-    paint[..., 3] = 0.75 * strength
-    axis.imshow(paint, extent=(-0.5, width - 0.5, height - 0.5, -0.5), interpolation="nearest")
-    h, w = best.shape
-    size = max(5.0, 0.375 * side / max(h, w))
-    fits = int(side / w / (0.65 * size))  # letters
-    for y, x in zip(*np.nonzero(strength > 0.5), strict=True):
-        center = ((x + 0.5) * width / w - 0.5, (y + 0.5) * height / h - 0.5)
-        text = name(int(best[y, x]))
-        style = {"fontsize": size, "color": "white", "fontweight": "bold", "ha": "center", "va": "center"}
-        if len(text) <= fits:  # longer names are in the legend
-            axis.text(*center, text, **style)
-
-
-def _draw_curves(figure: "FigureBase", curves: dict[str, list[dict[str, float]]]) -> None:
-    losses, accuracy = figure.subplots(1, 2)
-    for i, (run, lines) in enumerate(curves.items()):
-        color = f"C{i}"
-        train = [(line["train/epoch"], line["train/loss"]) for line in lines if "train/loss" in line]
-        if train and i == 0:
-            losses.plot(*zip(*train, strict=True), marker="." if len(train) < 50 else None, color=color)
-        epoch = {line["step"]: line["train/epoch"] for line in lines if "train/epoch" in line}
-        for kind, style in (("ema", "-"), ("raw", ":")):
-            key = f"eval/{kind}_top1"
-            points = [(epoch.get(line["step"], math.nan), line[key]) for line in lines if key in line]
-            if points:
-                words = "averaged (EMA)" if kind == "ema" else "not averaged (raw)"
-                label = f"{run}, weights {words}: {points[-1][1]:.1f} %"
-                accuracy.plot(*zip(*points, strict=True), style, marker=".", color=color, label=label)
-    losses.set(title="training loss", xlabel="epoch")
-    accuracy.set(title="top-1 accuracy on the evaluation images, %", xlabel="epoch")
-    if accuracy.lines:
-        accuracy.legend(fontsize=8)
-    for axis in (losses, accuracy):
-        axis.grid(alpha=0.3)
-
-
-def _draw_legend(
-    figure: "FigureBase", shown: np.ndarray, colors: Mapping[int, np.ndarray], name: Callable[[int], str]
-) -> None:
-    """Names the colors of the most frequent classes. `shown` has the class of every image and cell."""
-    from matplotlib.patches import Patch
-
-    classes, counts = np.unique(shown, return_counts=True)
-    frequent = sorted(int(k) for k in classes[np.argsort(-counts, kind="stable")][:LEGEND])
-    patches = [Patch(color=tuple(colors[k]), label=name(k)[:24]) for k in frequent]
-    others = len(classes) - len(frequent)
-    title = "most probable class of a cell; the stronger the color, the higher its probability"
-    title += f" ({others} less frequent classes are not named)" if others else ""
-    style = {"ncols": 6, "fontsize": 8, "title_fontsize": 9}
-    figure.legend(handles=patches, title=title, loc="outside lower center", **style)
-
-
-def _color(index: int) -> np.ndarray:
-    """The color of a class, float [3] in [0, 1]."""
-    return np.array(class_color(index)) / 255
-
-
-def _test_images(config: dict[str, Any], info: ModelInfo, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the first `count` images of the evaluation split with different classes, and their labels."""
-    from tlvit.data.pipeline import eval_batches
-    from tlvit.data.sources.open import open_source
-
-    data = config["data"]
-    exif = data.get("exif", "auto")
-    source = open_source(data["name"], data["eval_split"], data_dir=data["dir"] or None, exif=exif)
-    batch = next(iter(eval_batches(source, info, batch_size=min(128, source.num_examples))))
-    _, first = np.unique(batch.label[batch.mask], return_index=True)
-    chosen = np.sort(first)[:count]
-    return batch.image[chosen], batch.label[chosen]
-
-
-def _title(config: dict[str, Any], info: ModelInfo) -> str:
-    if config["token_labels"]:
-        return f"{info.model} trained with token labels: every cell has a target of its own"
-    return f"{info.model} trained on image labels"
+def _open(path: str, model: str | None, options: argparse.Namespace) -> Opened:
+    """Opens a checkpoint for computation in float32, with the class names that the user gave."""
+    how = {"weights": options.weights, "image_size": options.image_size, "dtype": "float32"}
+    opened = open_checkpoint(path, model=model, **how)
+    if options.classes:
+        names = read_class_names(options.classes, opened.info.num_classes)
+        opened = dataclasses.replace(opened, info=dataclasses.replace(opened.info, class_names=names))
+    return opened
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = command.parser("visualize", "Draws report.png of a run into its workdir.", EXAMPLES)
+    """Reads the flags of a picture. Without its name, the picture is the report."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    named = bool(words) and not words[0].startswith("-")
+    picture = words.pop(0) if named else "report"
+    if picture not in DESCRIPTIONS:
+        command.parser("visualize", DESCRIPTIONS["report"], EXAMPLES).error(
+            f"there is no picture {picture!r}; choose one of {', '.join(DESCRIPTIONS)}"
+        )
+    title = f"visualize {picture}" if named else "visualize"
+    parser = command.parser(title, DESCRIPTIONS[picture], EXAMPLES)
+    parser.set_defaults(picture=picture)
+    parser.add_argument(
+        "--weights",
+        choices=WEIGHTS,
+        default="auto",
+        help="ema (averaged), raw (not averaged) or auto (those that scored best in the run)",
+    )
+    (_add_report_flags if picture == "report" else _add_image_flags)(parser, picture)
+    return parser.parse_args(words)
+
+
+def _add_report_flags(parser: argparse.ArgumentParser, picture: str) -> None:
     add = parser.add_argument
     add("--checkpoint", required=True, metavar="WORKDIR", help="workdir of the run")
-    add("--weights", choices=WEIGHTS, default="auto",
-        help="ema (averaged), raw (not averaged) or auto (those that scored best in the run)")  # fmt: skip
     add("--annotator", metavar="PATH", help="checkpoint of the annotator, whose cells are drawn too")
+    add("--baseline", metavar="WORKDIR",
+        help="workdir of a run without token labels, whose accuracy is drawn too")  # fmt: skip
+    add("--count", type=command.integer(1, 100), default=5, metavar="N",
+        help="number of evaluation images, each of another class")  # fmt: skip
+
+
+def _add_image_flags(parser: argparse.ArgumentParser, picture: str) -> None:
+    add = parser.add_argument
+    count = 2 if picture == "compare" else 1
+    add("checkpoints", nargs=count, metavar="CHECKPOINT",
+        help="a workdir, a model folder, or a .pth, .pt, .pth.tar or .safetensors file")  # fmt: skip
+    add("images", nargs="+", metavar="IMAGE", help="image files, folders or glob patterns")
+    add("--model", action="append", metavar="NAME",
+        help="architecture of a PyTorch file, if several have its tensors; for each checkpoint")  # fmt: skip
+    add("--out", metavar="PNG", help=f"the picture (default: {picture}.png)")
+    add("--classes", metavar="FILE", help="class names, one a line (default: the checkpoint's)")
     add(
-        "--baseline",
-        metavar="WORKDIR",
-        help="workdir of a run without token labels, whose accuracy is drawn too",
+        "--image-size",
+        type=command.parsed(parse_image_size),
+        metavar="SIZE",
+        help="384 or 384x256 (default: the checkpoint's)",
     )
-    add(
-        "--count",
-        type=command.integer(1, 100),
-        default=5,
-        metavar="N",
-        help="number of evaluation images, each of another class",
-    )
-    return parser.parse_args(arguments)
+    add("--exif", choices=("apply", "ignore"), default="apply",
+        help="turn images as their EXIF orientation says")  # fmt: skip
+    if picture == "compare":
+        add("--show", choices=KINDS, default="relevance", help="what is compared")
+    if picture in ("relevance", "compare"):
+        add("--class", action="append", default=[], metavar="CLASS",
+            help="name or index of a class, repeatable (default: the most probable ones)")  # fmt: skip
+        add("--top", type=command.integer(1, 5), default=1 if picture == "compare" else 2, metavar="N",
+            help="most probable classes of each model that are drawn")  # fmt: skip
+    else:
+        parser.set_defaults(**{"class": [], "top": 1})
 
 
 if __name__ == "__main__":

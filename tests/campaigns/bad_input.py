@@ -1379,6 +1379,43 @@ CASES = (
         ("visualize", "--checkpoint={s}/student", "--baseline={s}/none"),
         "none has no metrics.jsonl: it is not the workdir of a run.",
     ),
+    Case(
+        "visualize an unknown picture",
+        ("visualize", "atention", "{s}/student", "{s}/photo.jpg"),
+        "there is no picture 'atention'; choose one of report, attention, relevance, tokens, compare",
+        status=2,
+    ),
+    Case(
+        "visualize the attention of a convolutional model",
+        ("visualize", "attention", "{s}/annotator", "{s}/photo.jpg", "--out={s}/a.png"),
+        "RegNetY has no attention: attention and relevance are drawn of vision transformers",
+    ),
+    Case(
+        "visualize the relevance for an unknown class",
+        ("visualize", "relevance", "{s}/student", "{s}/photo.jpg", "--class=cat", "--out={s}/a.png"),
+        "has no class 'cat': give one of its names or an index below 10.",
+    ),
+    Case(
+        "visualize a file that is no image",
+        ("visualize", "tokens", "{s}/student", "{s}/a.jpg", "--out={s}/a.png"),
+        "a.jpg cannot be read: it is not a JPEG",
+        prepare=write("a.jpg", b"hello"),
+    ),
+    Case(
+        "draw maps with the recipe of an annotator",
+        (*MAPS, "--images=2", "--config=digits:annotator", "--out={s}/a.png"),
+        "regnety_002 has no tokens, so there are no token targets to draw",
+    ),
+    Case(
+        "statistics of maps of other images",
+        ("maps", "{s}/maps", "--stats", "--data={s}/images", "--split=train"),
+        "The score maps in maps have 10 classes",
+    ),
+    Case(
+        "train with a pattern that matches no parameter",
+        train("--config.optim.lr_scale={'trunk/*':0}"),
+        "config.optim.lr_scale: no parameter matches 'trunk/*'",
+    ),
     # weights for training
     Case(
         "init_from text",

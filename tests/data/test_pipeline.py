@@ -19,7 +19,7 @@ from tlvit.data.score_maps.reader import open_score_maps
 from tlvit.data.score_maps.writer import ScoreMapWriter
 from tlvit.data.sources.open import open_source
 from tlvit.images import read_image
-from tlvit.predict import _view
+from tlvit.predict import read_view
 
 HEIGHT, WIDTH, GRID, COUNT = 72, 96, (6, 8), 30
 ONE_WINDOW = {"shuffle_gib": 2.0}
@@ -451,7 +451,7 @@ def test_predict_and_the_pipeline_see_the_same_pixels(tmp_path):
             compared = 0
             for key, pixels in zip(files, batch.image, strict=True):
                 (path,) = tmp_path.glob(f"train/{key}.*")
-                seen = np.asarray(_view(path, info, exif=exif == "apply"), int)
+                seen = np.asarray(read_view(path, info, exif=exif == "apply"), int)
                 if read_image(path, exif=exif == "apply").shape[:2] == size:  # no interpolation
                     assert np.abs(pixels - seen).max() <= 1, path
                     compared += 1

@@ -199,3 +199,50 @@ def test_moving_average():
     # A slow average still moves in float32.
     slow = optimizer.update_ema({"a": jnp.ones(1)}, {"a": jnp.full(1, 2.0)}, 0, decay=0.99992)["a"]
     np.testing.assert_allclose(slow - 1, [8e-5], rtol=2e-3)
+
+
+NESTED = {
+    "blocks": {str(i): {"kernel": np.ones((2, 3), np.float32)} for i in range(2)},
+    "head": {"kernel": np.ones((3, 2), np.float32), "bias": np.ones(2, np.float32)},
+}
+
+
+def test_factors_of_the_learning_rate_by_name():
+    """The longest matching pattern counts, in whatever order they are."""
+    factors = lambda **scales: optimizer.learning_rate_factors(NESTED, scales)
+    assert factors(**{"head/*": 2, "*": 0, "blocks/1*": 0.5}) == {
+        "blocks": {"0": {"kernel": 0}, "1": {"kernel": 0.5}},
+        "head": {"kernel": 2, "bias": 2},
+    }
+    assert factors(**{"*/bias": 0})["head"] == {"kernel": 1, "bias": 0}
+    with pytest.raises(
+        ValueError, match=r"no parameter matches 'Head/\*', 'kernel'; .* start with blocks, head"
+    ):
+        factors(**{"Head/*": 1, "kernel": 1, "*": 1})
+    with pytest.raises(ValueError, match="freezes all parameters"):
+        optimizer.scale_learning_rates(optax.sgd(0.1), NESTED, {"*": 0.0})
+    with pytest.raises(ValueError, match=r"lr_scale has the factor -1 for '\*'"):
+        Optim(lr_scale={"*": -1})
+
+
+def test_frozen_parameters_do_not_change_and_others_have_their_rate():
+    """Decay included; what is frozen has no part in the clipped norm."""
+    scales = {"blocks/0/*": 0.0, "head/*": 0.5}
+    loss = lambda params: sum(
+        jnp.sum(1e3 * x) for x in jax.tree.leaves(optimizer.stop_frozen(params, scales))
+    )
+    grads = jax.grad(loss)(NESTED)
+    make = lambda params, rate: optimizer.make_optimizer(
+        params, learning_rate=rate, weight_decay=0.1, clip_norm=1.0
+    )
+    scaled = optimizer.scale_learning_rates(make(NESTED, 0.1), NESTED, scales)
+    found = descend(scaled, NESTED, [grads])
+    np.testing.assert_array_equal(found["blocks"]["0"]["kernel"], 1)
+    without = lambda tree: {"blocks": {"1": tree["blocks"]["1"]}, "head": tree["head"]}
+    full, half = (
+        descend(make(without(NESTED), rate), without(NESTED), [without(grads)]) for rate in (0.1, 0.05)
+    )
+    np.testing.assert_allclose(found["blocks"]["1"]["kernel"], full["blocks"]["1"]["kernel"], rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found["head"], half["head"])
+    assert np.abs(found["head"]["kernel"] - 1).min() > 0.04
+    assert optimizer.stop_frozen(NESTED, {}) is NESTED

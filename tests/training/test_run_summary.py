@@ -69,10 +69,14 @@ def test_with_token_labels(caplog):
 def test_without_token_labels(caplog):
     config = deit.get_config()
     config.model.init_from = "weights.pth"
+    config.optim.lr_scale = {"*": 0, "blocks/0/norm?/*": 0.1, "head/bias": 1}
     found = {k: v.strip() for k, v in summary(config, None, caplog).items()}
     assert found["token labels"] == "OFF: trained on the labels of the images"
     assert found["augmentation"].startswith("3 views of an image, crop 0.08-1, bicubic resize")
     assert found["augmentation"].endswith("mixup 0.8, cutmix 1")
+    size = r"0\.0\d M parameters"
+    times = "times the learning rate"
+    assert re.fullmatch(f"{size} frozen, {size} at 0.1 {times}, {size} at 1 {times}", found["lr scale"])
     assert "MixToken" not in found["augmentation"]
     assert found["start"] == "weights of weights.pth"
 

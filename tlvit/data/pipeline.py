@@ -80,7 +80,7 @@ def train_batches(
     order = train_order(source, config, device_shards)
     places = batch_permutation(order, process_index, process_count)
     threads = thread_count(config.data.threads)
-    prepare = _training_example(parse, source.exif, maps, config)
+    prepare = training_example(parse, source.exif, maps, config)
     key_of = lambda raw: parse(raw)["key"]
     corrupt = corruption.CorruptImages(
         source, max_corrupt=config.data.max_corrupt, setting="data.max_corrupt", replaced=True
@@ -257,7 +257,7 @@ def thread_count(threads: int) -> int:
     return threads or cores
 
 
-def _training_example(
+def training_example(
     parse: Parse, exif: bool, maps: ScoreMapReader | None, config: Config
 ) -> Callable[..., dict[str, tf.Tensor]]:
     """The function (raw record, counter) -> fields of an augmented example."""

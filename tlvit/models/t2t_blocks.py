@@ -160,6 +160,12 @@ class DenseBlock(Block):
         """Returns [B, N, D + growth]."""
         return jnp.concatenate([x, self.dense_linear(super().__call__(x, key))], axis=-1)
 
+    def with_weights(
+        self, x: Float[Array, "B N D"], weights: Float[Array, "B heads N N"]
+    ) -> Float[Array, "B N _"]:
+        """[B, N, D + growth] for given attention weights. Nothing is dropped."""
+        return jnp.concatenate([x, self.dense_linear(super().with_weights(x, weights))], axis=-1)
+
 
 class Transition(nnx.Module):
     """Halves the channels between two dense stages."""

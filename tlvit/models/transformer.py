@@ -7,7 +7,14 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from tlvit.models.layers import Conv, drop_path, gelu, layer_norm, linear, model_axis, split_key
-from tlvit.ops.attention import attend, attention_weights, dropout, merge_heads, split_heads
+from tlvit.ops.attention import (
+    apply_weights,
+    attend,
+    attention_weights,
+    dropout,
+    merge_heads,
+    split_heads,
+)
 from tlvit.ops.fused_attention import fused_attention
 from tlvit.shapes import Float
 from tlvit.types import Array, Dtype
@@ -48,6 +55,13 @@ class Block(nnx.Module):
         x = x + drop_path(self.attn(self.norm1(x), keys[0]), self.drop_path, keys[1]) / self.skip_lam
         return x + drop_path(self.mlp(self.norm2(x), keys[2]), self.drop_path, keys[3]) / self.skip_lam
 
+    def with_weights(
+        self, x: Float[Array, "B N D"], weights: Float[Array, "B heads N N"]
+    ) -> Float[Array, "B N _"]:
+        """The output for given attention weights. Nothing is dropped."""
+        x = x + self.attn.with_weights(self.norm1(x), weights) / self.skip_lam
+        return x + self.mlp(self.norm2(x)) / self.skip_lam
+
 
 class Attention(nnx.Module):
     """Multi-head self-attention (Vaswani et al. 2017, arXiv:1706.03762) with one projection to query, key and
@@ -81,6 +95,12 @@ class Attention(nnx.Module):
         """The attention maps, in float32."""
         query, key, _ = self._heads(x)
         return attention_weights(query, key, scale=self.scale)
+
+    def with_weights(
+        self, x: Float[Array, "B N D"], weights: Float[Array, "B heads N N"]
+    ) -> Float[Array, "B N D"]:
+        """The output for given attention weights instead of its own."""
+        return self.project(merge_heads(apply_weights(weights, self._heads(x)[2])))
 
     def _heads(self, x: Array) -> list[Array]:
         """[B, N, D] -> query, key and value, [B, heads, N, d] each."""

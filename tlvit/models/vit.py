@@ -106,6 +106,10 @@ class TokenModel(Model):
         logits = self.head(x).astype(jnp.float32)
         return logits if self.head_dist is None else (logits + self.head_dist(x).astype(jnp.float32)) / 2
 
+    def embed(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B T D"]:
+        """The input of the first block: prefix tokens and patch tokens, with positions."""
+        return self._sequence(self._patches(images))
+
     def attention_maps(self, images: Float[Array, "B H W 3"]) -> list[Float[Array, "B heads T T"]]:
         """The attention of every block, float32, for T = P + N tokens.
 

@@ -53,6 +53,21 @@ def attention_weights(
     return jax.nn.softmax(logits * scale, axis=-1)
 
 
+def apply_weights(
+    weights: Float[Array, "B heads N M"], value: Float[Array, "B heads M d"]
+) -> Float[Array, "B heads N d"]:
+    """The values, summed with attention weights. `attend` does this with the weights of queries and keys.
+
+    Args:
+      weights: [B, heads, N, M].
+      value: [B, heads, M, d].
+
+    Returns:
+      [B, heads, N, d] in the type of `value`.
+    """
+    return jnp.einsum("bhnm,bhmd->bhnd", weights.astype(value.dtype), value)
+
+
 def performer_attention(
     query: Float[Array, "B N D"],
     key: Float[Array, "B N D"],

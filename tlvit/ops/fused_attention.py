@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -190,7 +190,9 @@ def _with_xla(qkv: Array, num_heads: int, scale: float) -> Array:
     return merge_heads(attend(*parts, scale=scale))
 
 
-def _with_cudnn(qkv: Array, num_heads: int, scale: float, implementation: str = "cudnn") -> Array:
+def _with_cudnn(
+    qkv: Array, num_heads: int, scale: float, implementation: Literal["cudnn", "xla"] = "cudnn"
+) -> Array:
     """cuDNN needs heads of a multiple of 8 channels: zeros are added and removed."""
     query, key, value = rearrange(qkv, "b n (t h d) -> t b n h d", t=3, h=num_heads)
     d = query.shape[-1]

@@ -135,6 +135,8 @@ def _train(
         weight_decay=config.optim.weight_decay,
         clip_norm=config.optim.clip_norm,
     )
+    if config.optim.lr_scale:
+        tx = optimizer.scale_learning_rates(tx, shapes, config.optim.lr_scale)
     teacher = load_step_teacher(config, info, mesh)
     state = initial_state(config, info, tx, mesh, checkpoints)
     first_step = int(state.step)

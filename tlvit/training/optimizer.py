@@ -1,7 +1,8 @@
 """Learning-rate schedule, weight-decay mask, optimizer, and moving average of the weights."""
 
+import fnmatch
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -96,6 +97,75 @@ def make_optimizer(
     else:
         raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, not {name!r}.")
     return optax.chain(optax.clip_by_global_norm(clip_norm), core) if clip_norm else core
+
+
+def scale_learning_rates(
+    tx: optax.GradientTransformation, params: PyTree, scales: Mapping[str, float]
+) -> optax.GradientTransformation:
+    """Multiplies the learning rate of the parameters whose names match a pattern.
+
+    A factor of 0 freezes parameters: they are not decayed either. `stop_frozen` makes their gradients zero.
+    Statistics of BatchNorm are no parameters and follow the images of every training.
+
+    Args:
+      tx: an optimizer, from `make_optimizer`.
+      params: parameters or their shapes.
+      scales: pattern -> factor, as in `learning_rate_factors`.
+
+    Raises:
+      ValueError: a pattern matches no parameter, or all factors are 0.
+
+    Example:
+      >>> tx = scale_learning_rates(make_optimizer(params, learning_rate=1e-3), params, {"*": 0, "head/*": 1})
+    """
+    factors = learning_rate_factors(params, scales)
+    if not any(jax.tree.leaves(factors)):
+        raise ValueError("config.optim.lr_scale freezes all parameters: there is nothing to learn.")
+    scale = optax.stateless(lambda updates, _: jax.tree.map(lambda u, f: f * u, updates, factors))
+    return optax.chain(tx, scale)
+
+
+def stop_frozen(params: PyTree, scales: Mapping[str, float]) -> PyTree:
+    """The parameters; those with a factor of 0 have no gradient, and no step computes one.
+
+    Args:
+      params: parameters.
+      scales: pattern -> factor, as in `learning_rate_factors`.
+    """
+    if not scales:
+        return params
+    stop = lambda value, factor: value if factor else jax.lax.stop_gradient(value)
+    return jax.tree.map(stop, params, learning_rate_factors(params, scales))
+
+
+def learning_rate_factors(params: PyTree, scales: Mapping[str, float]) -> PyTree:
+    """The factor of every parameter's learning rate.
+
+    Args:
+      params: parameters or their shapes.
+      scales: pattern -> factor. A pattern is compared with the entire name of a parameter, such as
+        "blocks/0/attn/qkv/kernel"; * stands for any text. Of several that match, the longest counts. A
+        parameter that none matches has factor 1.
+
+    Raises:
+      ValueError: a pattern matches no parameter.
+    """
+    matched: set[str] = set()
+
+    def factor(path: tuple, _: Array) -> float:
+        name = "/".join(str(part.key) for part in path)
+        found = [pattern for pattern in scales if fnmatch.fnmatchcase(name, pattern)]
+        matched.update(found)
+        return float(scales[max(found, key=lambda pattern: (len(pattern), pattern))]) if found else 1.0
+
+    factors = jax.tree_util.tree_map_with_path(factor, params)
+    if unused := sorted(set(scales) - matched):
+        names = ", ".join(sorted(params))
+        raise ValueError(
+            f"config.optim.lr_scale: no parameter matches {', '.join(map(repr, unused))}; names are such as "
+            f"'head/kernel' and start with {names}."
+        )
+    return factors
 
 
 def decay_mask(params: PyTree) -> PyTree:

@@ -10,7 +10,7 @@ from tlvit.config import Augment, Config
 from tlvit.models.functional import Net, count_parameters
 from tlvit.models.macs import model_macs
 from tlvit.training.mesh import describe_mesh, state_bytes
-from tlvit.training.optimizer import peak_learning_rate
+from tlvit.training.optimizer import learning_rate_factors, peak_learning_rate
 from tlvit.training.run_data import RunData
 from tlvit.training.state import TrainState
 from tlvit.training.step import Teacher
@@ -54,6 +54,8 @@ def print_summary(
         "schedule": _schedule(config, total_steps),
         "start": _start(config, int(state.step)),
     }
+    if config.optim.lr_scale:
+        rows["lr scale"] = _learning_rate_scale(config, state)
     width = max(map(len, rows))
     for label, text in rows.items():
         log.info("%s  %s", label.ljust(width), text)
@@ -132,6 +134,16 @@ def _schedule(config: Config, total_steps: int) -> str:
         f"images (cosine + cooldown); peak learning rate {peak:.2e} ({optim.learning_rate:g} for batch "
         f"{optim.base_batch_size}), changes every {optim.schedule_unit}"
     )
+
+
+def _learning_rate_scale(config: Config, state: TrainState) -> str:
+    """How many parameters have which factor."""
+    factors = jax.tree.leaves(learning_rate_factors(state.params, config.optim.lr_scale))
+    counts: dict[float, int] = {}
+    for factor, value in zip(factors, jax.tree.leaves(state.params), strict=True):
+        counts[factor] = counts.get(factor, 0) + value.size
+    words = lambda factor: "frozen" if factor == 0 else f"at {factor:g} times the learning rate"
+    return ", ".join(f"{count / 1e6:.2f} M parameters {words(f)}" for f, count in sorted(counts.items()))
 
 
 def _start(config: Config, step: int) -> str:

@@ -31,7 +31,7 @@ from tlvit.training.mesh import (
     shares_state,
 )
 from tlvit.training.online_annotator import online_logits
-from tlvit.training.optimizer import update_ema
+from tlvit.training.optimizer import stop_frozen, update_ema
 from tlvit.training.state import TrainState
 from tlvit.types import Array, Batch, PyTree, TokenTargets
 
@@ -79,7 +79,7 @@ def make_train_step(
       net: the model's computation, from `functionalize`.
       tx: the optimizer.
       mesh: the devices; the batch and the state are split over them as `tlvit.training.mesh` says.
-      config: settings; the sections augment, loss, distill, ema and optim.accumulate count.
+      config: settings; the sections augment, loss, distill, ema, optim.accumulate and optim.lr_scale count.
       info: number of classes and normalization of the model.
       teacher: for a model with a distillation token, or the annotator if batches have no score maps.
       mix_shards: number of parts of a batch that are mixed independently; None: one for each device that
@@ -144,6 +144,7 @@ def _make_loss(
     def loss_fn(
         params: PyTree, stats: PyTree, batch: Batch, key: jax.Array, teacher_arrays: tuple[PyTree, ...]
     ) -> tuple[Array, PyTree]:
+        params = stop_frozen(params, config.optim.lr_scale)
         key_mix, key_erase, key_net, key_augment = jax.random.split(key, 4)
         images, geometry = batch.image, batch.geometry
         if policy is not None:

@@ -1,0 +1,1 @@
+"""Pictures of runs, models and score maps, drawn with Matplotlib."""
