@@ -3,11 +3,11 @@
     python scripts/install_colab.py --dry-run    # prints what would be installed
     python scripts/install_colab.py
 
-JAX, jaxlib and the package of the accelerator (libtpu, or a CUDA plugin) work in one version only. If those
-that are installed meet tlvit's requirements, a constraints file pins them, so that pip changes none of them.
-If JAX is too old, all of them are replaced in one step, together with NumPy, which a newer JAX may need. Other
-packages that meet the requirements keep their versions. TensorFlow is added only where there is none, because
-`tensorflow-cpu` would overwrite the files of `tensorflow`.
+JAX, jaxlib and the package of the accelerator (libtpu, or a CUDA plugin) work together in one version only.
+If those that are installed meet tlvit's requirements, a constraints file pins them, so that pip changes none
+of them. If JAX is too old, all of them are replaced in one step, together with NumPy, which a newer JAX may
+need. Other packages that meet the requirements keep their versions. TensorFlow is added only where there is
+none, because `tensorflow-cpu` would overwrite the files of `tensorflow`.
 """
 
 import argparse
@@ -72,12 +72,11 @@ def make_plan(
     environment = {"extra": ""} | ({"python_version": python} if python else {})
     wanted = [*map(Requirement, project["dependencies"]), *TENSORFLOW, *SHOWN]
     wanted = [r for r in wanted if r.marker is None or r.marker.evaluate(environment)]
-    too_old = {
-        name: str(r.specifier)
-        for r in wanted
-        if (name := canonicalize_name(r.name)) in installed
-        and not r.specifier.contains(installed[name], prereleases=True)
-    }
+    too_old = {}
+    for requirement in wanted:
+        name = str(canonicalize_name(requirement.name))
+        if name in installed and not requirement.specifier.contains(installed[name], prereleases=True):
+            too_old[name] = str(requirement.specifier)
     new_jax = "jax" in too_old or "jax" not in installed
     found = [name for name in PLUGINS[accelerator] if name in installed]
     extras = []
@@ -118,7 +117,7 @@ def find_accelerator() -> tuple[str, int]:
 def installed_packages() -> dict[str, str]:
     """Version of every installed package, by its normalized name."""
     found = importlib.metadata.distributions()
-    return {canonicalize_name(d.metadata["Name"]): d.version for d in found if d.metadata["Name"]}
+    return {str(canonicalize_name(d.metadata["Name"])): d.version for d in found if d.metadata["Name"]}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
