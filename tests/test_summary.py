@@ -84,6 +84,7 @@ def test_macs_of_products_convolutions_and_loops():
     assert count(lambda a: jax.lax.cond(a[0, 0] > 0, dear, cheap, a), (4, 4)) == 2 * 64
 
 
+@pytest.mark.slow
 def test_segmentation_models_are_measured():
     """With two images, because a pool of one cell cannot be normalized for one."""
     options = {"dim": 24, "depth": 2, "num_heads": 2, "channels": 8, "image_size": 32}
@@ -93,6 +94,7 @@ def test_segmentation_models_are_measured():
     assert one.tokens == (2, 2)
 
 
+@pytest.mark.slow
 def test_activations_follow_depth_and_rematerialization():
     options = {"dim": 24, "num_heads": 2, "stem_width": 8, "image_size": 64}
     kept = lambda **more: summarize("lvvit_s", **options, **more).activation_bytes

@@ -1,4 +1,4 @@
-"""The campaigns: bad input, damaged files and stopped runs. `make test` takes a slice of each."""
+"""The campaigns: bad input, damaged files and stopped runs."""
 
 import pathlib
 import shutil
@@ -7,7 +7,7 @@ import pytest
 from campaigns import bad_input, damage, kill
 from campaigns.worker import Worker
 
-QUICK = 12  # every 12th case of bad input that is refused is quick; others train
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -30,12 +30,7 @@ def check(case: bad_input.Case, scene: pathlib.Path, folder: pathlib.Path, worke
     assert not (copy / "executed").exists()
 
 
-def marked(number: int, case: bad_input.Case):
-    quick = number % QUICK == 0 and case.status != 0 and "lvvit_folder" not in " ".join(case.command)
-    return pytest.param(case, id=case.name, marks=() if quick else pytest.mark.slow)
-
-
-@pytest.mark.parametrize("case", [marked(i, case) for i, case in enumerate(bad_input.CASES)])
+@pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in bad_input.CASES])
 def test_bad_input(case, scene, tmp_path, worker):
     check(case, scene, tmp_path, worker)
 
@@ -45,22 +40,18 @@ def test_the_table_of_bad_input_is_long_and_its_names_are_unique():
     assert len(set(names)) == len(names) >= 200
 
 
-@pytest.mark.parametrize("every", [200, pytest.param(1, marks=pytest.mark.slow)])
-def test_a_damaged_workdir_is_resumed_equally_or_refused_by_name(every, scene):
-    results = list(damage.campaign(scene, every))
+def test_a_damaged_workdir_is_resumed_equally_or_refused_by_name(scene):
+    results = list(damage.campaign(scene))
     assert results
     wrong = [result for result in results if result.end not in ("equal", "refused")]
     assert not wrong, wrong
 
 
-@pytest.mark.parametrize(
-    ("seed", "stops"), [(0, 1), *(pytest.param(seed, 3, marks=pytest.mark.slow) for seed in range(1, 7))]
-)
-def test_a_stopped_run_resumes_bit_for_bit(seed, stops, scene):
-    kill.train_with_stops(scene, seed, stops)
+@pytest.mark.parametrize("seed", range(6))
+def test_a_stopped_run_resumes_bit_for_bit(seed, scene):
+    kill.train_with_stops(scene, seed, stops=3)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_a_stopped_annotation_writes_the_same_files(seed, scene):
     kill.annotate_with_stops(scene, seed, stops=3)

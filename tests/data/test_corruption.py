@@ -156,6 +156,7 @@ def test_fallback_mode_ends_and_known_images_are_skipped(make_source, caplog, mo
     assert replacements == [0] + [corruption.REPLACEMENTS] * 2 * windows
 
 
+@pytest.mark.slow
 def test_a_replacement_has_its_own_map(make_source, tmp_path):
     sound, source = make_source({}), make_source({4: "truncated", 11: "garbage"})
     maps = tiny_images.write_maps(tmp_path, sound)
@@ -174,6 +175,7 @@ def test_the_map_of_another_image_does_not_count_as_a_corrupt_image(make_source,
         train(source, maps, steps=30)
 
 
+@pytest.mark.slow
 def test_too_many_corrupt_images_are_an_error_that_names_one(make_source):
     message = (
         r"1 of 30 images of .* cannot be read, more than data.max_corrupt = 0.001 allows. The last one is "

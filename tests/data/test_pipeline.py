@@ -150,6 +150,7 @@ def test_maps_of_the_center_square(source, tmp_path, fraction):
     assert 0.05 < square.all(axis=1).mean() < 0.95  # some of the crops are partly outside of the map
 
 
+@pytest.mark.slow
 def test_the_published_label_crop_reads_a_map_as_one_of_the_entire_image(source, maps, tmp_path):
     centered = tiny_images.write_maps(tmp_path, source, grid=GRID, geometry="center")
     for whole, center in zip(

@@ -161,6 +161,7 @@ def test_repeats_give_views_of_an_image_in_a_row(streams_and_window):
     assert len(np.unique(records)) > 30  # other images in other epochs
 
 
+@pytest.mark.slow
 def test_repeats_do_not_depend_on_restarts_or_processes():
     order = Order(
         LENGTHS, seed=3, batch_size=16, streams=2, window=7, repeats=3

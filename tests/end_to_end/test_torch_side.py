@@ -59,6 +59,8 @@ PAIRS = {
         ),
     ),
 }  # fmt: skip
+QUICK = ("lvvit", "deit_distilled")
+NAMES = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in PAIRS]
 
 
 def images(seed):
@@ -78,9 +80,7 @@ def check_close(found, wanted):
 
 
 @pytest.mark.parametrize("ending", [".safetensors", ".pth"])
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] * n.startswith(("upernet", "t2t"))) for n in PAIRS]
-)
+@pytest.mark.parametrize("name", NAMES)
 def test_exported_files_run_in_torch(name, ending, tmp_path):
     ours, theirs = (make() for make in PAIRS[name])
     fill_model(ours)
@@ -95,7 +95,7 @@ def test_exported_files_run_in_torch(name, ending, tmp_path):
     check_close(torch_logits(theirs, nchw), np.asarray(ours(nhwc).logits))
 
 
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("name", NAMES)
 def test_torch_weights_run_in_tlvit(name, tmp_path):
     ours, theirs = (make() for make in PAIRS[name])
     with torch.no_grad():

@@ -33,7 +33,10 @@ def test_parameter_counts_are_the_published_ones(name, millions):
     assert round(functional.count_parameters(params) / 1e6, 3) == millions
 
 
-@pytest.mark.parametrize("name", ["deit_tiny_patch16_224", DISTILLED, "deit_small_patch16_224"])
+@pytest.mark.parametrize(
+    "name",
+    [DISTILLED, *(pytest.param(f"deit_{n}_patch16_224", marks=pytest.mark.slow) for n in ("tiny", "small"))],
+)
 def test_evaluation_logits_equal_the_published_ones(golden, name):
     expected = golden("deit_visible.npz")[f"{name}_224_1000/eval_logits"]
     net, params, stats = functional.functionalize(filled(name))

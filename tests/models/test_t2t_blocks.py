@@ -70,8 +70,8 @@ def test_token_gate_is_driven_by_the_mean_over_tokens():
     ("kind", "depth", "width"),
     [
         ("plain", 2, 32),
-        ("se", 2, 32),
-        ("ghost", 2, 32),
+        pytest.param("se", 2, 32, marks=pytest.mark.slow),
+        pytest.param("ghost", 2, 32, marks=pytest.mark.slow),
         pytest.param("dense", (2, 1), 24, marks=pytest.mark.slow),
     ],
 )

@@ -150,6 +150,7 @@ def test_the_backbone_takes_the_weights_of_a_classifier():
 # Values
 
 
+@pytest.mark.slow
 def test_evaluation_equals_the_published_one(golden):
     z, config = case(golden, "s_128_7")
     net, params, stats = golden_model(128)

@@ -35,6 +35,7 @@ def apply_all(image, names):
     return ours, [[x.numpy() for x in pair] for pair in theirs], labels
 
 
+@pytest.mark.slow
 def test_every_operation_equals_the_hosts(photographs):
     turned = []
     for photograph in photographs:

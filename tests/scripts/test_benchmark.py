@@ -205,6 +205,7 @@ def test_a_model_without_tokens_can_be_measured(monkeypatch):
     assert benchmark.inspect_program(options, sharding.make_mesh())["flops_per_image"] > 0
 
 
+@pytest.mark.slow
 def test_no_tensorflow():
     """Neither TensorFlow nor TFDS, clu, ml_collections or torch is imported."""
     code = f"""
@@ -224,6 +225,7 @@ assert not heavy, heavy
     assert json.loads(done.stdout.splitlines()[-1])["device"] == "1 x cpu"
 
 
+@pytest.mark.slow
 def test_resume(capsys, monkeypatch, tmp_path):
     """Equal shards are hard links of one file; no file remains."""
     from scripts import benchmark_resume

@@ -263,6 +263,7 @@ def test_a_read_error_loses_no_step(plain, data, maps, tmp_path, monkeypatch):
     assert_same_run(tmp_path, plain[0])
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_cannot_be_written_ends_the_run(data, tmp_path, monkeypatch):
     add = run_log.Progress.add
 

@@ -63,7 +63,9 @@ def only_moves(monkeypatch):
     monkeypatch.setattr(randaugment, "apply_op", replaced)
 
 
-@pytest.mark.parametrize("policy", ["rand-m9-n2-mstd0.5-inc1", "rand-m5-n4-inc1"])
+@pytest.mark.parametrize(
+    "policy", ["rand-m9-n2-mstd0.5-inc1", pytest.param("rand-m5-n4-inc1", marks=pytest.mark.slow)]
+)
 def test_the_matrix_follows_randaugment(policy, only_moves):
     """Crop, flip and geometric operations; photometric ones are replaced because they change the colors."""
     encoded = png(tiny_images.position_image(0, 120, 160))
