@@ -9,6 +9,8 @@ imagenet_tpu.ipynb the outputs of the small run are stored: its real run needs I
 """
 
 import argparse
+import base64
+import io
 import os
 import pathlib
 import re
@@ -18,9 +20,11 @@ from collections.abc import Sequence
 
 import nbclient
 import nbformat
+from PIL import Image
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "notebooks"
+COLORS = 48  # of a stored picture
 ONLY_SMALL = ("imagenet_tpu",)  # the real run of these needs ImageNet
 ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
@@ -46,11 +50,34 @@ def execute(path: pathlib.Path, folder: pathlib.Path, *, small: bool) -> nbforma
     client.execute(env=_environment(small))
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # times of day
-        for output in cell.get("outputs", []):
-            if "text" in output:
-                output.text = clean(output.text, folder)
+        if cell.cell_type == "code":
+            cell.outputs = [tidy(output, folder) for output in join_streams(cell.outputs)]
     notebook.metadata = {"kernelspec": notebook.metadata.kernelspec, "language_info": {"name": "python"}}
     return notebook
+
+
+def join_streams(outputs: Sequence[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
+    """The outputs, with successive texts of one stream as one output."""
+    joined: list[nbformat.NotebookNode] = []
+    for output in outputs:
+        if joined and output.output_type == "stream" and joined[-1].get("name") == output.name:
+            joined[-1].text += output.text
+        else:
+            joined.append(output)
+    return joined
+
+
+def tidy(output: nbformat.NotebookNode, folder: pathlib.Path) -> nbformat.NotebookNode:
+    """An output with clean text and with pictures of few colors, which keeps notebooks small."""
+    if "text" in output:
+        output.text = clean(output.text, folder)
+    if "image/png" in output.get("data", {}):
+        file = io.BytesIO(base64.b64decode(output.data["image/png"]))
+        picture = Image.open(file).convert("RGB").quantize(COLORS, dither=Image.Dither.NONE)
+        small = io.BytesIO()
+        picture.save(small, "PNG", optimize=True)
+        output.data["image/png"] = base64.b64encode(small.getvalue()).decode()
+    return output
 
 
 def clean(text: str, folder: pathlib.Path) -> str:
