@@ -24,7 +24,7 @@ from PIL import Image
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "notebooks"
-COLORS = 48  # of a stored picture
+QUALITY = 85  # of stored pictures
 ONLY_SMALL = ("imagenet_tpu",)  # the real run of these needs ImageNet
 ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
@@ -68,15 +68,15 @@ def join_streams(outputs: Sequence[nbformat.NotebookNode]) -> list[nbformat.Note
 
 
 def tidy(output: nbformat.NotebookNode, folder: pathlib.Path) -> nbformat.NotebookNode:
-    """An output with clean text and with pictures of few colors, which keeps notebooks small."""
+    """An output with clean text and with pictures as JPEG, which keeps notebooks small."""
     if "text" in output:
         output.text = clean(output.text, folder)
     if "image/png" in output.get("data", {}):
         file = io.BytesIO(base64.b64decode(output.data["image/png"]))
-        picture = Image.open(file).convert("RGB").quantize(COLORS, dither=Image.Dither.NONE)
         small = io.BytesIO()
-        picture.save(small, "PNG", optimize=True)
-        output.data["image/png"] = base64.b64encode(small.getvalue()).decode()
+        Image.open(file).convert("RGB").save(small, "JPEG", quality=QUALITY, optimize=True)
+        del output.data["image/png"]
+        output.data["image/jpeg"] = base64.b64encode(small.getvalue()).decode()
     return output
 
 
