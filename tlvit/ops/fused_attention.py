@@ -125,7 +125,7 @@ def _forward_kernel(qkv_ref: Any, out_ref: Any, *, num_heads: int, scale: float)
 
     def attend_group(channels: Callable) -> None:
         query, key, value = (qkv_ref[:, channels(part)] for part in range(3))
-        outputs = []
+        outputs: list[Array] = []
         for own in _heads(query.shape[-1], width // num_heads):
             weights = _weights(query[:, own], key[:, own], scale).astype(value.dtype)
             outputs.append(_dot(weights, value[:, own], 1, 0).astype(out_ref.dtype))
