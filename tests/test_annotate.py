@@ -251,15 +251,15 @@ def test_an_interrupted_annotation_says_what_is_kept(source, tmp_path):
 
         def dense_logits(self, images):
             Interrupted.batches += len(images) > 1
-            if Interrupted.batches == 2:
+            if Interrupted.batches == 6:  # of two in each shard; the scores of two are on their way
                 raise KeyboardInterrupt
             return super().dense_logits(images)
 
     scoring = tlvit.Scoring(classes=(0, 1, 2, 3, 3, 4))
     with pytest.raises(KeyboardInterrupt, match=r"has 1 of 3 shards, and the same command continues"):
-        annotate(Interrupted(), source, tmp_path, scoring=scoring, batch_size=8)
-    Interrupted.batches = 3
-    assert annotate(Interrupted(), source, tmp_path, scoring=scoring, batch_size=8).num_images == 19
+        annotate(Interrupted(), source, tmp_path, scoring=scoring, batch_size=4)
+    Interrupted.batches = 7
+    assert annotate(Interrupted(), source, tmp_path, scoring=scoring, batch_size=4).num_images == 19
 
 
 @pytest.mark.slow

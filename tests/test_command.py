@@ -212,6 +212,7 @@ def test_help_shows_each_default_once(capsys):
     assert "None" not in text
 
 
+@pytest.mark.slow
 def test_the_compilation_cache_is_in_the_users_cache_folder(tmp_path):
     code = (
         "import jax; from tlvit.command import use_compilation_cache as use; use(); "

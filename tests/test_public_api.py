@@ -42,7 +42,8 @@ def test_every_public_name_is_documented_and_typed(name):
         assert len(signature.parameters) <= 8
 
 
-@pytest.mark.parametrize("name", ["annotate", pytest.param("predict", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["annotate", "predict"])
 def test_functions_win_over_the_commands_of_the_same_name(name):
     """Whichever is imported first."""
     code = (

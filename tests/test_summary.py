@@ -129,8 +129,8 @@ def test_command(capsys):
     assert "unknown at this size" in printed
     options = re.findall(r"^  (\S+)", printed.partition("options")[2], re.MULTILINE)
     assert options[:5] == ["patch_size=16", "dim=240", "depth=12", "num_heads=4", "mlp_ratio=3.0"]
-    assert options[-5:] == [
-        "rule='max'", "token_weight=0.5", "remat=False", "scan_blocks=False", "dtype=None"
+    assert options[-6:] == [
+        "rule='max'", "token_weight=0.5", "attention='xla'", "remat=False", "scan_blocks=False", "dtype=None"
     ]  # fmt: skip
     assert "  patch_size=16           side of a patch, pixels\n" in printed
     assert main(["lvvit_x"]) == 1

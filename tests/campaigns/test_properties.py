@@ -1,7 +1,4 @@
-"""Statements that hold for all inputs, tried on inputs that Hypothesis draws.
-
-`make test` tries a few, always the same ones; `make test-slow` tries many, other ones every time.
-"""
+"""Statements that hold for all inputs, tried on inputs that Hypothesis draws, other ones every time."""
 
 import dataclasses
 import functools
@@ -37,17 +34,16 @@ from tlvit.types import ScoreMaps
 
 NAMES = ("identity", "flip", "crop", "rotation", "shear_x", "shear_y", "translation")
 SEEDS = st.integers(0, 2**31 - 1)
+pytestmark = pytest.mark.slow
 
 
-def holds(few: int, many: int, **inputs):
-    """Turns a function that asserts a statement about `inputs` into a quick and a slow test."""
+def holds(examples: int, **inputs):
+    """Turns a function that asserts a statement about `inputs` into a test with so many examples."""
 
     def declare(statement):
-        @pytest.mark.parametrize("examples", [few, pytest.param(many, marks=pytest.mark.slow)])
-        def test(examples):
+        def test():
             options = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
-            limits = settings(max_examples=examples, derandomize=examples == few, **options)
-            limits(given(**inputs)(statement))()
+            settings(max_examples=examples, **options)(given(**inputs)(statement))()
 
         return test
 
@@ -79,7 +75,7 @@ def apply(matrix, points):
     return np.asarray(matrix, np.float64) @ np.concatenate([points, np.ones_like(points[:1])])
 
 
-@holds(50, 1000, chain=st.lists(transforms(), min_size=1, max_size=4))
+@holds(1000, chain=st.lists(transforms(), min_size=1, max_size=4))
 def test_composed_matrices_map_points_in_turn_equally_in_numpy_jax_and_tensorflow(chain):
     points = np.array([[0.0, 1.0, 0.25, 0.5], [0.0, 1.0, 0.75, 0.5]])
     for name, arguments in reversed(chain):
@@ -105,7 +101,6 @@ def targets_function(grid):
 
 
 @holds(
-    3,
     300,
     seed=SEEDS,
     top_k=st.sampled_from([1, 3]),
@@ -151,7 +146,6 @@ def test_targets_sum_to_the_published_sum_and_follow_classes_and_flips(seed, top
 
 
 @holds(
-    3,
     300,
     seed=SEEDS,
     grid=st.sampled_from([(1, 1), (4, 4), (3, 9)]),
@@ -197,7 +191,7 @@ def positions(order, steps, **options):
     return np.array([number for number, _ in data.as_numpy_iterator()]).reshape(steps, local)
 
 
-@holds(2, 60, order=orders(), start=st.integers(1, 7))
+@holds(60, order=orders(), start=st.integers(1, 7))
 def test_an_epoch_repeats_no_record_and_every_process_and_restart_sees_the_same_order(order, start):
     steps = order.steps_per_epoch
     numbers = positions(order, 2 * steps)
@@ -225,7 +219,6 @@ def source():
 
 
 @holds(
-    3,
     100,
     seed=SEEDS,
     classes=st.sampled_from([1, 5, 1000, 65_536, 70_000]),
@@ -294,7 +287,7 @@ def models(draw):
     return ModelInfo(name, classes, size, options, class_names=names, preprocessing=look)
 
 
-@holds(2, 40, info=models(), seed=SEEDS, name=st.sampled_from(["m", "m.safetensors"]))
+@holds(40, info=models(), seed=SEEDS, name=st.sampled_from(["m", "m.safetensors"]))
 def test_models_are_loaded_as_they_were_saved(info, seed, name):
     model = info.build(seed=seed)
     with tempfile.TemporaryDirectory() as folder:
@@ -330,7 +323,7 @@ def limits(name):
 NUMBERS = [n for n, default, *_ in config.settings() if type(default) in (int, float)]
 
 
-@holds(100, 2000, name=st.sampled_from(NUMBERS), data=st.data())
+@holds(2000, name=st.sampled_from(NUMBERS), data=st.data())
 def test_numbers_within_their_range_are_kept_and_others_are_refused(name, data):
     bounds = limits(name)
     low = bounds["low"] if bounds["low"] is not None else bounds["above"]

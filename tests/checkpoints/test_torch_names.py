@@ -143,6 +143,7 @@ def test_position_embeddings_are_resized_as_published(golden, old, new):
     np.testing.assert_allclose(to_torch(model)["pos_embed"], values[f"pos/{old}to{new}/out"], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_position_embeddings_of_any_grid():
     tensors = filled(tiny())
     model = tiny(image_size=(96, 32))

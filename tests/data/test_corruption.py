@@ -196,7 +196,7 @@ def test_a_fraction_of_corrupt_images_out_of_range_is_an_error(make_source):
         pipeline.eval_batches(source, info, batch_size=6, max_corrupt=-0.1)
 
 
-@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_evaluation_names_a_corrupt_image_or_leaves_it_out(make_source, count, caplog):
     source, info = make_source(CORRUPT), ModelInfo("lvvit_s", 5, (24, 24))
 

@@ -131,6 +131,7 @@ def test_the_published_label_crop_is_the_transposed_one(source, maps):
     assert any(np.abs(a.geometry - b.geometry).max() > 0.1 for a, b in zip(aligned, published, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fraction", [pytest.param(1.0, marks=pytest.mark.slow), 0.875])
 def test_maps_of_the_center_square(source, tmp_path, fraction):
     centered = tiny_images.write_maps(
@@ -261,6 +262,7 @@ def test_evaluation_sees_every_image_once(source, count):
     assert sorted(seen) == list(range(COUNT))
 
 
+@pytest.mark.slow
 def test_more_processes_than_images_get_empty_batches(source):
     part = open_source("tiny_images", "train[:3]", data_dir=source.files[0].split("/tiny_images/")[0])
     info = ModelInfo("lvvit_s", 5, (8, 8))
@@ -306,6 +308,7 @@ def test_a_restart_logs_how_long_it_took(source, caplog):
     assert re.search(r"resumed at batch 2 of 5 in epoch 1 after \d+\.\d s", caplog.text)
 
 
+@pytest.mark.slow
 def test_missing_maps_are_an_error_unless_allowed(source, tmp_path):
     incomplete = tiny_images.write_maps(tmp_path, source, missing=(3, 11))
     with pytest.raises(ValueError, match="2 of 30 images have no score map"):

@@ -222,7 +222,7 @@ def test_a_process_reads_the_streams_of_its_group():
     np.testing.assert_array_equal(order.positions(np.arange(8)), [0, 4, 8, 12, 1, 5, 9, 13])
 
 
-@pytest.mark.parametrize("streams_and_window", [(1, 64), (4, 9)])
+@pytest.mark.parametrize("streams_and_window", [pytest.param((1, 64), marks=pytest.mark.slow), (4, 9)])
 def test_replacements_are_the_next_records_of_the_window(streams_and_window):
     order = Order(LENGTHS, 3, 8, *streams_and_window)
     plain, _ = take(order, 16)

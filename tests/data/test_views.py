@@ -37,6 +37,7 @@ def test_photographs_at_places(source):
 GEOMETRIES = [pytest.param("full", marks=pytest.mark.slow), "center"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 def test_views_of_images_that_are_spread_over_the_source(source, tmp_path, geometry):
     """Colors are positions: the color in the middle of a view says where in the photograph it is from."""

@@ -118,6 +118,7 @@ def test_dense_logits_are_the_classifier_on_every_cell():
     np.testing.assert_array_equal(output.logits, output.cls)
 
 
+@pytest.mark.slow
 def test_drop_path_and_dropout_act_with_a_key_only():
     for options in ({"drop_path": 0.9}, {"drop_rate": 0.5}):
         model = small(**options)

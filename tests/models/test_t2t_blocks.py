@@ -17,7 +17,8 @@ def numpy_gelu(x):
     return x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2
 
 
-@pytest.mark.parametrize("name", ["t2t_vit_14_se", pytest.param("t2t_vit_dense", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["t2t_vit_14_se", "t2t_vit_dense"])
 def test_evaluation_logits_equal_the_published_ones(golden, name):
     expected = golden("t2t_visible.npz")[f"{name}_224_1000/eval_logits"]
     net, params, stats = functional.functionalize(filled(name))

@@ -26,8 +26,8 @@ def test_every_published_model_is_listed():
 
 @pytest.mark.parametrize(
     "name",
-    ["lvvit_s", "vit", "t2t_vit_7", "t2t_vit_dense", "t2t_vit_16_ghost", "deit_tiny_distilled_patch16_224",
-     "regnety_002", "dm_nfnet_f0"],
+    ["lvvit_s", "t2t_vit_dense", "deit_tiny_distilled_patch16_224", "regnety_002", "dm_nfnet_f0",
+     *(pytest.param(n, marks=pytest.mark.slow) for n in ("vit", "t2t_vit_7", "t2t_vit_16_ghost"))],
 )  # fmt: skip
 def test_every_family_takes_classes_and_sizes(name):
     """At 64 x 96 pixels with 5 classes; convolutional ones ignore the size."""

@@ -85,9 +85,7 @@ def compiled(image_size):
 # Names
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow if n in LARGER else ()) for n in PARAMETERS]
-)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) for n in PARAMETERS])
 def test_published_state_dicts_load_and_are_written_back(name):
     """With names, shapes and types in the published order."""
     tensors = {k: np.zeros(shape, dtype) for k, shape, dtype in OFFICIAL[name]}
@@ -134,6 +132,7 @@ def test_an_exported_model_is_opened_with_other_positions_and_classes(tmp_path):
     assert to_torch(opened.model)["auxiliary_head.conv_seg.bias"].shape == (3,)
 
 
+@pytest.mark.slow
 def test_the_backbone_takes_the_weights_of_a_classifier():
     options = {k: SMALL[k] for k in ("dim", "num_heads", "stem_width")}
     classifier = tlvit.create_model("lvvit_s", num_classes=9, image_size=32, depth=1, **options)

@@ -142,6 +142,7 @@ def test_image_mixing_without_an_alpha_raises():
         mixing.draw_image_mix(jax.random.key(0), (8, 8), mixup=0.0, cutmix=0.0)
 
 
+@pytest.mark.slow
 def test_mixup_blends_images_and_targets_alike():
     """Images that contain their own target: both stay equal; partners are mirrored in the shard."""
     targets = np.eye(8, dtype=np.float32)

@@ -2,10 +2,12 @@
 
 import jax
 import numpy as np
+import pytest
 
 from tlvit.ops.random_erasing import random_erasing
 
 
+@pytest.mark.slow
 def test_random_erasing_fills_one_box_with_noise():
     images = np.full((400, 32, 24, 3), 7.0, np.float32)
     erased = np.asarray(random_erasing(jax.random.key(0), images, probability=0.25))

@@ -27,7 +27,7 @@ ARGUMENTS = [
     "--map-size=6",
     "--drop-path=0",
 ]
-COMMON = {"model", "batch", "dtype", "device", "mesh", "compile_s"}
+COMMON = {"model", "batch", "dtype", "attention", "device", "mesh", "compile_s"}
 
 
 @pytest.fixture(autouse=True)

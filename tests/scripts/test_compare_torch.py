@@ -58,7 +58,8 @@ def tensors(batch):
     return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
 
 
-@pytest.mark.parametrize("grid", [(4, 4), pytest.param((14, 12), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("grid", [(4, 4), (14, 12)])
 def test_targets_are_equal(grid):
     batch = make_batch()
     found = tensors(batch)

@@ -213,6 +213,7 @@ def test_without_token_labels_the_class_token_learns_the_label():
     assert run.state.ema is None
 
 
+@pytest.mark.slow
 def test_accumulation_equals_one_batch_without_batch_norm():
     options = {"model": build_vit, "tx": sgd}
     halves = settings(token_labels=False, optim=Optim(accumulate=2))

@@ -135,6 +135,7 @@ def test_labels_of_the_crop_move_with_randaugment_only():
     assert 0 < moved < 12
 
 
+@pytest.mark.slow
 def test_random_boxes_have_the_published_distribution():
     size = tf.constant([400, 600])
     draw = tf.function(lambda s: random_box(s, size, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)))

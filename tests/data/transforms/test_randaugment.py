@@ -3,6 +3,7 @@
 import collections
 
 import numpy as np
+import pytest
 import tensorflow as tf
 import tiny_images
 
@@ -41,6 +42,7 @@ def test_draws_follow_the_policy(monkeypatch):
     assert abs(drawn[:, 2].mean()) < 0.06
 
 
+@pytest.mark.slow
 def test_one_seed_gives_one_image():
     policy = parse_policy("rand-m9-n2-mstd0.5-inc1")
     run = tf.function(lambda x, seed: randaugment.rand_augment(x, seed, policy))
