@@ -37,7 +37,7 @@ def read_classes_map(
 
     Raises:
       OSError: the file does not exist or cannot be read.
-      ValueError: it has another format, a class does not exist, a name stands for two classes, or a class of
+      ValueError: it has another format, a class does not exist, two classes have one name, or a class of
         the annotator occurs twice.
     """
     pairs = _read_pairs(path)

@@ -111,7 +111,7 @@ def list_models(pattern: str = "*") -> list[str]:
     """The names of all models, sorted.
 
     Args:
-      pattern: which names, as in a shell: "*" stands for any text, "?" for one character.
+      pattern: which names, as in a shell: "*" matches any text, "?" one character.
 
     Returns:
       Names for `create_model`.

@@ -13,7 +13,7 @@ def attention_rollout(maps: Sequence[Float[Array, "B heads T T"]]) -> Float32[Ar
     """Attention rollout (Abnar & Zuidema 2020, "Quantifying Attention Flow in Transformers",
     arXiv:2005.00928).
 
-    With A_l the mean over the heads of the attention of block l and I the identity, which stands for the
+    With A_l the mean over the heads of the attention of block l and I the identity, which represents the
     residual connection:
 
         A_hat_l = (A_l + I) / 2

@@ -144,7 +144,7 @@ def learning_rate_factors(params: PyTree, scales: Mapping[str, float]) -> PyTree
     Args:
       params: parameters or their shapes.
       scales: pattern -> factor. A pattern is compared with the entire name of a parameter, such as
-        "blocks/0/attn/qkv/kernel"; * stands for any text. Of several that match, the longest counts. A
+        "blocks/0/attn/qkv/kernel"; * matches any text. Of several that match, the longest counts. A
         parameter that none matches has factor 1.
 
     Raises:

@@ -69,7 +69,7 @@ def list_images(root: str, split: str) -> ImageFiles:
 
 
 def find_split(root: str, name: str) -> str:
-    """The name of a split's folder in ROOT: `name`, where "val" and "validation" stand for each other.
+    """The name of a split's folder in ROOT: `name`, where "val" and "validation" are the same.
 
     Raises:
       ValueError: there is no such folder; says which there are.
