@@ -170,8 +170,8 @@ def _probabilities(value: np.ndarray, index: np.ndarray, num_classes: int) -> tu
     exponentials = np.exp(value - largest)
     total = exponentials.sum(1, keepdims=True) + (num_classes - kept) * np.exp(-largest)
     place = index + num_classes * np.arange(images)[:, None, None, None]
-    logits = np.bincount(place.ravel(), value.ravel(), images * num_classes).reshape(images, num_classes)
-    logits /= value.shape[2] * value.shape[3]
+    sums = np.bincount(place.ravel(), value.ravel(), images * num_classes)  # integers without an image
+    logits = sums.reshape(images, num_classes) / (value.shape[2] * value.shape[3])
     mean = np.exp(logits - logits.max(-1, keepdims=True))
     return exponentials / total, mean / mean.sum(-1, keepdims=True)
 
