@@ -39,6 +39,18 @@ class Model(Section):
         "embeddings are resized; heads for another number of classes are reinitialized. Options of the model "
         "that are not set are the checkpoint's, except dropout, drop path, remat and scan_blocks.",
     )
+    init_missing: tuple[str, ...] = setting(
+        (),
+        "Parameters that the checkpoint of init_from may lack, by the beginnings of their names. aux_head and "
+        "head_dist then start as copies of the class head, and dist_token of the class token.",
+    )
+    init_unexpected: tuple[str, ...] = setting(
+        (),
+        "Parameters of the checkpoint of init_from that are left out, by the beginnings of their names.",
+    )
+    init_required: bool = setting(
+        False, "Refuse to start without init_from. Recipes that fine-tune set it."
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
