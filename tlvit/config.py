@@ -138,6 +138,18 @@ class Augment(Section):
         "few cores.",
         choices=("host", "device"),
     )
+    randaugment_interpolation: Literal["bilinear", "bicubic", "random"] = setting(
+        "bilinear",
+        'Interpolation of RandAugment\'s rotations and shears on the host. "random" draws one of the two for '
+        "each operation.",
+        choices=("bilinear", "bicubic", "random"),
+    )
+    order: Literal["crop_first", "published"] = setting(
+        "crop_first",
+        '"crop_first": RandAugment changes the crop at its final size. "published": flip, RandAugment on the '
+        "whole image, crop last, as the code of 2021 does with token labels; slower.",
+        choices=("crop_first", "published"),
+    )
     three_augment: bool = setting(False, "DeiT III's 3-Augment: grayscale, solarize or blur.")
     color_jitter: float = setting(
         0.0, "Strength of brightness, contrast and saturation jitter.", low=0, high=10
@@ -151,6 +163,9 @@ class Augment(Section):
     )
     random_erasing: float = setting(
         0.25, "Probability of random erasing with pixel noise, in the training step.", low=0, high=1
+    )
+    erase_mixed: bool = setting(
+        False, "Random erasing after mixup and cutmix instead of before them, as T2T-ViT does."
     )
     mixup: float = setting(0.0, "Alpha of mixup, without token labels only. 0: none.", low=0, high=1000)
     cutmix: float = setting(0.0, "Alpha of cutmix, without token labels only. 0: none.", low=0, high=1000)

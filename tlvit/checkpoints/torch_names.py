@@ -41,7 +41,7 @@ ORDER = (
     "weight", "bias", "running_mean", "running_var", "num_batches_tracked",
     "backbone", "decode_head", "auxiliary_head",
     "cls_token", "pos_embed", "dist_token", "patch_embed", "blocks", "norm", "head", "head_dist", "aux_head",
-    "norm1", "attn", "norm2", "mlp", "qkv", "fc1", "fc2",
+    "gamma_1", "gamma_2", "norm1", "attn", "norm2", "mlp", "qkv", "fc1", "fc2",
     "conv1", "bn1", "conv2", "bn2", "conv3", "bn3", "proj", "conv", "bn",
     "conv_seg", "psp_modules", "bottleneck", "lateral_convs", "fpn_convs", "fpn_bottleneck", "convs",
     "conv_cat",
@@ -282,7 +282,8 @@ def _guess_image_size(
     prefix = "backbone." if "backbone.pos_embed" in tensors else ""
     pos_embed = tensors.get(f"{prefix}pos_embed")
     if pos_embed is not None and pos_embed.ndim == 3:
-        tokens = pos_embed.shape[1] - (2 if f"{prefix}dist_token" in tensors else 1)
+        num_prefix = 0 if f"{prefix}blocks.0.gamma_1" in tensors else 1  # DeiT III: positions of patches only
+        tokens = pos_embed.shape[1] - num_prefix - (f"{prefix}dist_token" in tensors)
         side = math.isqrt(max(tokens, 0))
         if side and side * side == tokens:
             return patch_size * side, patch_size * side

@@ -98,3 +98,38 @@ def blank_outside(image, matrix):
     expected = points.transpose(1, 2, 0) * 255
     filled = image[:, :, 2:] > 0  # the image's own blue is 0
     return np.concatenate([np.where(filled, expected, image[:, :, :2]), image[:, :, 2:]], -1), matrix
+
+
+@pytest.mark.parametrize("kind", ["Rotate", "ShearX", "ShearY"])
+def test_bicubic_moves_equal_pillow(photographs, kind):
+    """To one gray level, where float32 and Pillow's float64 truncate to different whole numbers."""
+    bicubic = dict(resample=PIL.Image.BICUBIC, fillcolor=FILL)
+    for image, amount in zip(photographs, (-0.27, -0.1, 0.3), strict=True):
+        picture = PIL.Image.fromarray(image)
+        if kind == "Rotate":
+            result, _ = warp.rotate(tf.constant(image), amount * 100, True)
+            expected = picture.rotate(amount * 100, **bicubic)
+        else:
+            along_x = kind == "ShearX"
+            result, _ = (warp.shear_x if along_x else warp.shear_y)(tf.constant(image), amount, True)
+            coefficients = (1, amount, 0, 0, 1, 0) if along_x else (1, 0, 0, amount, 1, 0)
+            expected = picture.transform(picture.size, PIL.Image.AFFINE, coefficients, **bicubic)
+        difference = np.abs(result.numpy().astype(int) - np.asarray(expected))
+        assert difference.max() <= 1
+        assert difference.mean() < 0.01
+        bilinear = apply_op(tf.constant(image), tf.constant(OPS.index(kind)), 0.5, 1.0)[0]
+        chosen = apply_op(tf.constant(image), tf.constant(OPS.index(kind)), 0.5, 1.0, tf.constant(True))[0]
+        assert np.abs(bilinear.numpy().astype(int) - chosen.numpy()).max() > 1
+
+
+@pytest.mark.parametrize("kind", GEOMETRIC)
+def test_images_whose_size_is_not_known(kind):
+    """In the graph of tf.data a whole image has a size of its own: pixels and matrix are the same."""
+    image = tf.constant(tiny_images.wavy_image(40, 56))
+    for bicubic in (False, True):
+        move = lambda x, bicubic=bicubic: apply_op(x, tf.constant(OPS.index(kind)), 0.7, -1.0, bicubic)
+        graph = tf.function(move, input_signature=[tf.TensorSpec([None, None, 3], tf.uint8)])
+        expected, matrix = move(image)
+        pixels, found = graph(image)
+        np.testing.assert_allclose(found, matrix, atol=1e-6)
+        assert np.abs(pixels.numpy().astype(int) - expected.numpy()).max() <= 1
