@@ -5,14 +5,15 @@
     python -m tlvit.main --config=configs/deit3.py:base_224 --workdir=/runs/deit3_base \\
         --config.model.init_from=/runs/deit3_base_192
 
-LayerScale, 3-Augment with color jitter, binary cross entropy over all classes of a mixed image, and LAMB, whose
-implementation clips the gradient at a norm of 1. Variants: small (at 224 pixels), base (at 192 pixels, which
-base_224 fine-tunes at 224), and small_384 (fine-tunes small at 384). With ImageNet-21k the paper replaces the
-random resized crop by a simple random crop: --config.augment.crop=padded --config.augment.padding_mode=reflect.
+LayerScale, 3-Augment with color jitter, binary cross entropy over all classes of a mixed image, and LAMB,
+whose implementation clips the gradient at a norm of 1. Variants: small (at 224 pixels), base (at 192 pixels,
+which base_224 fine-tunes at 224), and small_384 (fine-tunes small at 384). With ImageNet-21k the paper
+replaces the random resized crop by a simple random crop: --config.augment.crop=padded
+--config.augment.padding_mode=reflect.
 
-Hardware: 16 or more GPUs or a TPU v5e-16 at batch 2048; fewer with --config.optim.accumulate=N. Published top-1
-after 800 epochs: 81.4 % (small), 83.8 % (base after fine-tuning at 224), 83.4 % (small_384). Measured with tlvit:
-nothing yet.
+Hardware: 16 or more GPUs or a TPU v5e-16 at batch 2048; fewer with --config.optim.accumulate=N. Published
+top-1 after 800 epochs: 81.4 % (small), 83.8 % (base after fine-tuning at 224), 83.4 % (small_384). Measured
+with tlvit: nothing yet.
 """
 
 from tlvit.config import check_variant, default

@@ -4,13 +4,13 @@
         --config.data.name=/data/flowers --config.data.eval_split=val \\
         --config.model.init_from=lvvit_s.pth.tar
 
-This is the published command for other data sets: --token-label without label data and --dense-weight 0.0. The
-class token learns the labels of the two images that MixToken has mixed, by their areas. The variant after the
-colon is lvvit_t, lvvit_s, lvvit_m or lvvit_l.
+This is the published command for other data sets: --token-label without label data and --dense-weight 0.0.
+The class token learns the labels of the two images that MixToken has mixed, by their areas. The variant after
+the colon is lvvit_t, lvvit_s, lvvit_m or lvvit_l.
 
-As published: 1.6e-3 at a batch of 512, 310 epochs, no moving average. The published model keeps its token head,
-which nothing trains here, and adds half of its maximum to the logits; this recipe leaves it out. For a small
-data set, configs/lvvit_folder.py has a lower learning rate and fewer epochs.
+As published: 1.6e-3 at a batch of 512, 310 epochs, no moving average. The published model keeps its token
+head, which nothing trains here, and adds half of its maximum to the logits; this recipe leaves it out. For a
+small data set, configs/lvvit_folder.py has a lower learning rate and fewer epochs.
 
 Hardware: 8 GPUs or a TPU v5e-8. Published: no result. Measured with tlvit: nothing yet.
 """

@@ -14,8 +14,8 @@ With token labels, T2T-ViT gets a token head: --config.token_labels=True
 --config.data.score_maps=DIR
 
 Hardware: 8 GPUs or a TPU v5e-8 at batch 512. Published top-1 after 310 epochs: 71.7, 75.2, 76.5 % (7, 10,
-12); 81.5, 81.9, 82.3 % (14, 19, 24); 81.7, 82.4, 82.6 % (t_14, t_19, t_24); 83.3 % (14 at 384); with token labels
-84.2 % (24, without its settings). Measured with tlvit: nothing yet.
+12); 81.5, 81.9, 82.3 % (14, 19, 24); 81.7, 82.4, 82.6 % (t_14, t_19, t_24); 83.3 % (14 at 384); with token
+labels 84.2 % (24, without its settings). Measured with tlvit: nothing yet.
 """
 
 from tlvit.config import check_variant, default

@@ -96,6 +96,8 @@ def parse_flags(arguments: Sequence[str]) -> flags.FlagValues:
         raise ValueError(f"unknown arguments: {' '.join(unknown)} (--help shows examples and all flags)")
     _check_flags(options)
     options.config = _settings(options)
+    if options.mode == "eval":  # a file's own crop counts, unless a flag sets another one
+        options.config.eval.crop_pct = 0.0
     for name, text in overrides:
         override(options.config, name, text)
     return options

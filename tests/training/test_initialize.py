@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+
 from tlvit.checkpoints.model_info import ModelInfo
 from tlvit.checkpoints.native import save_model_folder
 from tlvit.config import Config, Model
@@ -72,7 +73,8 @@ def test_the_token_head_starts_from_the_class_head(tmp_path, caplog):
     np.testing.assert_array_equal(model.aux_head.kernel[...], source.head.kernel[...])
     np.testing.assert_array_equal(model.head.kernel[...], source.head.kernel[...])
     assert model.aux_head.kernel[...] is not model.head.kernel[...]  # a step donates both
-    assert "copied             2  aux_head/bias from head/bias, aux_head/kernel from head/kernel" in caplog.text
+    copied = "copied             2  aux_head/bias from head/bias, aux_head/kernel from head/kernel"
+    assert copied in caplog.text
     # Heads for other classes are initialized, the token head as well.
     other = start(tmp_path / "m", dataclasses.replace(INFO, num_classes=5), init_missing=("aux_head",))
     assert other.aux_head.kernel.shape == other.head.kernel.shape == (24, 5)
@@ -89,7 +91,7 @@ def test_a_token_head_may_be_left_out(folder):
 
 
 def test_a_prefix_that_no_parameter_has(folder):
-    with pytest.raises(ValueError, match="init_missing=aux_haed: no parameter of lvvit_t begins with it; they"):
+    with pytest.raises(ValueError, match="init_missing=aux_haed: no parameter of lvvit_t begins with it"):
         start(folder, INFO, init_missing=("aux_haed",))
 
 

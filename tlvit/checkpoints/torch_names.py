@@ -89,9 +89,7 @@ def from_torch(
         for name, tensor in state_dict.items()
         if not name.endswith("num_batches_tracked")
     }
-    chosen, report = fit_arrays(
-        model, shapes, tensors, allow=allow, missing=missing, pos_grid=pos_grid
-    )
+    chosen, report = fit_arrays(model, shapes, tensors, allow=allow, missing=missing, pos_grid=pos_grid)
     set_model_arrays(model, {paths[k]: _from_official(paths[k], tensor) for k, tensor in chosen.items()})
     return report
 

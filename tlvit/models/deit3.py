@@ -1,5 +1,7 @@
-"""DeiT III (Touvron et al. 2022, "DeiT III: Revenge of the ViT", arXiv:2204.07118): a plain vision transformer
-with LayerScale, whose class token has no position."""
+"""DeiT III (Touvron et al. 2022, "DeiT III: Revenge of the ViT", arXiv:2204.07118): a plain vision
+transformer with LayerScale, whose class token has no position."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +72,8 @@ class LayerScaleBlock(Block):
     (Touvron et al. 2021, arXiv:2103.17239)."""
 
     def __init__(
-        self, dim: int, num_heads: int, *, layer_scale: float, dtype: Dtype = None, rngs: nnx.Rngs, **options
+        self, dim: int, num_heads: int, *, layer_scale: float, dtype: Dtype = None, rngs: nnx.Rngs,
+        **options: Any,
     ):  # fmt: skip
         super().__init__(dim, num_heads, dtype=dtype, rngs=rngs, **options)
         self.gamma_1 = nnx.Param(jnp.full((dim,), layer_scale))

@@ -1,4 +1,4 @@
-"""The forward pass of LV-ViT, T2T-ViT, DeiT and DeiT III: stem, prefix tokens, blocks, heads, inference rule."""
+"""The forward pass of LV-ViT, T2T-ViT and both DeiTs: stem, prefix tokens, blocks, heads, inference rule."""
 
 from collections.abc import Callable, Iterable, Sequence
 

@@ -111,8 +111,8 @@ def _load_weights(settings: Model, model: nnx.Module, info: ModelInfo) -> nnx.Mo
     for prefix in settings.init_missing:
         if not any(name.startswith(prefix) for name in shapes):
             raise ValueError(
-                f"config.model.init_missing={prefix}: no parameter of {info.model} begins with it; they begin "
-                f"with {', '.join(_modules(shapes))}."
+                f"config.model.init_missing={prefix}: no parameter of {info.model} begins with it; they "
+                f"begin with {', '.join(_modules(shapes))}."
             )
     try:
         arrays, report = fit_arrays(

@@ -56,7 +56,7 @@ def test_one_seed_gives_one_image():
 
 
 def test_the_interpolation_of_a_recipe(monkeypatch):
-    """"random" draws for each operation, and the operations that are drawn do not depend on it."""
+    """ "random" draws for each operation, and the operations that are drawn do not depend on it."""
     policy = AugmentPolicy(magnitude=9, layers=2, noise=0.5)
     seen = []
 

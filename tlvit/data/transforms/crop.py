@@ -53,9 +53,7 @@ def train_image(
     """
     seeds = tf.random.split(seed, 3 + SEEDS)  # a stream of random numbers for each stage
     if augment.order == "published":
-        image, matrix = crop_last(
-            encoded, seeds, image_size, augment, label_crop=label_crop, policy=policy
-        )
+        image, matrix = crop_last(encoded, seeds, image_size, augment, label_crop=label_crop, policy=policy)
         return augment_image(image, seeds[3:], augment, None)[0], matrix
     flipped = tf.random.stateless_uniform([], seeds[0]) < augment.hflip
     if augment.crop == "padded":
