@@ -17,8 +17,8 @@ from tlvit.training.step import Teacher
 
 # The settings that `_augmentation` describes in words.
 DESCRIBED = ("crop", "crop_padding", "crop_scale", "hflip", "interpolation", "randaugment", "randaugment_on",
-             "randaugment_interpolation", "order", "three_augment", "color_jitter", "repeats", "random_erasing",
-             "erase_mixed", "mixup", "cutmix")  # fmt: skip
+             "randaugment_interpolation", "order", "three_augment", "color_jitter", "repeats",
+             "random_erasing", "erase_mixed", "mixup", "cutmix")  # fmt: skip
 
 FEW_FACTORS = 4  # of the learning rate, which are listed one by one
 
