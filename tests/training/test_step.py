@@ -280,6 +280,7 @@ def test_pooled_targets_may_be_mixed_with_the_images():
     assert abs(run(batch)["loss"] - float(expected)) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("erase_mixed", [False, True])
 def test_erasing_before_or_after_mixing(erase_mixed):
     """Of equal images mixup changes the noise of erased boxes only: blended, it has a smaller variance."""

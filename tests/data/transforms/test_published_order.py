@@ -30,26 +30,23 @@ def only_moves():
         yield
 
 
+def draw(label_crop, count=24):
+    """(image, matrix) of the first seeds."""
+    crop = tf.function(
+        lambda seed: train_image(encoded(), seed, SIZE, AUGMENT, policy=POLICY, label_crop=label_crop)
+    )
+    return [[x.numpy() for x in crop(tf.constant([7, i], tf.int64))] for i in range(count)]
+
+
 @pytest.fixture(scope="module")
-def drawn(only_moves):
-    """(image, its matrix, that of the published label crop, that of labels of the crop) of 24 seeds."""
-
-    @tf.function
-    def draw(seed):
-        image, aligned = train_image(encoded(), seed, SIZE, AUGMENT, policy=POLICY)
-        others = [
-            train_image(encoded(), seed, SIZE, AUGMENT, policy=POLICY, label_crop=crop)[1]
-            for crop in ("published", "none")
-        ]
-        return image, aligned, *others
-
-    return [[x.numpy() for x in draw(tf.constant([7, i], tf.int64))] for i in range(24)]
+def aligned(only_moves):
+    return draw("aligned")
 
 
-def test_the_matrix_points_at_the_pixels(drawn):
+def test_the_matrix_points_at_the_pixels(aligned):
     """Flip, moves of the whole image and the crop, composed in this order."""
     flips = 0
-    for image, matrix, _, _ in drawn:
+    for image, matrix in aligned:
         expected = np.tensordot(matrix, tiny_images.pixel_centers(*SIZE), 1)
         read = image[:, :, :2].astype(np.float64).transpose(2, 0, 1) / 255
         error = np.abs(read - expected) * np.array(SOURCE[::-1])[:, None, None]
@@ -63,31 +60,39 @@ def test_the_matrix_points_at_the_pixels(drawn):
     assert 4 < flips < 20
 
 
-def test_crops_may_show_what_was_filled(drawn):
+def test_crops_may_show_what_was_filled(aligned):
     """The difference to the other order: the move is a fraction of the whole image."""
-    filled = [(image[:, :, 2] > 50).mean() for image, *_ in drawn]
-    assert max(filled) > 0.2
-    outside = []
-    for _, matrix, _, _ in drawn:
+    filled, outside = [], []
+    for image, matrix in aligned:
+        filled.append((image[:, :, 2] > 50).mean())
         points = np.tensordot(matrix, tiny_images.pixel_centers(*SIZE), 1)
         outside.append(((points < 0) | (points > 1)).any(0).mean())
-    np.testing.assert_allclose(filled, outside, atol=0.06)
+    difference = np.subtract(filled, outside)
+    assert max(filled) > 0.2
+    assert abs(np.median(difference)) < 0.01
+    assert difference.min() > -0.06  # a second move may bring back what the first one has filled
 
 
-def test_labels_of_the_crop_know_what_was_filled(drawn):
+@pytest.mark.slow
+def test_labels_of_the_crop_know_what_was_filled(aligned):
     """The matrix of labels "none" is without the flip, which fills nothing."""
-    for _, aligned, _, none in drawn:
-        flip = np.array([[-1, 0, 1], [0, 1, 0]], np.float32)
-        unflipped = flip[:, :2] @ aligned + flip[:, 2:] * [0, 0, 1]
-        assert np.allclose(none, aligned, atol=1e-6) or np.allclose(none, unflipped, atol=1e-5)
+    flip = np.array([[-1, 0, 1], [0, 1, 0]], np.float32)
+    for (image, matrix), (same, none) in zip(aligned, draw("none", 12), strict=False):
+        np.testing.assert_array_equal(image, same)
+        unflipped = flip[:, :2] @ matrix + flip[:, 2:] * [0, 0, 1]
+        assert np.allclose(none, matrix, atol=1e-6) or np.allclose(none, unflipped, atol=1e-5)
 
 
-def test_the_published_label_crop_exchanges_the_axes_after_the_move(drawn):
+@pytest.mark.slow
+def test_the_published_label_crop_exchanges_the_axes_after_the_move(aligned):
     """aligned = A @ crop and published = A @ (the crop with its axes exchanged), for the same A."""
-    for _, aligned, published, _ in drawn:
-        a, p = (np.concatenate([m, [[0, 0, 1]]]) for m in (aligned, published))
+    for (image, matrix), (same, published) in zip(aligned, draw("published", 12), strict=False):
+        np.testing.assert_array_equal(image, same)
         # crop = [[w, 0, x], [0, h, y]] becomes [[h, 0, y], [0, w, x]]: the areas are equal.
-        assert np.linalg.det(a[:2, :2]) == pytest.approx(np.linalg.det(p[:2, :2]), rel=1e-3)
+        assert np.linalg.det(matrix[:, :2]) == pytest.approx(np.linalg.det(published[:, :2]), rel=1e-3)
+
+
+def test_the_published_label_crop_without_a_move():
     plain = [
         train_image(encoded(), tf.constant([7, i], tf.int64), SIZE, AUGMENT, label_crop=crop)[1].numpy()
         for i in range(4)

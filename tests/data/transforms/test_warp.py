@@ -117,19 +117,28 @@ def test_bicubic_moves_equal_pillow(photographs, kind):
         difference = np.abs(result.numpy().astype(int) - np.asarray(expected))
         assert difference.max() <= 1
         assert difference.mean() < 0.01
-        bilinear = apply_op(tf.constant(image), tf.constant(OPS.index(kind)), 0.5, 1.0)[0]
-        chosen = apply_op(tf.constant(image), tf.constant(OPS.index(kind)), 0.5, 1.0, tf.constant(True))[0]
-        assert np.abs(bilinear.numpy().astype(int) - chosen.numpy()).max() > 1
 
 
-@pytest.mark.parametrize("kind", GEOMETRIC)
-def test_images_whose_size_is_not_known(kind):
+def test_the_interpolation_may_be_drawn(photographs):
+    image = tf.constant(photographs[0])
+    cubic, linear = (warp.rotate(image, 20.0, kind)[0].numpy() for kind in (True, False))
+    assert (cubic != linear).mean() > 0.1
+    for expected, kind in ((cubic, True), (linear, False)):
+        np.testing.assert_array_equal(warp.rotate(image, 20.0, tf.constant(kind))[0], expected)
+
+
+def test_images_whose_size_is_not_known():
     """In the graph of tf.data a whole image has a size of its own: pixels and matrix are the same."""
     image = tf.constant(tiny_images.wavy_image(40, 56))
-    for bicubic in (False, True):
-        move = lambda x, bicubic=bicubic: apply_op(x, tf.constant(OPS.index(kind)), 0.7, -1.0, bicubic)
-        graph = tf.function(move, input_signature=[tf.TensorSpec([None, None, 3], tf.uint8)])
-        expected, matrix = move(image)
-        pixels, found = graph(image)
-        np.testing.assert_allclose(found, matrix, atol=1e-6)
+
+    def move(x):
+        along = [warp.translate_x(x, -0.3), warp.translate_y(x, 0.2)]
+        for bicubic in (False, True):
+            along += [warp.rotate(x, 20.0, bicubic), warp.shear_x(x, 0.2, bicubic)]
+            along += [warp.shear_y(x, -0.2, bicubic)]
+        return along
+
+    graph = tf.function(move, input_signature=[tf.TensorSpec([None, None, 3], tf.uint8)])
+    for (pixels, matrix), (expected, wanted) in zip(graph(image), move(image), strict=True):
+        np.testing.assert_allclose(matrix, wanted, atol=1e-6)
         assert np.abs(pixels.numpy().astype(int) - expected.numpy()).max() <= 1
