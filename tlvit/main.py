@@ -160,7 +160,7 @@ def help_text() -> str:
     lines += ["", "Settings (--config.NAME=VALUE) with default and range; a recipe changes some defaults:"]
     for name, value, limits, meaning in settings.settings():
         shown = "empty" if value in ("", (), {}) else value
-        lines.append(f"  {name:<28}{shown}" + (f"   ({limits})" if limits else ""))
+        lines.append(f"  {name:<27} {shown}" + (f"   ({limits})" if limits else ""))
         lines.append(textwrap.fill(meaning, 100, initial_indent=" " * 6, subsequent_indent=" " * 6))
     return "\n".join(lines)
 
