@@ -34,6 +34,7 @@ FAMILIES = {
     "t2t_ghost": ("t2t_vit_16_ghost", {**COMMON, "token_head": True}),
     "t2t_dense": ("t2t_vit_dense", {**COMMON, "depth": (1, 1), "growth": 16, "token_head": True}),
     "deit": ("deit_tiny_patch16_224", {**COMMON, "token_head": True, "drop_path": 0.5}),
+    "deit3": ("deit_small_patch16_LS", {**COMMON, "token_head": True, "drop_path": 0.5}),
     "deit_distilled": ("deit_tiny_distilled_patch16_224", COMMON),
 }
 MODES = {
