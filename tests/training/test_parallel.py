@@ -160,7 +160,7 @@ def test_every_mode_trains_lvvit_like_one_device(mode):
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["fsdp", "fsdp x model"])
 @pytest.mark.parametrize(
-    "family", ["lvvit_remat", "lvvit_scan", "t2t", "t2t_se", "t2t_ghost", "t2t_dense", "deit"]
+    "family", ["lvvit_remat", "lvvit_scan", "t2t", "t2t_se", "t2t_ghost", "t2t_dense", "deit", "deit3"]
 )
 def test_every_family_trains_like_one_device(family, mode):
     check_equal(family, MODES[mode])
