@@ -6,6 +6,7 @@
     python -m scripts.benchmark compile --topology=v5e:2x4                  # the same for absent TPUs
     python -m scripts.benchmark compile --topology=v5e:2x4 --mesh=data=2,fsdp=4
     python -m scripts.benchmark compile --annotator=dm_nfnet_f6             # with an annotator in the step
+    python -m scripts.benchmark attention --help                            # memory traffic of attention
     python -m scripts.benchmark annotate --help                             # images/s of annotation
     python -m scripts.benchmark input --help                                # images/s of the data pipeline
     python -m scripts.benchmark resume --help                               # resume in the middle of an epoch
@@ -80,6 +81,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from scripts import benchmark_annotate
 
         return benchmark_annotate.main(arguments[1:])
+    if arguments[:1] == ["attention"]:
+        from scripts import benchmark_attention
+
+        return benchmark_attention.main(arguments[1:])
     if arguments[:1] in (["input"], ["resume"]):
         import tlvit.data  # noqa: F401 (sets TensorFlow's log level before TensorFlow is imported)
         from scripts import benchmark_input, benchmark_resume
@@ -407,7 +412,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("what", choices=["step", "compile", "annotate", "input", "resume"], help="the part to measure")
+    add(
+        "what",
+        choices=["step", "compile", "attention", "annotate", "input", "resume"],
+        help="the part to measure",
+    )
     add("--model", default="lvvit_s", metavar="NAME", help="architecture (default: lvvit_s)")
     add("--batch-size", "--batch", type=int, default=16, metavar="N",
         help="number of images in a step, over all devices (default: 16)")  # fmt: skip
