@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import flash_attention, splash_attention
 
-from scripts.benchmark import program_costs, topology_devices
+from scripts.program_costs import program_costs, topology_devices
 from tlvit.ops.attention import attend, merge_heads, split_heads
 from tlvit.ops.fused_attention import short_attention
 from tlvit.training.mesh import batch_sharding, make_mesh
