@@ -24,7 +24,8 @@ from tlvit.checkpoints.native import restore_for_inference
 from tlvit.data.sources import digit_scenes
 from tlvit.data.sources.open import open_source
 from tlvit.models.functional import update
-from tlvit.training.annotation import Annotator, annotate
+from tlvit.training.annotation import annotate
+from tlvit.training.device_scorer import Annotator
 from tlvit.training.run_log import read_metrics, start_logging
 
 CLS_TARGETS = ("annotator", "label")
