@@ -157,7 +157,7 @@ def _hint(missing: Iterable[str], unexpected: Iterable[str]) -> str:
     names = {"init_missing": _modules(missing), "init_unexpected": _modules(unexpected)}
     flags = [f"--config.model.{setting}={','.join(parts)}" for setting, parts in names.items() if parts]
     optional = {*HEADS, "dist_token"}.issuperset(names["init_missing"] + names["init_unexpected"])
-    return f" To accept that: {' '.join(flags)}." if flags and optional else ""
+    return f" To start from it all the same: {' '.join(flags)}." if flags and optional else ""
 
 
 def _modules(names: Iterable[str]) -> list[str]:

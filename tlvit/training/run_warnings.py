@@ -25,6 +25,7 @@ def run_warnings(config: Config, num_images: int, steps_per_epoch: int) -> list[
             _steps(config, num_images, steps_per_epoch),
             _average(config, steps_per_epoch),
             _token_head(config),
+            _score_maps(config),
         )
         if text
     ]
@@ -85,3 +86,14 @@ def _token_head(config: Config) -> str:
         f"Nothing trains the token head, but it counts in the logits (rule {options['rule']}). Set "
         "--config.model.options.rule=class, or --config.model.options.token_head=False."
     )
+
+
+def _score_maps(config: Config) -> str:
+    if config.needs_maps or not config.data.score_maps:
+        return ""
+    why = (
+        "loss.dense_weight is 0 and loss.cls_target is label"
+        if config.token_labels
+        else "token_labels is off"
+    )
+    return f"Nothing learns from data.score_maps={config.data.score_maps}: {why}."
