@@ -125,6 +125,8 @@ def test_the_command_prints_a_line_and_json():
     result = json.loads(last)["results"][0]
     assert line.startswith("lvvit_t  batch 4  tlvit ")
     assert result["ratio"] == pytest.approx(result["torch"]["step_s"] / result["tlvit"]["step_s"])
+    of_processor = result["torch"]["processor_s"] / result["tlvit"]["processor_s"]
+    assert result["processor_ratio"] == pytest.approx(of_processor)
     assert result["tlvit"]["loss"] > 0
     assert result["tlvit"]["mfu"] is None
     assert json.loads(last)["cores"] == 1
