@@ -30,7 +30,6 @@ from tlvit.draw_tokens import check_token_path, draw_tokens, token_path
 from tlvit.host_memory import check_batch
 from tlvit.images import SUFFIXES, printable, read_image
 from tlvit.models.functional import functionalize
-from tlvit.models.model import Model
 from tlvit.ops.normalize import normalize
 from tlvit.types import Array, PyTree
 
@@ -102,7 +101,7 @@ def predict(
       >>> for prediction in tlvit.predict(model, info, ["photo.jpg"]):
       ...     print(prediction.top[0].name)
     """
-    if not isinstance(model, Model):
+    if getattr(model, "task", "") != "classification":
         raise ValueError(
             f"predict classifies images; {info.model} is a segmentation model: call it directly."
         )

@@ -32,6 +32,8 @@ def check_model(config: Config, net: Net) -> None:
     """
     parse_policy(config.augment.randaugment)
     name, teacher = config.model.name, config.distill.teacher
+    if net.task != config.task:
+        raise ValueError(f"{name} is a model for {net.task}, but config.task is {config.task}.")
     if config.token_labels and not net.has_token_head:
         raise ValueError(
             f"config.token_labels needs a model with a token head, but {name} has none. Set "

@@ -13,7 +13,7 @@ from tlvit.training.mesh import describe_mesh, state_bytes
 from tlvit.training.optimizer import learning_rate_factors, peak_learning_rate
 from tlvit.training.run_data import RunData
 from tlvit.training.state import TrainState
-from tlvit.training.step import Teacher
+from tlvit.training.task import Teacher
 
 # The settings that `_augmentation` describes in words.
 DESCRIBED = ("crop_scale", "hflip", "interpolation", "randaugment", "randaugment_on", "three_augment",
@@ -129,10 +129,13 @@ def _augmentation(config: Config) -> str:
 def _schedule(config: Config, total_steps: int) -> str:
     optim = config.optim
     peak = peak_learning_rate(optim, config.batch_size)
+    length = f"{config.epochs} + {config.cooldown_epochs} epochs = {total_steps} steps"
+    shape = f"{optim.schedule} + cooldown"
+    if config.steps:
+        length, shape = f"{total_steps} steps", optim.schedule
     return (
-        f"{config.epochs} + {config.cooldown_epochs} epochs = {total_steps} steps of {config.batch_size} "
-        f"images (cosine + cooldown); peak learning rate {peak:.2e} ({optim.learning_rate:g} for batch "
-        f"{optim.base_batch_size}), changes every {optim.schedule_unit}"
+        f"{length} of {config.batch_size} images ({shape}); peak learning rate {peak:.2e} "
+        f"({optim.learning_rate:g} for batch {optim.base_batch_size}), changes every {optim.schedule_unit}"
     )
 
 
