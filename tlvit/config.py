@@ -532,11 +532,6 @@ class Config(Section):
     seed: int = setting(
         0, "Seeds initialization, data order, augmentation, drop path and mixing.", low=0, high=2**32 - 1
     )
-    task: str = setting(
-        "classification",
-        'What the model learns: the class of an image ("classification") or of every pixel ("segmentation").',
-        choices=("classification", "segmentation"),
-    )
     batch_size: int = setting(1024, "Images in a step, over all devices.", low=1, high=MAX_BATCH)
     epochs: int = setting(300, "Epochs of the schedule, warm-up included.", low=1, high=MAX_EPOCHS)
     cooldown_epochs: int = setting(10, "Further epochs at optim.min_lr.", low=0, high=MAX_EPOCHS)
@@ -554,6 +549,11 @@ class Config(Section):
     )
     token_labels: bool = setting(
         True, "Train all tokens on score maps. False: train the class token on labels."
+    )
+    task: str = setting(
+        "classification",
+        'What the model learns: the class of an image ("classification") or of every pixel ("segmentation").',
+        choices=("classification", "segmentation"),
     )
     log_every: int = setting(50, "Steps between progress lines.", low=1, high=1_000_000)
     model: Model = dataclasses.field(default_factory=Model)
