@@ -75,8 +75,8 @@ def make_schedule(
         t = jnp.maximum(t.astype(jnp.float32) - optim.lag_epochs, 0.0)
         if optim.schedule == "poly":
             start = first / peak if peak else 1.0
-            factor = jnp.where(t < warmup_epochs, start + (1 - start) * t / max(warmup_epochs, 1e-9), 1.0)
-            return poly(step) * factor
+            warm = jnp.where(t < warmup_epochs, start + (1 - start) * t / max(warmup_epochs, 1e-9), 1.0)
+            return poly(step) * warm
         warmup = first + t * (peak - first) / max(warmup_epochs, 1e-9)
         cosine = lowest + 0.5 * (peak - lowest) * (1 + jnp.cos(math.pi * jnp.minimum(t / epochs, 1.0)))
         return jnp.where(t < warmup_epochs, warmup, cosine)

@@ -95,7 +95,8 @@ def open_annotated_builder(
         none of the features ANNOTATIONS.
     """
     features = builder.info.features
-    found = [key for key in ANNOTATIONS if isinstance(features.get(key), tfds.features.Image)]
+    is_image = lambda key: key in features and isinstance(features[key], tfds.features.Image)
+    found = [key for key in ANNOTATIONS if is_image(key)]
     if "image" not in features or not found:
         raise ValueError(
             f"{name} has the features {sorted(features)}; segmentation needs 'image' and an image with the "
