@@ -79,6 +79,14 @@ def segment(
     return (_scene(run, info, pathlib.Path(path), exif=exif) for path in paths)
 
 
+def segment_pixels(
+    model: nnx.Module, info: ModelInfo, images: Iterable[np.ndarray], *, multi_scale: bool = False
+) -> Iterator[tuple[np.ndarray, bool]]:
+    """The classes of the pixels of images, uint8 [H, W, 3] each, and whether the model's output is finite."""
+    run = _compile(model, info, multi_scale=multi_scale)
+    return (_classes(run, info, image) for image in images)
+
+
 def segment_files(
     model: nnx.Module,
     info: ModelInfo,
@@ -156,6 +164,14 @@ def _scene(run: Callable, info: ModelInfo, path: pathlib.Path, *, exif: bool) ->
         image = read_image(path, exif=exif)
     except ValueError as error:
         return Scene(path, error=str(error))
+    classes, finite = _classes(run, info, image)
+    if not finite:
+        return Scene(path, error=f"the output of this {info.model} is NaN or infinite")
+    return Scene(path, image, classes)
+
+
+def _classes(run: Callable, info: ModelInfo, image: np.ndarray) -> tuple[np.ndarray, bool]:
+    """The class of every pixel of an image, int32 [H, W], and whether the model's output is finite."""
     height, width = image.shape[:2]
     shrink = min(1.0, (MAX_PROBABILITIES / (height * width * info.num_classes)) ** 0.5)
     pixels = image
@@ -163,13 +179,10 @@ def _scene(run: Callable, info: ModelInfo, path: pathlib.Path, *, exif: bool) ->
         size = (max(int(width * shrink), 1), max(int(height * shrink), 1))
         pixels = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
     classes, finite = jax.device_get(run(pixels[None]))
-    if not finite:
-        return Scene(path, error=f"the output of this {info.model} is NaN or infinite")
     classes = classes[0]
     if shrink < 1:
-        enlarged = Image.fromarray(classes).resize((width, height), Image.Resampling.NEAREST)
-        classes = np.asarray(enlarged)
-    return Scene(path, image, classes)
+        classes = np.asarray(Image.fromarray(classes).resize((width, height), Image.Resampling.NEAREST))
+    return classes, bool(finite)
 
 
 def _record(

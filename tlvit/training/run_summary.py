@@ -56,6 +56,9 @@ def print_summary(
         "schedule": _schedule(config, total_steps),
         "start": _start(config, int(state.step)),
     }
+    if config.task == "segmentation":
+        del rows["token labels"]
+        rows |= {"augmentation": _scene_augmentation(config), "evaluation": _windows(config)}
     if config.optim.lr_scale or config.optim.layer_decay != 1:
         rows["lr scale"] = _learning_rate_scale(config, state)
     width = max(map(len, rows))
@@ -132,6 +135,33 @@ def _augmentation(config: Config) -> str:
         if field.name not in DESCRIBED and getattr(augment, field.name) != field.default
     ]
     return ", ".join(step for step in steps + others if step)
+
+
+def _scene_augmentation(config: Config) -> str:
+    """The augmentations of segmentation in the order in which they run."""
+    settings, size = config.segmentation, "x".join(map(str, config.crop_size))
+    limits, (low, high) = "x".join(map(str, settings.scale)), settings.scale_range
+    ratio = settings.max_class_ratio
+    steps = [
+        f"resize within {limits} times {low:g}-{high:g}",
+        f"crop {size}" + (f" with less than {100 * ratio:g} % of one class" if ratio < 1 else ""),
+        f"flip {config.augment.hflip:g}",
+        "brightness, contrast, saturation and hue" if settings.photometric else "",
+        "padding",
+    ]
+    return ", ".join(step for step in steps if step)
+
+
+def _windows(config: Config) -> str:
+    """How images are evaluated."""
+    settings = config.segmentation
+    text = f"images within {'x'.join(map(str, settings.scale))}"
+    if settings.ratios != (1.0,):
+        text += f" times {', '.join(f'{ratio:g}' for ratio in settings.ratios)}"
+    text += ", also mirrored" if settings.flip else ""
+    if settings.window:
+        return f"{text}, in windows of {settings.window} at distances of {settings.stride}"
+    return f"{text}, as a whole"
 
 
 def _schedule(config: Config, total_steps: int) -> str:
