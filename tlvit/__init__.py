@@ -57,7 +57,7 @@ _PUBLIC = {
     "MapDescription": "tlvit.data.score_maps.format",
     # training and inference
     "make_optimizer": "tlvit.training.optimizer",
-    "Annotator": "tlvit.training.annotation",
+    "Annotator": "tlvit.training.device_scorer",
     "annotate": "tlvit.training.annotation",
     "DenseAnnotator": "tlvit.annotators.dense",
     "Scoring": "tlvit.annotators.scoring",

@@ -24,6 +24,7 @@ from tlvit import command
 from tlvit.checkpoints.load import load
 from tlvit.checkpoints.model_info import ModelInfo
 from tlvit.config import parse_image_size
+from tlvit.models import deit3
 from tlvit.models.functional import Net, count_parameters, functionalize
 from tlvit.models.layers import Buffer
 from tlvit.models.macs import model_macs
@@ -40,6 +41,7 @@ PAPERS = {
     "lvvit": "Jiang et al. 2021, arXiv:2104.10858",
     "vit": "Jiang et al. 2021, arXiv:2104.10858",
     "t2t": "Yuan et al. 2021, arXiv:2101.11986",
+    **dict.fromkeys(deit3.VARIANTS, "Touvron et al. 2022, arXiv:2204.07118"),
     "deit": "Touvron et al. 2021, arXiv:2012.12877",
     "regnety": "Touvron et al. 2021, arXiv:2012.12877 (DeiT's teacher)",
     "dm_nfnet": "Brock et al. 2021, arXiv:2102.06171",
@@ -73,6 +75,12 @@ PUBLISHED_TOP1 = {
     ("deit_small_distilled_patch16_224", 224): 81.2,
     ("deit_base_distilled_patch16_224", 224): 83.4,
     ("deit_base_distilled_patch16_384", 384): 85.2,
+    ("deit_small_patch16_LS", 224): 81.4,
+    ("deit_small_patch16_LS", 384): 83.4,
+    ("deit_base_patch16_LS", 224): 83.8,
+    ("deit_base_patch16_LS", 384): 85.0,
+    ("deit_large_patch16_LS", 224): 84.9,
+    ("deit_large_patch16_LS", 384): 85.8,
     ("regnety_160", 224): 82.9,
     ("dm_nfnet_f0", 256): 83.6,
     ("dm_nfnet_f1", 320): 84.7,
