@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from scripts.benchmark import program_costs, topology_devices, with_sharding
+from scripts.program_costs import program_costs, topology_devices, with_sharding
 from tlvit.annotators.scoring import Scoring
 from tlvit.checkpoints.model_info import ModelInfo
 from tlvit.models.table import published_image_size

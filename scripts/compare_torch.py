@@ -143,7 +143,8 @@ def tlvit_step(options: argparse.Namespace) -> tuple[Step, dict[str, Any]]:
     """A function that runs one step of tlvit and waits for its loss, and facts about it."""
     import jax
 
-    from scripts import benchmark
+    from scripts import benchmark_step, program_costs
+    from tlvit import create_model
     from tlvit.models.macs import model_macs
     from tlvit.training.mesh import make_mesh
     from tlvit.training.prefetch import to_global
@@ -153,7 +154,7 @@ def tlvit_step(options: argparse.Namespace) -> tuple[Step, dict[str, Any]]:
         raise ValueError(f"--device=cuda, but JAX has no GPU here: its backend is {jax.default_backend()}.")
     mesh = make_mesh(jax.devices()[:1])
     settings = benchmark_options(options)
-    train_step, state, batch = benchmark.build(settings, mesh)
+    train_step, state, batch = benchmark_step.build(settings, mesh)
     batch = to_global(batch, mesh)
 
     def step() -> float:
@@ -161,12 +162,12 @@ def tlvit_step(options: argparse.Namespace) -> tuple[Step, dict[str, Any]]:
         state, metrics = train_step(state, batch)
         return float(metrics["loss"])
 
-    config = benchmark.make_config(settings)
+    config = benchmark_step.make_config(settings)
     sizes = {"num_classes": CLASSES, "image_size": config.image_size}
-    make = lambda: benchmark.create_model(config.model.name, **sizes, **config.model.options)
+    make = lambda: create_model(config.model.name, **sizes, **config.model.options)
     macs = model_macs(*abstract_model(make), config.image_size)
     kind = jax.devices()[0].device_kind
-    peak = next((v[0] for k, v in benchmark.CHIPS.items() if kind.startswith(k)), None)
+    peak = next((v[0] for k, v in program_costs.CHIPS.items() if kind.startswith(k)), None)
     return step, {"device": kind, "flops_per_image": 6 * macs, "peak_flops": peak}
 
 
@@ -178,7 +179,7 @@ def torch_step(options: argparse.Namespace) -> tuple[Step, dict[str, Any]]:
     from torch_models.lvvit import LVViT
     from torch_models.token_labels import TokenLabelLoss, draw_mask, make_step
 
-    from scripts import benchmark
+    from scripts import benchmark_step
     from tlvit.models.lvvit import VARIANTS
 
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -193,7 +194,7 @@ def torch_step(options: argparse.Namespace) -> tuple[Step, dict[str, Any]]:
     )  # fmt: skip
     torch.nn.init.trunc_normal_(model.pos_embed, std=0.02)
     model.patch_embed.to(memory_format=torch.channels_last)
-    data = benchmark.make_batch(benchmark_options(options))
+    data = benchmark_step.make_batch(benchmark_options(options))
     if data.maps is None:
         raise ValueError("The batch has no score maps.")
     arrays = {
@@ -227,13 +228,13 @@ def has_compiler(device: str) -> bool:
 
 def benchmark_options(options: argparse.Namespace) -> argparse.Namespace:
     """The options of `scripts.benchmark step` for the same step; drop path is off on both sides."""
-    from scripts import benchmark
+    from scripts import benchmark_step
 
     flags = {
         "model": options.model[0], "batch-size": options.batch_size[0], "dtype": options.dtype,
         "drop-path": 0, "image-size": options.image_size, "num-classes": CLASSES, "depth": options.depth,
     }  # fmt: skip
-    return benchmark.parse(["step", *(f"--{name}={value}" for name, value in flags.items())])
+    return benchmark_step.parse(["step", *(f"--{name}={value}" for name, value in flags.items())])
 
 
 def peak_memory(options: argparse.Namespace) -> int:

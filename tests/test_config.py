@@ -9,6 +9,7 @@ import pytest
 from tlvit.config import (
     Augment,
     Config,
+    Data,
     Loss,
     check_variant,
     default,
@@ -18,6 +19,7 @@ from tlvit.config import (
     settings,
     to_dict,
 )
+from tlvit.recipes import override
 
 
 def changed(name, value):
@@ -192,6 +194,34 @@ def test_losses_that_teach_nothing():
     with pytest.raises(ValueError, match=r"cls_weight is 0 and config.token_labels is off"):
         Config(token_labels=False, loss=Loss(cls_weight=0, plain_labels=True))
     Config(loss=Loss(dense_weight=0))
+
+
+def test_binary_cross_entropy_is_for_image_labels_without_smoothing():
+    bce = {"kind": "bce", "plain_labels": True}
+    with pytest.raises(ValueError, match=r'kind="bce" is for image labels, but config.token_labels is set'):
+        Config(loss=Loss(kind="bce"))
+    with pytest.raises(ValueError, match=r"label_smoothing=0.1 makes every target positive"):
+        Config(token_labels=False, loss=Loss(**bce))
+    Config(token_labels=False, loss=Loss(**bce, label_smoothing=0))
+    Config(token_labels=False, loss=Loss(**bce, bce_threshold=0.2))
+
+
+def test_padded_crops():
+    with pytest.raises(ValueError, match=r"crop_padding=32 mirrors more than an image of 32x48 pixels has"):
+        Config(image_size=(32, 48), augment=Augment(crop="padded", crop_padding=32, padding_mode="reflect"))
+    Config(image_size=(32, 48), augment=Augment(crop="padded", crop_padding=32))
+    with pytest.raises(ValueError, match=r"label_crop=published belongs to random resized crops"):
+        Config(augment=Augment(crop="padded"), data=Data(label_crop="published"))
+
+
+def test_channel_statistics_are_three_numbers():
+    with pytest.raises(ValueError, match=r"config.data.mean must be three numbers, not \(0.5,\)"):
+        Data(mean=(0.5,))
+    with pytest.raises(ValueError, match=r"config.data.std must be above 0, not 0"):
+        Data(std=(0.2, 0, 0.2))
+    config = default()
+    override(config, "data.mean", "(0.4914, 0.4822, 0.4465)")
+    assert resolve(config).data.mean == (0.4914, 0.4822, 0.4465)
 
 
 def test_multiples_near_a_number():

@@ -95,6 +95,25 @@ class Data(Section):
         "data sets. The published code ignores it.",
         choices=("auto", "apply", "ignore"),
     )
+    mean: tuple[float, ...] = setting(
+        (),
+        "Mean of the red, green and blue pixel values in [0, 1], which is subtracted. Empty: ImageNet's.",
+        low=0,
+        high=1,
+    )
+    std: tuple[float, ...] = setting(
+        (),
+        "Standard deviation of the red, green and blue pixel values in [0, 1], by which they are divided. "
+        "Empty: ImageNet's.",
+        above=0,
+        high=1,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in (0, 3):
+                raise ValueError(f"{self.prefix}{name} must be three numbers, not {values}.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,6 +122,21 @@ class Augment(Section):
 
     prefix: ClassVar[str] = "config.augment."
 
+    crop: Literal["resized", "padded"] = setting(
+        "resized",
+        '"resized" resizes a random box, of which crop_scale and crop_ratio are the ranges. "padded" resizes '
+        "the image so that it covers image_size, pads it by crop_padding and takes a random crop of "
+        "image_size.",
+        choices=("resized", "padded"),
+    )
+    crop_padding: int = setting(
+        4, 'Padding on each side with crop="padded", pixels.', low=0, high=MAX_IMAGE_SIZE
+    )
+    padding_mode: Literal["constant", "reflect"] = setting(
+        "constant",
+        'Pixels of the padding: black ("constant") or the mirrored image ("reflect").',
+        choices=("constant", "reflect"),
+    )
     crop_scale: tuple[float, float] = setting(
         (0.08, 1.0), "Range of the random resized crop's area, as a fraction of the image.", above=0, high=1
     )
@@ -160,6 +194,19 @@ class Loss(Section):
 
     prefix: ClassVar[str] = "config.loss."
 
+    kind: Literal["cross_entropy", "bce"] = setting(
+        "cross_entropy",
+        'Loss of the class token without token labels: "cross_entropy", or "bce", the mean over all classes '
+        "of the binary cross entropy.",
+        choices=("cross_entropy", "bce"),
+    )
+    bce_threshold: float = setting(
+        0.0,
+        'With kind="bce": classes whose target is above this have the target 1, all others 0. 0 is DeiT '
+        "III's: all classes of a mixed image. 1: the targets stay as they are.",
+        low=0,
+        high=1,
+    )
     label_smoothing: float = setting(0.1, "Smoothing of labels and token labels.", low=0, high=1)
     dense_weight: float = setting(1.0, "Weight of the patch tokens' loss.", low=0, high=1e6)
     cls_weight: float = setting(1.0, "Weight of the class token's loss.", low=0, high=1e6)
@@ -196,7 +243,12 @@ class Optim(Section):
 
     prefix: ClassVar[str] = "config.optim."
 
-    name: str = setting("adamw", "Optimizer of the parameters.", choices=("adamw", "lamb", "sgd"))
+    name: str = setting(
+        "adamw",
+        'Optimizer of the parameters. As in timm, "sgd" is SGD with Nesterov momentum and "momentum" SGD '
+        "with ordinary momentum, both 0.9.",
+        choices=("adamw", "lamb", "sgd", "momentum"),
+    )
     learning_rate: float = setting(
         1.6e-3,
         "Peak learning rate at a batch of base_batch_size; scaled linearly to config.batch_size.",
@@ -205,7 +257,16 @@ class Optim(Section):
     )
     base_batch_size: int = setting(1024, "Batch size that learning_rate is given for.", low=1, high=MAX_BATCH)
     weight_decay: float = setting(
-        0.05, "Weight decay. Vectors, pos_embed and class tokens are not decayed.", low=0, high=1000
+        0.05,
+        "Weight decay, of all parameters except those of no_decay. SGD adds it to the gradient; the others "
+        "decay the parameters themselves.",
+        low=0,
+        high=1000,
+    )
+    no_decay: tuple[str, ...] = setting(
+        ("vectors", "pos_embed", "cls_token", "dist_token"),
+        'Parameters without weight decay: "vectors" (biases and scales of norms) and last parts of names. '
+        "Empty: all parameters are decayed.",
     )
     clip_norm: float = setting(0.0, "Largest global norm of the gradient. 0: no clipping.", low=0, high=1e6)
     lr_scale: Mapping[str, float] = setting(
@@ -213,6 +274,18 @@ class Optim(Section):
         "Factors of the learning rate, by patterns of parameter names: {'*': 0, 'head/*': 1} trains the head "
         "alone. 0 freezes. Of several patterns that match, the longest counts; names are those of "
         "tlvit.functionalize, with slashes.",
+    )
+    layer_decay: float = setting(
+        1.0,
+        "Layer-wise decay of the learning rate: from the last block to the first one, each block has this "
+        "times the rate of the block after it; the stem comes before the first block. Multiplies lr_scale.",
+        above=0,
+        high=1,
+    )
+    scale_min_lr: bool = setting(
+        True,
+        "Whether lr_scale and layer_decay also multiply min_lr. The published transfer of T2T-ViT has one "
+        "min_lr for all parameters.",
     )
     warmup_epochs: float = setting(5.0, "Length of the linear warm-up.", low=0, high=MAX_EPOCHS)
     warmup_lr: float = setting(1e-6, "First learning rate of the warm-up. Not scaled.", low=0, high=1000)
@@ -405,6 +478,8 @@ class Config(Section):
             )
         self._check_annotator()
         self._check_loss_weights()
+        self._check_bce()
+        self._check_padded_crop()
         if self.optim.min_lr > self.optim.learning_rate > 0:
             raise ValueError(
                 f"config.optim.min_lr is {self.optim.min_lr:g}, above the peak, config.optim.learning_rate="
@@ -442,6 +517,36 @@ class Config(Section):
         if not (self.token_labels or self.distill.teacher or loss.cls_weight):
             raise ValueError(
                 "config.loss.cls_weight is 0 and config.token_labels is off: there is nothing to learn."
+            )
+
+    def _check_bce(self) -> None:
+        loss = self.loss
+        if loss.kind != "bce":
+            return
+        if self.token_labels or self.distill.teacher:
+            name = "token_labels" if self.token_labels else "distill.teacher"
+            raise ValueError(f'config.loss.kind="bce" is for image labels, but config.{name} is set.')
+        if loss.bce_threshold == 0 and loss.label_smoothing > 0:
+            raise ValueError(
+                f"config.loss.label_smoothing={loss.label_smoothing:g} makes every target positive, and "
+                "config.loss.bce_threshold=0 would turn all of them into 1. Set "
+                "config.loss.label_smoothing=0, or a threshold between the two."
+            )
+
+    def _check_padded_crop(self) -> None:
+        augment = self.augment
+        if augment.crop != "padded":
+            return
+        if augment.padding_mode == "reflect" and augment.crop_padding >= min(self.image_size):
+            raise ValueError(
+                f"config.augment.crop_padding={augment.crop_padding} mirrors more than an image of "
+                f"{self.image_size[0]}x{self.image_size[1]} pixels has: choose less than "
+                f"{min(self.image_size)}."
+            )
+        if self.data.label_crop == "published":
+            raise ValueError(
+                "config.data.label_crop=published belongs to random resized crops, but config.augment.crop "
+                "is padded. Use label_crop=aligned."
             )
 
     @property

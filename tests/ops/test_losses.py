@@ -38,6 +38,19 @@ def test_soft_cross_entropy():
     np.testing.assert_allclose(half, [100.0], atol=1e-4)
 
 
+@pytest.mark.parametrize("threshold", [0.0, 0.2, 1.0])
+def test_binary_cross_entropy(threshold):
+    """torch's BCEWithLogitsLoss: the mean over the classes, here of targets that are turned into 0 and 1."""
+    logits = 30 * randn(3, L, seed=1)
+    targets = np.array([[1, 0, 0, 0, 0], [0.9, 0.1, 0, 0, 0], [0.5, 0.3, 0.2, 0, 0]], np.float32)
+    t = targets if threshold == 1 else (targets > threshold).astype(np.float64)
+    x = logits.astype(np.float64)
+    expected = (np.logaddexp(0, x) - t * x).mean(-1)
+    found = losses.binary_cross_entropy(jnp.asarray(logits), jnp.asarray(targets), threshold=threshold)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert found.dtype == jnp.float32
+
+
 @pytest.mark.parametrize(
     ("cls_target", "ratio"),
     [

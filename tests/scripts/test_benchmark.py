@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT
 
 import tlvit
-from scripts import benchmark
+from scripts import benchmark, benchmark_step
 from tlvit.models.functional import count_parameters
 from tlvit.training import mesh as sharding
 from tlvit.training.state import abstract_model
@@ -33,7 +33,7 @@ COMMON = {"model", "batch", "dtype", "attention", "device", "mesh", "compile_s"}
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     """Replaces the named model by a smaller one."""
-    monkeypatch.setattr(benchmark, "create_model", functools.partial(tlvit.create_model, **TINY))
+    monkeypatch.setattr(benchmark_step, "create_model", functools.partial(tlvit.create_model, **TINY))
 
 
 def run(capsys, *arguments):
@@ -63,11 +63,13 @@ def test_step(capsys):
 @pytest.fixture(scope="module")
 def compiled():
     """What `compile` finds for one and for eight devices, 16 images each time."""
-    options = benchmark.parse(["compile", *ARGUMENTS])
-    before = benchmark.create_model
-    benchmark.create_model = functools.partial(tlvit.create_model, **TINY)
-    found = {n: benchmark.inspect_program(options, sharding.make_mesh(jax.devices()[:n])) for n in (1, 8)}
-    benchmark.create_model = before
+    options = benchmark_step.parse(["compile", *ARGUMENTS])
+    before = benchmark_step.create_model
+    benchmark_step.create_model = functools.partial(tlvit.create_model, **TINY)
+    found = {
+        n: benchmark_step.inspect_program(options, sharding.make_mesh(jax.devices()[:n])) for n in (1, 8)
+    }
+    benchmark_step.create_model = before
     return found
 
 
@@ -108,10 +110,10 @@ def test_figures_per_image_and_chip(compiled):
 @pytest.mark.slow
 def test_the_figures_of_a_loop_are_those_of_all_its_blocks():
     options = [
-        benchmark.parse(["compile", *ARGUMENTS, "--depth=4", *more]) for more in ([], ["--scan-blocks"])
+        benchmark_step.parse(["compile", *ARGUMENTS, "--depth=4", *more]) for more in ([], ["--scan-blocks"])
     ]
     mesh = sharding.make_mesh(jax.devices()[:1])
-    plain, loop = (benchmark.inspect_program(each, mesh) for each in options)
+    plain, loop = (benchmark_step.inspect_program(each, mesh) for each in options)
     assert loop["flops_per_image"] == pytest.approx(plain["flops_per_image"], rel=0.25)
     assert loop["bytes_per_image"] is None
     assert loop["hbm_bytes_per_image"] == pytest.approx(plain["hbm_bytes_per_image"], rel=0.5)
@@ -119,9 +121,9 @@ def test_the_figures_of_a_loop_are_those_of_all_its_blocks():
 
 @pytest.mark.slow
 def test_a_mesh_divides_the_state(compiled):
-    options = benchmark.parse(["compile", *ARGUMENTS])
-    mesh = sharding.make_mesh(**benchmark.parse_mesh("data=1,fsdp=8"))
-    found = benchmark.inspect_program(options, mesh)
+    options = benchmark_step.parse(["compile", *ARGUMENTS])
+    mesh = sharding.make_mesh(**benchmark_step.parse_mesh("data=1,fsdp=8"))
+    found = benchmark_step.inspect_program(options, mesh)
     assert found["mesh"] == "data 1 x fsdp 8"
     assert found["state_bytes"] < 0.3 * compiled[8]["state_bytes"]
     assert found["argument_bytes"] < 0.5 * compiled[8]["argument_bytes"]
@@ -131,87 +133,16 @@ def test_a_mesh_divides_the_state(compiled):
 
 
 def test_meshes_are_parsed():
-    assert benchmark.parse_mesh("") == {}
-    assert benchmark.parse_mesh("data=-1,model=2") == {"data": -1, "model": 2}
+    assert benchmark_step.parse_mesh("") == {}
+    assert benchmark_step.parse_mesh("data=-1,model=2") == {"data": -1, "model": 2}
     for text in ("data", "rows=2", "fsdp=two"):
         with pytest.raises(ValueError, match="--mesh is a list such as data=2,fsdp=4,model=1, not"):
-            benchmark.parse_mesh(text)
-
-
-TEXT = """
-ENTRY %main {
-  %p = f32[8,4]{1,0} parameter(0), metadata={op_name="all-reduce(x)"}
-  %all-reduce.1 = f32[8,4]{1,0} all-reduce(%p), channel_id=1, to_apply=%add
-  %all-reduce.2 = (f32[3]{0}, bf16[2,2]{1,0}) all-reduce(%a, %b), to_apply=%add
-  %use = f32[8,4]{1,0} add(%all-reduce.1, %all-reduce.1)
-  %g = pred[16]{0} all-gather(%q), dimensions={0}
-  %s = f32[] all-reduce-start(%l), to_apply=%add
-  %d = f32[] all-reduce-done(%s)
-}
-"""
-
-
-def test_collectives_are_counted_from_the_programs_text():
-    assert benchmark.count_collectives(TEXT) == {
-        "all-reduce": {"count": 3, "bytes": 4 * 32 + (4 * 3 + 2 * 4) + 4},
-        "all-gather": {"count": 1, "bytes": 16},
-    }
-
-
-def test_asynchronous_collectives_count_their_result_once():
-    """On TPUs and GPUs an all-gather is started and finished; its start names operand and result."""
-    text = """
-  %s = (f32[2]{0}, f32[16]{0}) all-gather-start(%p), dimensions={0}
-  %d = f32[16]{0} all-gather-done(%s)
-  %c = (f32[4]{0}, f32[4]{0}, u32[], u32[]) collective-permute-start(%p), source_target_pairs={{0,1}}
-"""
-    assert benchmark.count_collectives(text) == {
-        "all-gather": {"count": 1, "bytes": 64},
-        "collective-permute": {"count": 1, "bytes": 16},
-    }
-
-
-def test_collectives_that_the_compiler_for_tpus_writes_otherwise_count_once():
-    """A reduce-scatter is an all-reduce and a slice; an overlapped all-gather occurs with one channel."""
-    text = """
-%all-reduce-scatter.1 (input: bf16[8,64], input.1: f32[16]) -> (bf16[1,64], f32[2]) {
-  %all-reduce.1 = (bf16[8,64]{1,0}, f32[16]{0}) all-reduce(%input, %input.1), channel_id=3, to_apply=%add
-  %dynamic-slice.1 = bf16[1,64]{1,0} dynamic-slice(%get, %c), dynamic_slice_sizes={1,64}
-}
-
-%fused_computation.1 (p: bf16[2]) -> bf16[16] {
-  %all-gather.1 = bf16[16]{0} all-gather(%p), channel_id=4, dimensions={0}
-}
-
-%fused_computation.2 (p: bf16[2]) -> bf16[16] {
-  %all-gather.2 = bf16[16]{0} all-gather(%p), channel_id=4, dimensions={0}
-  %all-reduce.2 = f32[3]{0} all-reduce(%q), channel_id=5, to_apply=%add
-}
-"""
-    assert benchmark.count_collectives(text) == {
-        "reduce-scatter": {"count": 1, "bytes": 2 * 64 + 4 * 2},
-        "all-gather": {"count": 1, "bytes": 32},
-        "all-reduce": {"count": 1, "bytes": 12},
-    }
-
-
-def test_collectives_in_a_loop_count_as_often_as_it_runs():
-    text = """
-%body (arg: f32[4]) -> f32[4] {
-  %all-reduce.1 = f32[4]{0} all-reduce(%arg), channel_id=1, to_apply=%add
-}
-
-ENTRY %main (p: f32[4]) -> f32[4] {
-  %while.1 = f32[4]{0} while(%p), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"3"}}
-  %all-reduce.2 = f32[2]{0} all-reduce(%q), channel_id=2, to_apply=%add
-}
-"""
-    assert benchmark.count_collectives(text) == {"all-reduce": {"count": 4, "bytes": 3 * 16 + 8}}
+            benchmark_step.parse_mesh(text)
 
 
 def test_the_batch_has_shapes_and_ranges_of_a_recipe():
     """Shapes, types and ranges of a recipe's batch: crops lie inside the image; classes are valid."""
-    batch = benchmark.make_batch(benchmark.parse(["step", *ARGUMENTS]))
+    batch = benchmark_step.make_batch(benchmark_step.parse(["step", *ARGUMENTS]))
     assert (batch.image.shape, batch.image.dtype) == ((16, 32, 32, 3), np.uint8)
     assert (batch.maps.value.shape, batch.maps.value.dtype) == ((16, 5, 6, 6), np.float16)
     assert (batch.maps.index.shape, batch.maps.index.dtype) == ((16, 5, 6, 6), np.uint16)
@@ -226,9 +157,9 @@ def test_the_batch_has_shapes_and_ranges_of_a_recipe():
 @pytest.mark.slow
 def test_a_model_without_tokens_can_be_measured(monkeypatch):
     small = {"widths": (8,), "depths": (1,), "strides": (2,), "group_width": 8, "stem_width": 8}
-    monkeypatch.setattr(benchmark, "create_model", functools.partial(tlvit.create_model, **small))
-    options = benchmark.parse(["compile", *ARGUMENTS, "--model=regnety_002"])
-    assert benchmark.inspect_program(options, sharding.make_mesh())["flops_per_image"] > 0
+    monkeypatch.setattr(benchmark_step, "create_model", functools.partial(tlvit.create_model, **small))
+    options = benchmark_step.parse(["compile", *ARGUMENTS, "--model=regnety_002"])
+    assert benchmark_step.inspect_program(options, sharding.make_mesh())["flops_per_image"] > 0
 
 
 CONVNET = {"widths": (8,), "depths": (1,), "strides": (2,), "group_width": 8, "stem_width": 8}
@@ -295,8 +226,8 @@ def test_no_tensorflow():
     code = f"""
 import functools, sys
 import tlvit
-from scripts import benchmark
-benchmark.create_model = functools.partial(tlvit.create_model, **{TINY!r})
+from scripts import benchmark, benchmark_step
+benchmark_step.create_model = functools.partial(tlvit.create_model, **{TINY!r})
 assert benchmark.main(["compile", *{ARGUMENTS!r}]) == 0
 heavy = {{"tensorflow", "tensorflow_datasets", "clu", "ml_collections", "torch"}} & set(sys.modules)
 assert not heavy, heavy

@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT, fill_model
 
 import tlvit
-from scripts import benchmark, compare_torch
+from scripts import benchmark_step, compare_torch
 from tlvit.checkpoints.model_info import ModelInfo
 from tlvit.checkpoints.torch_names import to_torch
 from tlvit.config import Augment, Config, Loss, Optim
@@ -35,10 +35,10 @@ CLASSES, SIZE, GRID = 20, 64, (4, 4)
 
 def make_batch(size=6):
     """A batch of the benchmark, with a flip, a rotation and a crop that is mostly outside of the map."""
-    options = benchmark.parse(
+    options = benchmark_step.parse(
         ["step", f"--batch-size={size}", f"--image-size={SIZE}", f"--num-classes={CLASSES}", "--map-size=9"]
     )
-    batch = benchmark.make_batch(options)
+    batch = benchmark_step.make_batch(options)
     geometry = batch.geometry.copy()
     geometry[0] = [[-0.6, 0, 0.9], [0, 0.5, 0.2]]
     geometry[1] = [[0.5, -0.3, 0.4], [0.3, 0.5, 0.1]]

@@ -163,6 +163,23 @@ def test_sgd_equals_torchs():
     np.testing.assert_allclose(got, p, atol=1e-5)
 
 
+def test_momentum_equals_torchs_sgd():
+    """torch's SGD without Nesterov: the decay joins the gradient, the learning rate multiplies the buffer."""
+    rng = np.random.RandomState(2)
+    params = {"kernel": rng.randn(3, 4).astype(np.float32)}
+    grads = [rng.randn(3, 4).astype(np.float32) for _ in range(4)]
+    rates = [0.1, 0.3, 0.05, 0.2]
+    tx = optimizer.make_optimizer(
+        params, name="momentum", learning_rate=lambda step: jnp.array(rates)[step], weight_decay=0.2
+    )
+    got = descend(tx, params, [{"kernel": g} for g in grads])["kernel"]
+    p, buffer = params["kernel"], 0.0
+    for g, rate in zip(grads, rates, strict=True):
+        buffer = 0.9 * buffer + g + 0.2 * p
+        p = p - rate * buffer
+    np.testing.assert_allclose(got, p, atol=1e-5)
+
+
 def test_clipping_is_by_the_global_norm():
     params = {"a": jnp.zeros((2, 2)), "b": jnp.zeros(3)}
     grads = {"a": jnp.full((2, 2), 3.0), "b": jnp.array([0.0, 8.0, 0.0])}  # norm 10
@@ -183,7 +200,7 @@ def test_every_optimizer_decays_only_what_is_masked():
         assert float(after["kernel"].max()) < 1, name
         np.testing.assert_array_equal(after["bias"], 1)
         np.testing.assert_array_equal(after["pos_embed"], 1)
-    with pytest.raises(ValueError, match="adamw, lamb, sgd, not 'adam'"):
+    with pytest.raises(ValueError, match="adamw, lamb, sgd, momentum, not 'adam'"):
         optimizer.make_optimizer(params, name="adam", learning_rate=0.1)
 
 
@@ -246,3 +263,79 @@ def test_frozen_parameters_do_not_change_and_others_have_their_rate():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found["head"], half["head"])
     assert np.abs(found["head"]["kernel"] - 1).min() > 0.04
     assert optimizer.stop_frozen(NESTED, {}) is NESTED
+
+
+def test_layer_decay_is_beits():
+    """The blocks below the head have one factor more each; the stem comes before the first block."""
+    params = {
+        **NESTED,
+        "norm": {"scale": np.ones(3)},
+        "cls_token": np.ones((1, 1, 3)),
+        "patch_embed": NESTED["head"],
+    }
+    found = optimizer.learning_rate_factors(params, {"head/bias": 2, "blocks/1/*": 0}, 0.5)
+    assert found == {
+        "head": {"kernel": 1, "bias": 2},
+        "norm": {"scale": 1},
+        "blocks": {"0": {"kernel": 0.25}, "1": {"kernel": 0}},
+        "cls_token": 0.125,
+        "patch_embed": {"kernel": 0.125, "bias": 0.125},
+    }
+    with pytest.raises(ValueError, match=r"layer_decay needs a transformer .* start with head\. "):
+        optimizer.learning_rate_factors({"head": NESTED["head"]}, {}, 0.5)
+
+
+def run_rates(optim, params=NESTED, epochs=4):
+    """The learning rates of every parameter at every epoch: SGD without momentum on gradients of 1."""
+    tx, schedule = optimizer.run_optimizer(optim, params, epochs=epochs, steps_per_epoch=1, batch_size=64)
+    state, ones, rates = tx.init(params), jax.tree.map(jnp.ones_like, params), []
+    for _ in range(epochs + 1):
+        updates, state = tx.update(ones, state, params)
+        rates.append(jax.tree.map(lambda u: -float(u.ravel()[0]), updates))
+    return rates, [float(schedule(step)) for step in range(epochs + 1)]
+
+
+def test_the_published_transfer_of_t2t_vit_ends_at_one_rate(monkeypatch):
+    """PyTorch's CosineAnnealingLR has one eta_min for the groups of 0.05 and 5e-4; the rest is frozen."""
+    monkeypatch.setattr(optax, "sgd", lambda rate, **_: optax.scale_by_learning_rate(rate))
+    published = {"name": "momentum", "learning_rate": 0.05, "base_batch_size": 64, "warmup_epochs": 0}
+    scales = {"*": 0, "head/*": 1, "blocks/1/*": 0.01}
+    optim = Optim(**published, min_lr=2e-4, weight_decay=0, lr_scale=scales, scale_min_lr=False)
+    rates, schedule = run_rates(optim)
+    np.testing.assert_allclose(schedule, [cosine(t, 0.05, 2e-4, 4) for t in range(5)], rtol=1e-5)
+    np.testing.assert_allclose([r["head"]["kernel"] for r in rates], schedule, rtol=1e-5)
+    backbone = [r["blocks"]["1"]["kernel"] for r in rates]
+    np.testing.assert_allclose(backbone, [cosine(t, 5e-4, 2e-4, 4) for t in range(5)], rtol=1e-5)
+    assert {r["blocks"]["0"]["kernel"] for r in rates} == {0.0}
+    scaled, _ = run_rates(Optim(**published, min_lr=2e-4, weight_decay=0, lr_scale=scales))
+    np.testing.assert_allclose(
+        [r["blocks"]["1"]["kernel"] for r in scaled], 0.01 * np.array(schedule), rtol=1e-5
+    )
+    with pytest.raises(
+        ValueError, match=r"min_lr is 0.001, .* 0.0005 \(0.05 for a batch of 64, .* times 0.01 by"
+    ):
+        run_rates(Optim(**published, min_lr=1e-3, lr_scale=scales, scale_min_lr=False))
+
+
+def test_decay_of_all_parameters():
+    """As torch's optimizers decay without parameter groups."""
+    params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2), "cls_token": jnp.ones((1, 1, 2))}
+    every = optimizer.decay_mask(params, ())
+    assert every == dict.fromkeys(params, True)
+    assert optimizer.decay_mask(params, ("vectors",)) == {"kernel": True, "bias": False, "cls_token": True}
+    optim = Optim(
+        name="momentum", weight_decay=0.5, no_decay=(), learning_rate=0.1, base_batch_size=64, warmup_epochs=0
+    )
+    tx, _ = optimizer.run_optimizer(optim, params, epochs=3, steps_per_epoch=1, batch_size=64)
+    after = descend(tx, params, [jax.tree.map(jnp.zeros_like, params)])
+    jax.tree.map(lambda x: np.testing.assert_allclose(x, 0.95, rtol=1e-6), after)
+
+
+def test_the_optimizer_of_a_run_is_the_same_as_before():
+    """The defaults give `make_optimizer`, with the same state."""
+    optim = Optim(clip_norm=1.0)
+    tx, schedule = optimizer.run_optimizer(optim, NESTED, epochs=300, steps_per_epoch=1, batch_size=1024)
+    plain = optimizer.make_optimizer(NESTED, learning_rate=schedule, weight_decay=0.05, clip_norm=1.0)
+    grads = [jax.tree.map(jnp.ones_like, NESTED)] * 3
+    jax.tree.map(np.testing.assert_array_equal, descend(tx, NESTED, grads), descend(plain, NESTED, grads))
+    assert jax.tree.structure(tx.init(NESTED)) == jax.tree.structure(plain.init(NESTED))

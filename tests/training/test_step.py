@@ -214,6 +214,25 @@ def test_without_token_labels_the_class_token_learns_the_label():
 
 
 @pytest.mark.slow
+def test_bce_makes_both_classes_of_a_mixed_image_positive():
+    """As in DeiT III: both classes of the mixed image have the target 1; the loss is the mean of all."""
+    mixed = {
+        "augment": {"mixup": 0.8},
+        "loss": {"kind": "bce", "label_smoothing": 0.0, "plain_labels": False},
+    }
+    run = Run(1, config=settings(token_labels=False, **mixed), ema=False)
+    batch = dataclasses.replace(make_batch(maps=False), image=np.full((16, SIZE, SIZE, 3), 90, np.uint8))
+    output, _ = jax.jit(functools.partial(run.net.apply, train=True))(
+        run.state.params, run.state.stats, normalize(batch.image)
+    )  # equal images stay the same when they are mixed; a batch is mixed with its reverse
+    one_hot = np.eye(CLASSES)[batch.label]
+    positive = np.maximum(one_hot, one_hot[::-1])
+    x = np.asarray(output.cls, np.float64)
+    expected = (np.logaddexp(0, x) - positive * x).mean()
+    assert abs(run(batch)["loss"] - expected) < 1e-5
+
+
+@pytest.mark.slow
 def test_accumulation_equals_one_batch_without_batch_norm():
     options = {"model": build_vit, "tx": sgd}
     halves = settings(token_labels=False, optim=Optim(accumulate=2))

@@ -1,4 +1,4 @@
-"""Losses: soft cross entropy, token labels and distillation, computed in float32 for inputs of any type."""
+"""Losses: cross entropies, token labels and distillation, computed in float32 for inputs of any type."""
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,38 @@ def soft_cross_entropy(
     if logits.shape != targets.shape:
         raise ValueError(f"Logits are {list(logits.shape)} but targets {list(targets.shape)}.")
     return -jnp.sum(targets * jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1), axis=-1)
+
+
+def binary_cross_entropy(
+    logits: Float[Array, "*batch L"], targets: Float[Array, "*batch L"], *, threshold: float = 1.0
+) -> Float32[Array, "*batch"]:
+    """The mean over the classes of -t log(sigmoid(x)) - (1 - t) log(1 - sigmoid(x)).
+
+    DeiT III (Touvron et al. 2022, arXiv:2204.07118) trains with it: every class of a mixed image is a
+    positive one, whatever its share.
+
+    Args:
+      logits: x, [..., L].
+      targets: t, [..., L], in [0, 1].
+      threshold: targets above it become 1 and all others 0, in [0, 1). DeiT III's is 0. With 1 the targets
+        stay as they are.
+
+    Returns:
+      float32 [...].
+
+    Raises:
+      ValueError: the shapes differ.
+
+    Example:
+      >>> logits, targets = jnp.zeros((1, 4)), jnp.array([[0.7, 0.3, 0, 0]])
+      >>> [round(float(loss), 4) for loss in binary_cross_entropy(logits, targets)]  # log(2)
+      [0.6931]
+    """
+    if logits.shape != targets.shape:
+        raise ValueError(f"Logits are {list(logits.shape)} but targets {list(targets.shape)}.")
+    x = logits.astype(jnp.float32)
+    t = targets if threshold >= 1 else (targets > threshold).astype(jnp.float32)
+    return -jnp.mean(t * jax.nn.log_sigmoid(x) + (1 - t) * jax.nn.log_sigmoid(-x), axis=-1)
 
 
 def token_label_loss(

@@ -125,18 +125,13 @@ def _train(
     net, shapes, _ = abstract_model(info.build)
     steps_per_epoch = run_data.steps_per_epoch(data, config)
     total_steps = config.total_epochs * steps_per_epoch
-    schedule = optimizer.make_schedule(
-        config.optim, epochs=config.epochs, steps_per_epoch=steps_per_epoch, batch_size=config.batch_size
-    )
-    tx = optimizer.make_optimizer(
+    tx, schedule = optimizer.run_optimizer(
+        config.optim,
         shapes,
-        name=config.optim.name,
-        learning_rate=schedule,
-        weight_decay=config.optim.weight_decay,
-        clip_norm=config.optim.clip_norm,
+        epochs=config.epochs,
+        steps_per_epoch=steps_per_epoch,
+        batch_size=config.batch_size,
     )
-    if config.optim.lr_scale:
-        tx = optimizer.scale_learning_rates(tx, shapes, config.optim.lr_scale)
     teacher = load_step_teacher(config, info, mesh)
     state = initial_state(config, info, tx, mesh, checkpoints)
     first_step = int(state.step)

@@ -11,6 +11,7 @@ from tlvit.checkpoints.model_info import ModelInfo, Preprocessing
 from tlvit.config import Config
 from tlvit.host_memory import check_batch
 from tlvit.models.table import published_crop_pct
+from tlvit.ops.normalize import IMAGENET_MEAN, IMAGENET_STD
 from tlvit.training.mesh import batch_part, batch_shards
 from tlvit.types import Batch
 
@@ -72,10 +73,17 @@ def model_info(config: Config, source: "Source") -> ModelInfo:
         options={"dtype": config.model.dtype, **config.model.options},
         class_names=source.class_names,
         preprocessing=Preprocessing(
+            mean=_rgb(config.data.mean, IMAGENET_MEAN),
+            std=_rgb(config.data.std, IMAGENET_STD),
             crop_pct=config.eval.crop_pct or published_crop_pct(config.model.name),
             interpolation=config.eval.interpolation,
         ),
     )
+
+
+def _rgb(values: tuple[float, ...], otherwise: tuple[float, float, float]) -> tuple[float, float, float]:
+    """The values of the three channels, or others if there are none."""
+    return (values[0], values[1], values[2]) if values else otherwise
 
 
 def steps_per_epoch(data: RunData, config: Config) -> int:

@@ -16,8 +16,10 @@ from tlvit.training.state import TrainState
 from tlvit.training.step import Teacher
 
 # The settings that `_augmentation` describes in words.
-DESCRIBED = ("crop_scale", "hflip", "interpolation", "randaugment", "randaugment_on", "three_augment",
-             "color_jitter", "repeats", "random_erasing", "mixup", "cutmix")  # fmt: skip
+DESCRIBED = ("crop", "crop_padding", "crop_scale", "hflip", "interpolation", "randaugment", "randaugment_on",
+             "three_augment", "color_jitter", "repeats", "random_erasing", "mixup", "cutmix")  # fmt: skip
+
+FEW_FACTORS = 4  # of the learning rate, which are listed one by one
 
 log = logging.getLogger("tlvit")
 
@@ -54,7 +56,7 @@ def print_summary(
         "schedule": _schedule(config, total_steps),
         "start": _start(config, int(state.step)),
     }
-    if config.optim.lr_scale:
+    if config.optim.lr_scale or config.optim.layer_decay != 1:
         rows["lr scale"] = _learning_rate_scale(config, state)
     width = max(map(len, rows))
     for label, text in rows.items():
@@ -107,8 +109,14 @@ def _augmentation(config: Config) -> str:
     size = "x".join(map(str, config.image_size))
     steps = [
         f"{augment.repeats} views of an image" if augment.repeats > 1 else "",
-        f"crop {augment.crop_scale[0]:g}-{augment.crop_scale[1]:g}",
-        f"{augment.interpolation} resize to {size}",
+        *(
+            (f"{augment.interpolation} resize", f"{size} crop of the image padded by {augment.crop_padding}")
+            if augment.crop == "padded"
+            else (
+                f"crop {augment.crop_scale[0]:g}-{augment.crop_scale[1]:g}",
+                f"{augment.interpolation} resize to {size}",
+            )
+        ),
         f"flip {augment.hflip:g}",
         "3-Augment" if augment.three_augment else "",
         f"color jitter {augment.color_jitter:g}" if augment.color_jitter else "",
@@ -137,13 +145,20 @@ def _schedule(config: Config, total_steps: int) -> str:
 
 
 def _learning_rate_scale(config: Config, state: TrainState) -> str:
-    """How many parameters have which factor."""
-    factors = jax.tree.leaves(learning_rate_factors(state.params, config.optim.lr_scale))
+    """How many parameters have which factor; of layer-wise decay the range."""
+    optim = config.optim
+    factors = jax.tree.leaves(learning_rate_factors(state.params, optim.lr_scale, optim.layer_decay))
     counts: dict[float, int] = {}
     for factor, value in zip(factors, jax.tree.leaves(state.params), strict=True):
         counts[factor] = counts.get(factor, 0) + value.size
     words = lambda factor: "frozen" if factor == 0 else f"at {factor:g} times the learning rate"
-    return ", ".join(f"{count / 1e6:.2f} M parameters {words(f)}" for f, count in sorted(counts.items()))
+    if len(counts) <= FEW_FACTORS:
+        text = ", ".join(f"{count / 1e6:.2f} M parameters {words(f)}" for f, count in sorted(counts.items()))
+    else:
+        moving = [factor for factor in counts if factor]
+        frozen = f"{counts[0.0] / 1e6:.2f} M parameters frozen, the others" if 0.0 in counts else "parameters"
+        text = f"{frozen} at {min(moving):.2g} to {max(moving):.2g} times the learning rate"
+    return text if optim.scale_min_lr else f"{text}; all end at {optim.min_lr:g}"
 
 
 def _start(config: Config, step: int) -> str:

@@ -14,7 +14,12 @@ from jax.sharding import Mesh
 from tlvit.checkpoints.model_info import ModelInfo, Preprocessing
 from tlvit.config import Config
 from tlvit.models.functional import Net
-from tlvit.ops.losses import distillation_loss, soft_cross_entropy, token_label_loss
+from tlvit.ops.losses import (
+    binary_cross_entropy,
+    distillation_loss,
+    soft_cross_entropy,
+    token_label_loss,
+)
 from tlvit.ops.metrics import classification_sums
 from tlvit.ops.mixing import draw_image_mix, draw_mixtoken_mask, mix_by_area, mix_images
 from tlvit.ops.normalize import normalize
@@ -215,6 +220,9 @@ def _image_label_objective(
     """The class token learns the (mixed) labels and a distillation token the teacher's logits."""
     mixup, cutmix = config.augment.mixup, config.augment.cutmix
     distill = {"kind": config.distill.kind, "alpha": config.distill.alpha, "tau": config.distill.tau}
+    entropy = soft_cross_entropy
+    if config.loss.kind == "bce":
+        entropy = functools.partial(binary_cross_entropy, threshold=config.loss.bce_threshold)
 
     def objective(
         forward: Callable[..., Any], images: Array, batch: Batch, key: jax.Array, arrays: tuple[PyTree, ...]
@@ -226,7 +234,7 @@ def _image_label_objective(
             images, labels = mix_images(images, mix), mix_by_area(labels, mix)
         output, stats = forward(images)
         if teacher is None:
-            return config.loss.cls_weight * jnp.mean(soft_cross_entropy(output.cls, labels)), stats
+            return config.loss.cls_weight * jnp.mean(entropy(output.cls, labels)), stats
         teacher_params, teacher_stats = arrays
         logits = teacher.net.apply(gather(teacher_params, mesh), teacher_stats, images)[0].logits
         return distillation_loss(output, labels, logits, **distill), stats

@@ -12,7 +12,8 @@ from tlvit.config import Augment
 from tlvit.data.transforms import geometry
 from tlvit.data.transforms.augment import SEEDS, augment_image
 from tlvit.data.transforms.decode import decode, decode_and_crop
-from tlvit.data.transforms.resize import fast_resize, resize, resize_and_center_crop
+from tlvit.data.transforms.padded_crop import padded_crop
+from tlvit.data.transforms.resize import covering_size, fast_resize, resize, resize_and_center_crop
 from tlvit.ops.randaugment_policy import AugmentPolicy
 
 LabelCrop = Literal["aligned", "published", "none"]
@@ -34,7 +35,7 @@ def train_image(
     label_crop: LabelCrop = "aligned",
     policy: AugmentPolicy | None = None,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Random flip and random resized crop, then the augmentations at the final size.
+    """Random flip and random crop, then the augmentations at the final size.
 
     Args:
       encoded: scalar string, an image file.
@@ -51,6 +52,22 @@ def train_image(
     """
     seeds = tf.random.split(seed, 3 + SEEDS)  # a stream of random numbers for each stage
     flipped = tf.random.stateless_uniform([], seeds[0]) < augment.hflip
+    if augment.crop == "padded":
+        image, crop_matrix = padded_crop(encoded, (seeds[1], seeds[2]), image_size, augment)
+        image = tf.cond(flipped, lambda: tf.reverse(image, [1]), lambda: image)
+        matrix = geometry.compose(crop_matrix, tf.where(flipped, geometry.flip(), geometry.identity()))
+    else:
+        transposed = label_crop == "published"
+        image, matrix = _resized_crop(encoded, seeds, flipped, image_size, augment, transposed=transposed)
+    image, moved = augment_image(image, seeds[3:], augment, policy)
+    return image, moved if label_crop == "none" else geometry.compose(matrix, moved)
+
+
+def _resized_crop(
+    encoded: tf.Tensor, seeds: tf.Tensor, flipped: tf.Tensor, image_size: tuple[int, int], augment: Augment,
+    *, transposed: bool,
+) -> tuple[tf.Tensor, tf.Tensor]:  # fmt: skip
+    """The random resized crop of a training image, flipped or not, and its matrix."""
 
     def choose(size: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         box = random_box(seeds[1], size, scale=augment.crop_scale, ratio=augment.crop_ratio)
@@ -67,9 +84,7 @@ def train_image(
     image = resize_pixels(pixels, image_size, augment.interpolation, seeds[2])
     image = tf.cond(flipped, lambda: tf.reverse(image, [1]), lambda: image)
     unflip = tf.where(flipped, geometry.flip(), geometry.identity())
-    matrix = geometry.compose(unflip, geometry.crop(box, size, transposed=label_crop == "published"))
-    image, moved = augment_image(image, seeds[3:], augment, policy)
-    return image, moved if label_crop == "none" else geometry.compose(matrix, moved)
+    return image, geometry.compose(unflip, geometry.crop(box, size, transposed=transposed))
 
 
 def eval_image(
@@ -94,11 +109,7 @@ def eval_image(
     """
     height, width = image_size
     pixels = decode(encoded)
-    size = tf.cast(tf.shape(pixels)[:2], tf.float32)
-    target = tf.constant([math.floor(height / crop_pct), math.floor(width / crop_pct)], tf.float32)
-    zoom = target / size
-    # The axis that needs the larger zoom gets its target exactly. The other one follows, rounded down.
-    scaled = tf.where(zoom >= tf.reduce_max(zoom), target, tf.floor(tf.reduce_max(zoom) * size + 1e-4))
+    scaled = covering_size(pixels, (math.floor(height / crop_pct), math.floor(width / crop_pct)))
     image, box = resize_and_center_crop(pixels, image_size, scaled, interpolation)
     return image, geometry.crop(box, scaled)
 

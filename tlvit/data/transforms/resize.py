@@ -73,6 +73,22 @@ def fast_resize(
     return image
 
 
+def covering_size(pixels: tf.Tensor, image_size: tuple[int, int]) -> tf.Tensor:
+    """The size, float32 [2] (height, width), at which an image covers `image_size` with its aspect ratio.
+
+    The axis that needs the larger zoom gets its length exactly. The other one follows, rounded down, as in
+    torchvision's Resize.
+
+    Args:
+      pixels: uint8 [h, w, 3].
+      image_size: (height, width), pixels.
+    """
+    size = tf.cast(tf.shape(pixels)[:2], tf.float32)
+    target = tf.constant(image_size, tf.float32)
+    zoom = target / size
+    return tf.where(zoom >= tf.reduce_max(zoom), target, tf.floor(tf.reduce_max(zoom) * size + 1e-4))
+
+
 def resize_and_center_crop(
     pixels: tf.Tensor,
     image_size: tuple[int, int],
