@@ -1,4 +1,4 @@
-"""Token labels on scenes of 24 pixels: the demo and the comparison, under a minute a training on two quiet cores.
+"""Token labels on small scenes of digits: the demo and the comparison of trainings, on two CPU cores.
 
 `make demo` and `python -m scripts.compare_token_labels` run all of it. By hand (the first command writes the
 data set, once):

@@ -1,5 +1,4 @@
-"""MkDocs hooks: writes the tables of settings and models, shows CONTRIBUTING.md, and hides what only the tests
-read."""
+"""MkDocs hooks: writes the settings and the model zoo, shows CONTRIBUTING.md, hides what only tests read."""
 
 import pathlib
 import re

@@ -100,11 +100,26 @@ def settings(arm: str, seed: int, out: pathlib.Path) -> Config:
 
 
 def settings_hash(config: Config) -> str:
-    """Eight hex digits of a run's settings, its annotator's and the scenes, without the seed and folders."""
-    settings_of = lambda c: to_dict(c) | {"seed": 0, "data": to_dict(c)["data"] | {"dir": "", "score_maps": ""}}
+    """Eight hex digits of a run's settings, its annotator's and the scenes, without the seed and folders.
+
+    Settings that have their defaults are left out, so that a new setting changes no hash.
+    """
     annotator = resolve(recipe.get_config("annotator")) if config.token_labels else None
-    parts = [settings_of(config), settings_of(annotator) if annotator else None, recipe.SCENES, recipe.TOP_K]
+    parts = [_changed(config), _changed(annotator) if annotator else {}, recipe.SCENES, recipe.TOP_K]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _changed(config: Config) -> dict[str, Any]:
+    """Name -> value of the settings that do not have their defaults, without the seed and folders."""
+    values, defaults = to_dict(config), to_dict(Config())
+    flat = lambda tree: {
+        f"{section}.{name}": value
+        for section, part in tree.items()
+        for name, value in (part.items() if isinstance(part, dict) else [("", part)])
+    }
+    ignored = ("seed.", "data.dir", "data.score_maps")
+    changed = {k: v for k, v in flat(values).items() if v != flat(defaults)[k] and k not in ignored}
+    return dict(sorted(changed.items()))
 
 
 def finished(lines: Sequence[Mapping[str, Any]], arm: str, seed: int, settings: str) -> bool:
@@ -133,7 +148,9 @@ def student(arm: str, seed: int, out: pathlib.Path) -> dict[str, Any]:
     result = train(config, workdir)
     if not result.finished:
         sys.exit(75)
-    steps = next(line["step"] / line["train/epoch"] for line in read_metrics(workdir) if "train/epoch" in line)
+    steps = next(
+        line["step"] / line["train/epoch"] for line in read_metrics(workdir) if "train/epoch" in line
+    )
     curve = [
         [round(line["step"] / steps, 2), line["eval/raw_top1"], line["eval/ema_top1"]]
         for line in read_metrics(workdir)

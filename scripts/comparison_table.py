@@ -98,7 +98,7 @@ def statistics_of(arm: str, found: Mapping[str, Mapping[int, float]], *, baselin
 
 
 def bootstrap_interval(values: Sequence[float]) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean, always with the same resamples; NaN below two values."""
+    """95 % percentile bootstrap interval of the mean, with resamples of one seed; NaN below two values."""
     if len(values) < 2:
         return float("nan"), float("nan")
     interval = stats.bootstrap(
@@ -113,11 +113,11 @@ def table(lines: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> str:
 
     Args:
       lines: records of the runs of one setting.
-      names: arm -> its words in the first column, in the order of the rows. Arms without a run are left out.
+      names: arm -> its words in the table, in the order of the rows. Arms without runs are left out.
     """
     found = accuracies(lines)
     rows = [
-        "| student trained with | n | top-1, % (95 % interval) | gain over image labels (95 % interval) | p |",
+        "| student trained with | n | top-1, % (95 % interval) | gain over image labels (95 %) | p |",
         "|---|---|---|---|---|",
     ]
     for arm, name in names.items():

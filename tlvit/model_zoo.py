@@ -1,4 +1,4 @@
-"""The tables of the page "Model zoo": what each model is, what was published about it, and how its weights load."""
+"""The page "Model zoo": the size of each model, its published accuracy and where its weights are."""
 
 import dataclasses
 import functools
@@ -36,6 +36,8 @@ FAMILIES = (
     Family("NFNet, annotators", ("dm_nfnet_",)),
 )
 CLASSES = {"upernet": 150}  # of the published task, by prefix; all others have the 1,000 of ImageNet
+
+
 def tables(names: Sequence[str] | None = None) -> str:
     """The Markdown of the page, one section for each family.
 
@@ -58,7 +60,7 @@ def tables(names: Sequence[str] | None = None) -> str:
 
 
 def _sources(entries: Sequence[tuple[str, int]]) -> list[str]:
-    """Paragraphs: where the accuracies and the weights of a family are from, and the command for its first file."""
+    """Paragraphs: sources of the accuracies and weights of a family, and the command that loads a file."""
     found = [entry for entry in (published.find(*entry) for entry in entries) if entry]
     papers = dict.fromkeys(entry.source for entry in found)
     places = dict.fromkeys(entry.release[0] for entry in found)

@@ -38,6 +38,7 @@ EXAMPLES = """  tlvit summary lvvit_s lvvit_m --image-size=384
   tlvit summary --all --markdown
 """
 
+
 @dataclasses.dataclass(frozen=True)
 class Summary:
     """The size and cost of a model.
@@ -196,7 +197,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("names", nargs="*", metavar="NAME", help="names of models")
     add("--all", action="store_true", help="all models, as a Markdown table")
-    add("--markdown", action="store_true", help="with --all: the tables of the page \"Model zoo\"")
+    add("--markdown", action="store_true", help='with --all: the tables of the page "Model zoo"')
     add(
         "--checkpoint",
         metavar="PATH",
