@@ -27,8 +27,8 @@ SCENES = {
     "num_train": 2000,
     "num_test": 2000,
     "size": 24,
-    "digit_scale": (0.6, 0.8),
-    "distractors": (1, 2),
+    "digit_scale": (0.75, 0.9),
+    "distractors": (1, 1),
     "distractor_scale": (0.28, 0.4),
 }
 TOP_K = 10  # all classes: the score maps hold every cell's whole distribution
@@ -64,16 +64,16 @@ def get_config(variant: str = "token_labels"):
     config.checkpoint.every_epochs = 4
     config.model.name = "lvvit_s"
     config.model.options = {
-        "patch_size": 4,
+        "patch_size": 8,
         "dim": 64,
         "depth": 3,
         "num_heads": 4,
-        "stem_width": 16,
+        "stem_width": 24,
         "skip_lam": 1.0,
         "rule": "class",  # for all variants: without token labels the token head is not trained
     }
     if variant == "annotator":
-        config.epochs = 24
+        config.epochs = 20
         config.optim.learning_rate = 1e-2
         config.augment.crop_scale = (0.5, 1.0)
         config.model.name = "regnety_002"  # its family, at a size for 24-pixel scenes: 6x6 cells

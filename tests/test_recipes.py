@@ -16,6 +16,7 @@ from tlvit.training.run_data import model_info
 RECIPES = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem != "__init__")
 VARIANTS = {
     "digits": ["token_labels", "no_token_labels", "annotator"],
+    "digits_small": ["token_labels", "no_token_labels", "annotator"],
     "lvvit_folder": ["token_labels", "no_token_labels", "annotator"],
     "lvvit_finetune": ["lvvit_s", "lvvit_m", "lvvit_l"],
     "deit": ["deit_small_patch16_224", "deit_tiny_distilled_patch16_224"],

@@ -46,6 +46,7 @@ def report(
     weights: str = "auto",
     annotator: str | pathlib.Path | None = None,
     baseline: str | pathlib.Path | None = None,
+    baseline_name: str = "without token labels",
     count: int = 5,
 ) -> pathlib.Path:
     """Writes report.png into a workdir.
@@ -55,6 +56,7 @@ def report(
       weights: "ema", "raw" or "auto", as in `tlvit.load`.
       annotator: checkpoint of the annotator, to show its maps above the student's.
       baseline: another workdir, whose accuracy is drawn for comparison.
+      baseline_name: what the legend calls it.
       count: number of evaluation images, at least 1.
 
     Returns:
@@ -91,7 +93,7 @@ def report(
     names = info.class_names
     curves = {"this run": read_metrics(workdir)}
     if baseline:
-        curves["without token labels"] = read_metrics(baseline)
+        curves[baseline_name] = read_metrics(baseline)
     figure = draw(images, labels, views, curves, class_names=names, title=_title(config, info))
     path = workdir / "report.png"
     save(figure, path, dpi=110)
