@@ -41,6 +41,7 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "aligned_no_mixtoken": ("token_labels", {"loss.mixtoken": False}),
     "labels_mixed": ("no_token_labels", {"augment.mixup": 0.8, "augment.cutmix": 1.0}),
     "labels_twice": ("no_token_labels", {"epochs": 2 * recipe.EPOCHS}),
+    "pooled": ("token_labels", {"loss.dense_weight": 0.0, "loss.cls_target": "annotator"}),
 }
 
 # The rows of the table: arm -> what it is.
@@ -48,6 +49,7 @@ NAMES = {
     "labels": "image labels only",
     "labels_mixed": "image labels, mixup 0.8 and cutmix 1.0",
     "labels_twice": "image labels only, twice the epochs",
+    "pooled": "one target for each crop, pooled from its score map (ReLabel)",
     "published_crop": "token labels, published (transposed) crop",
     "aligned_no_mixtoken": "token labels, aligned, without MixToken",
     "aligned": "**token labels, aligned**",

@@ -101,9 +101,7 @@ def demo(options: argparse.Namespace) -> int:
     ]
     width = max(len(label) for label, _ in rows)
     print("\n" + "\n".join(f"  {label.ljust(width)}   {text}" for label, text in rows))
-    print(
-        f"\n  The curve without token labels is stored ({STORED.relative_to(ROOT)}, seed 0). Train it:"
-    )
+    print(f"\n  The curve without token labels is stored ({STORED.relative_to(ROOT)}, seed 0). Train it:")
     print("    " + run_command("no_token_labels", out / "baseline"))
     return 0
 

@@ -224,5 +224,42 @@ def test_channel_statistics_are_three_numbers():
     assert resolve(config).data.mean == (0.4914, 0.4822, 0.4465)
 
 
+def test_what_learns_from_score_maps():
+    """The patch tokens with their weight, and the class token unless its target is the label."""
+    tokens, pooled = Config(), Config(loss=Loss(dense_weight=0))
+    assert (tokens.learns_patches, tokens.needs_maps) == (True, True)
+    assert (pooled.learns_patches, pooled.needs_maps) == (False, True)
+    labels = Config(loss=Loss(dense_weight=0, cls_target="label"))
+    assert (labels.learns_patches, labels.needs_maps) == (False, False)
+    off = Config(token_labels=False, loss=Loss(plain_labels=True))
+    assert (off.learns_patches, off.needs_maps) == (False, False)
+    with pytest.raises(ValueError, match="annotator is a, but nothing learns from it"):
+        dataclasses.replace(labels, data=Data(annotator="a"))
+
+
+def test_one_way_of_mixing_with_pooled_targets():
+    Config(loss=Loss(dense_weight=0, mixtoken=False), augment=Augment(cutmix=1.0))
+    with pytest.raises(ValueError, match=r"config.loss.mixtoken and mixup \(0\) or cutmix \(1\) would both"):
+        Config(loss=Loss(dense_weight=0), augment=Augment(cutmix=1.0))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"order": "published", "randaugment_on": "device"}, "augment.order=published is for RandAugment on"),
+        (
+            {"randaugment_interpolation": "bicubic", "randaugment_on": "device"},
+            "randaugment_interpolation=bicubic is for RandAugment on the host",
+        ),
+        ({"order": "published", "crop": "padded"}, "order=published takes a random resized crop"),
+    ],
+)
+def test_augmentations_that_exclude_each_other(changes, message):
+    with pytest.raises(ValueError, match=message):
+        Config(augment=Augment(**changes))
+    if "randaugment_on" in changes:
+        Config(augment=Augment(randaugment="", **changes))
+
+
 def test_multiples_near_a_number():
     assert [multiples_near(n, 8) for n in (30, 8, 3, 0)] == ["24 or 32", "8 or 16", "8", "8"]

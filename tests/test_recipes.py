@@ -1,5 +1,7 @@
 """Every recipe resolves, builds its model abstractly, and has the published values."""
 
+import dataclasses
+import functools
 import importlib
 
 import pytest
@@ -10,17 +12,25 @@ from tlvit.config import parse_image_size, resolve, to_dict
 from tlvit.main import recipe_names
 from tlvit.models.functional import count_parameters, functionalize
 from tlvit.models.table import published_crop_pct
-from tlvit.training.optimizer import make_schedule
+from tlvit.training.optimizer import decay_mask, make_schedule
 from tlvit.training.run_data import model_info
 
 RECIPES = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem != "__init__")
 VARIANTS = {
-    "digits": ["token_labels", "no_token_labels", "annotator"],
+    "digits": ["token_labels", "no_token_labels", "relabel", "annotator"],
     "digits_small": ["token_labels", "no_token_labels", "annotator"],
     "lvvit_folder": ["token_labels", "no_token_labels", "annotator"],
     "lvvit_finetune": ["lvvit_s", "lvvit_m", "lvvit_l"],
-    "deit": ["deit_small_patch16_224", "deit_tiny_distilled_patch16_224"],
-    "t2t_vit": ["t2t_vit_7", "t2t_vit_14", "t2t_vit_24", "t2t_vit_t_19"],
+    "lvvit_l": ["448", "224"],
+    "lvvit_mixtoken": ["lvvit_s", "lvvit_l"],
+    "deit": [
+        "deit_small_patch16_224",
+        "deit_tiny_distilled_patch16_224",
+        "deit_base_distilled_patch16_384",
+    ],
+    "deit3": ["small", "base", "base_224", "small_384"],
+    "relabel": ["deit_small_patch16_224", "lvvit_s", "t2t_vit_14"],
+    "t2t_vit": ["t2t_vit_7", "t2t_vit_14", "t2t_vit_24", "t2t_vit_t_19", "t2t_vit_14_384"],
 }
 CASES = [(name, variant) for name in RECIPES for variant in VARIANTS.get(name, [None])]
 
@@ -111,16 +121,111 @@ def test_published_recipe_of_deit():
     assert model_info(config, Source()).preprocessing.crop_pct == 0.875
 
 
+def test_the_published_decay_of_deit():
+    """dist_token is decayed, cls_token and pos_embed are not."""
+    config = load("deit", "deit_tiny_distilled_patch16_224")
+    _, params, _ = functionalize(nnx.eval_shape(model_info(config, Source()).build))
+    mask = decay_mask(params, config.optim.no_decay)
+    assert (mask["dist_token"], mask["cls_token"], mask["pos_embed"]) == (True, False, False)
+    assert mask["head"] == {"kernel": True, "bias": False}
+
+
+@pytest.mark.parametrize("infix", ["", "_distilled"])
+def test_published_fine_tuning_of_deit(infix):
+    config = load("deit", f"deit_base{infix}_patch16_384")
+    optim, augment = config.optim, config.augment
+    assert (config.batch_size, optim.base_batch_size, config.epochs, config.cooldown_epochs) == (
+        512,
+        512,
+        30,
+        0,
+    )
+    assert (optim.learning_rate, optim.min_lr, optim.weight_decay) == (5e-6, 5e-6, 1e-8)
+    assert (augment.mixup, augment.cutmix, augment.randaugment) == (0.8, 1.0, "rand-m9-n2-mstd0.5-inc1")
+    assert (config.image_size, config.model.init_required) == ((384, 384), True)
+
+
+@pytest.mark.parametrize(
+    ("variant", "model", "size", "learning_rate", "drop_path"),
+    [("small", "small", 224, 4e-3, 0.05), ("base", "base", 192, 3e-3, 0.2)],
+)
+def test_published_recipe_of_deit_iii(variant, model, size, learning_rate, drop_path):
+    config = load("deit3", variant)
+    optim, augment, loss = config.optim, config.augment, config.loss
+    assert (config.model.name, config.image_size) == (f"deit_{model}_patch16_LS", (size, size))
+    assert (config.batch_size, optim.base_batch_size, config.total_epochs) == (2048, 2048, 800)
+    assert (optim.name, optim.learning_rate, optim.clip_norm) == ("lamb", learning_rate, 1.0)
+    assert (optim.weight_decay, optim.warmup_epochs, optim.warmup_lr, optim.min_lr) == (0.05, 5, 1e-6, 1e-5)
+    assert (loss.kind, loss.bce_threshold, loss.label_smoothing) == ("bce", 0, 0)
+    assert (augment.three_augment, augment.color_jitter, augment.repeats) == (True, 0.3, 3)
+    assert (augment.mixup, augment.cutmix, augment.random_erasing, augment.randaugment) == (0.8, 1.0, 0, "")
+    assert config.model.options["drop_path"] == drop_path
+    assert model_info(config, Source()).preprocessing.crop_pct == 1.0
+
+
+def test_published_fine_tuning_of_deit_iii():
+    config = load("deit3", "base_224")
+    optim = config.optim
+    assert (optim.name, optim.learning_rate, optim.weight_decay, optim.clip_norm) == ("adamw", 1e-5, 0.1, 0)
+    assert (config.batch_size, config.epochs, config.loss.kind) == (512, 20, "cross_entropy")
+    assert (config.augment.repeats, config.augment.randaugment_interpolation) == (1, "bicubic")
+    assert config.model.init_required
+
+
+def test_the_two_published_learning_rates_of_t2t_vit_14():
+    eight, four = (load("t2t_vit", f"t2t_vit_14{end}") for end in ("", "_4gpu"))
+    assert (eight.optim.learning_rate, four.optim.learning_rate) == (5e-4, 1e-3)
+    assert eight.batch_size == four.batch_size == four.optim.base_batch_size == 512
+    assert eight.model == four.model
+    assert (eight.augment.randaugment_interpolation, eight.augment.erase_mixed) == ("random", True)
+    assert load("t2t_vit", "t2t_vit_14_384").image_size == (384, 384)
+
+
+def test_published_training_on_other_data_without_maps():
+    config = load("lvvit_mixtoken", "lvvit_s")
+    assert (config.optim.learning_rate, config.batch_size, config.optim.base_batch_size) == (1.6e-3, 512, 512)
+    assert (config.total_epochs, config.ema.decay, config.loss.mixtoken) == (310, 0, True)
+    assert (config.learns_patches, config.needs_maps, config.model.init_required) == (False, False, True)
+
+
+def test_the_published_commands_of_lvvit_l():
+    large, small = load("lvvit_l"), load("lvvit_l", "224")
+    assert (large.image_size, small.image_size) == ((448, 448), (224, 224))
+    assert dataclasses.replace(large, image_size=(224, 224)) == small
+
+
+def test_relabel_has_one_target_for_each_image():
+    config = load("relabel", "lvvit_s")
+    assert (config.learns_patches, config.needs_maps) == (False, True)
+    assert (config.loss.cls_target, config.loss.label_smoothing) == ("annotator", 0)
+    assert load("digits", "relabel").needs_maps
+
+
+def test_fine_tuning_at_a_small_batch_is_refused():
+    """The peak is scaled to 1.25e-6 and min_lr is 5e-6: the learning rate would rise."""
+    config = load("lvvit_finetune")
+    schedule = functools.partial(make_schedule, config.optim, epochs=30, steps_per_epoch=10)
+    with pytest.raises(ValueError, match=r"min_lr is 5e-06, above the peak learning rate 1.25e-06") as caught:
+        schedule(batch_size=128)
+    assert "config.optim.base_batch_size=128 keeps the learning rate as it is given" in str(caught.value)
+    assert float(schedule(batch_size=512)(200)) == pytest.approx(5e-6)
+
+
 def test_published_fine_tuning():
     config = load("lvvit_finetune", "lvvit_m")
     optim = config.optim
     assert (optim.learning_rate, optim.min_lr, optim.weight_decay) == (5e-6, 5e-6, 1e-8)
     assert (config.model.options["drop_path"], config.token_labels) == (0.2, True)
+    assert config.model.init_required
     assert model_info(config, Source()).preprocessing.crop_pct == published_crop_pct("lvvit_m") == 1.0
     assert parse_image_size(config.image_size) == (384, 384)
 
 
-@pytest.mark.parametrize("name", ["digits", "lvvit_folder", "lvvit_finetune", "deit", "t2t_vit"])
+@pytest.mark.parametrize(
+    "name",
+    ["digits", "lvvit_folder", "lvvit_finetune", "lvvit_l", "lvvit_mixtoken", "deit", "deit3", "relabel",
+     "t2t_vit"],
+)  # fmt: skip
 def test_an_unknown_variant_is_refused(name):
     with pytest.raises(ValueError, match=f"{name}:nonsense is not a variant of {name}; choose one of "):
         load(name, "nonsense")

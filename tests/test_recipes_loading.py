@@ -40,10 +40,15 @@ def test_overrides_have_the_types_of_their_settings():
         ("batch-size", "4"), ("optim.min_lr", "0"), ("token_labels", "true"), ("ema.warmup", "1"),
         ("image_size", "96x64"), ("eval.image_size", "(48,)"), ("augment.crop_scale", "0.5,1"),
         ("model.init_from", "1e3"), ("model.options.depth", "3"), ("model.options.rule", "mean"),
+        ("model.init_missing", "aux_head"), ("model.init_unexpected", "head_dist, dist_token"),
     )  # fmt: skip
     assert (config.batch_size, config.optim.min_lr, config.ema.warmup) == (4, 0.0, True)
     assert (config.image_size, config.eval.image_size) == ((96, 64), (48, 48))
     assert config.augment.crop_scale == (0.5, 1.0)
+    assert config.model.init_missing == ("aux_head",)
+    assert config.model.init_unexpected == ("head_dist", "dist_token")
+    assert changed(("model.init_missing", "('a', 'b')")).model.init_missing == ("a", "b")
+    assert changed(("model.init_missing", "")).model.init_missing == ()
     assert (config.model.init_from, config.model.options) == ("1e3", {"depth": 3, "rule": "mean"})
     assert changed(("model.options.drop_path", "0.1"), ("model.options.drop_path", "nan")).model.options == {
         "drop_path": "nan"

@@ -42,6 +42,7 @@ PUBLISHED = {
     ("deit_base_patch16_224", 224): (86.568, None),
     ("deit_tiny_distilled_patch16_224", 224): (5.911, None),
     ("deit_base_distilled_patch16_384", 384): (87.630, None),
+    ("deit_small_patch16_LS", 224): (22.059, None),
     ("regnety_160", 224): (83.590, 16),
     ("dm_nfnet_f0", 256): (71.489, None),
     ("dm_nfnet_f6", 576): (438.359, None),

@@ -39,6 +39,16 @@ class Model(Section):
         "embeddings are resized; heads for another number of classes are reinitialized. Options of the model "
         "that are not set are the checkpoint's, except dropout, drop path, remat and scan_blocks.",
     )
+    init_missing: tuple[str, ...] = setting(
+        (),
+        "Parameters that the checkpoint of init_from may lack, by the beginnings of their names. aux_head "
+        "and head_dist then start as copies of the class head, and dist_token of the class token.",
+    )
+    init_unexpected: tuple[str, ...] = setting(
+        (),
+        "Parameters of the checkpoint of init_from that are left out, by the beginnings of their names.",
+    )
+    init_required: bool = setting(False, "Refuse to start without init_from. Recipes that fine-tune set it.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -160,6 +170,18 @@ class Augment(Section):
         "few cores.",
         choices=("host", "device"),
     )
+    randaugment_interpolation: Literal["bilinear", "bicubic", "random"] = setting(
+        "bilinear",
+        'Interpolation of RandAugment\'s rotations and shears on the host. "random" draws one of the two for '
+        "each operation.",
+        choices=("bilinear", "bicubic", "random"),
+    )
+    order: Literal["crop_first", "published"] = setting(
+        "crop_first",
+        '"crop_first": RandAugment changes the crop at its final size. "published": flip, RandAugment on the '
+        "whole image, crop last, as the code of 2021 does with token labels; slower.",
+        choices=("crop_first", "published"),
+    )
     three_augment: bool = setting(False, "DeiT III's 3-Augment: grayscale, solarize or blur.")
     color_jitter: float = setting(
         0.0, "Strength of brightness, contrast and saturation jitter.", low=0, high=10
@@ -173,6 +195,9 @@ class Augment(Section):
     )
     random_erasing: float = setting(
         0.25, "Probability of random erasing with pixel noise, in the training step.", low=0, high=1
+    )
+    erase_mixed: bool = setting(
+        False, "Random erasing after mixup and cutmix instead of before them, as T2T-ViT does."
     )
     mixup: float = setting(0.0, "Alpha of mixup, without token labels only. 0: none.", low=0, high=1000)
     cutmix: float = setting(0.0, "Alpha of cutmix, without token labels only. 0: none.", low=0, high=1000)
@@ -208,7 +233,14 @@ class Loss(Section):
         high=1,
     )
     label_smoothing: float = setting(0.1, "Smoothing of labels and token labels.", low=0, high=1)
-    dense_weight: float = setting(1.0, "Weight of the patch tokens' loss.", low=0, high=1e6)
+    dense_weight: float = setting(
+        1.0,
+        "Weight of the patch tokens' loss. 0: only the class token learns, in a model with or without a "
+        "token head; mixup and cutmix are then allowed in place of MixToken, and with cls_target=label no "
+        "score maps are needed.",
+        low=0,
+        high=1e6,
+    )
     cls_weight: float = setting(1.0, "Weight of the class token's loss.", low=0, high=1e6)
     cls_target: str = setting(
         "annotator",
@@ -346,7 +378,8 @@ class Eval(Section):
     )
     crop_pct: float = setting(
         0.0,
-        "The image is resized to image_size / crop_pct, then center-cropped. 0: the model's published value.",
+        "The image is resized to image_size / crop_pct, then center-cropped. 0: the model's published value. "
+        "tlvit eval takes the checkpoint's own, unless a flag sets it.",
         low=0,
         high=1,
     )
@@ -443,7 +476,9 @@ class Config(Section):
         high=MAX_IMAGE_SIZE,
     )
     token_labels: bool = setting(
-        True, "Train all tokens on score maps. False: train the class token on labels."
+        True,
+        "Train all tokens on score maps. False: train the class token on labels. With loss.dense_weight=0 "
+        "the class token alone learns loss.cls_target, such as the score map pooled over the crop (ReLabel).",
     )
     log_every: int = setting(50, "Steps between progress lines.", low=1, high=1_000_000)
     model: Model = dataclasses.field(default_factory=Model)
@@ -460,11 +495,17 @@ class Config(Section):
     def __post_init__(self) -> None:
         super().__post_init__()
         mixing = self.augment.mixup or self.augment.cutmix
-        if self.token_labels and mixing:
+        if self.learns_patches and mixing:
             raise ValueError(
                 f"config.token_labels excludes mixup ({self.augment.mixup:g}) and cutmix "
                 f"({self.augment.cutmix:g}): a score map belongs to one image. MixToken "
                 "(config.loss.mixtoken) takes their place; set both to 0."
+            )
+        if self.token_labels and mixing and self.loss.mixtoken:
+            raise ValueError(
+                f"config.loss.mixtoken and mixup ({self.augment.mixup:g}) or cutmix "
+                f"({self.augment.cutmix:g}) would both mix the images. Set config.loss.mixtoken=False, or "
+                "mixup and cutmix to 0."
             )
         if not (self.token_labels or mixing or self.loss.plain_labels):
             raise ValueError(
@@ -480,6 +521,7 @@ class Config(Section):
         self._check_loss_weights()
         self._check_bce()
         self._check_padded_crop()
+        self._check_randaugment()
         if self.optim.min_lr > self.optim.learning_rate > 0:
             raise ValueError(
                 f"config.optim.min_lr is {self.optim.min_lr:g}, above the peak, config.optim.learning_rate="
@@ -501,6 +543,12 @@ class Config(Section):
             raise ValueError(
                 f"config.data.annotator is {data.annotator}, but config.token_labels is off. Set "
                 "config.token_labels=True, or leave the annotator out."
+            )
+        if not self.needs_maps:
+            raise ValueError(
+                f"config.data.annotator is {data.annotator}, but nothing learns from it: "
+                "config.loss.dense_weight is 0 and config.loss.cls_target is label. Change one, or leave the "
+                "annotator out."
             )
         if data.label_crop != "aligned":
             raise ValueError(
@@ -533,6 +581,19 @@ class Config(Section):
                 "config.loss.label_smoothing=0, or a threshold between the two."
             )
 
+    def _check_randaugment(self) -> None:
+        augment = self.augment
+        changed = {
+            "order": (augment.order, "crop_first"),
+            "randaugment_interpolation": (augment.randaugment_interpolation, "bilinear"),
+        }
+        for name, (value, other) in changed.items():
+            if augment.randaugment and augment.randaugment_on == "device" and value != other:
+                raise ValueError(
+                    f"config.augment.{name}={value} is for RandAugment on the host, but "
+                    f"config.augment.randaugment_on is device. Set one of them to {other} or host."
+                )
+
     def _check_padded_crop(self) -> None:
         augment = self.augment
         if augment.crop != "padded":
@@ -543,11 +604,26 @@ class Config(Section):
                 f"{self.image_size[0]}x{self.image_size[1]} pixels has: choose less than "
                 f"{min(self.image_size)}."
             )
+        if augment.order == "published":
+            raise ValueError(
+                "config.augment.order=published takes a random resized crop, but config.augment.crop is "
+                "padded. Use order=crop_first."
+            )
         if self.data.label_crop == "published":
             raise ValueError(
                 "config.data.label_crop=published belongs to random resized crops, but config.augment.crop "
                 "is padded. Use label_crop=aligned."
             )
+
+    @property
+    def learns_patches(self) -> bool:
+        """Whether the patch tokens learn from score maps. Otherwise the class token alone learns."""
+        return self.token_labels and self.loss.dense_weight > 0
+
+    @property
+    def needs_maps(self) -> bool:
+        """Whether a target is computed from score maps or an annotator."""
+        return self.learns_patches or (self.token_labels and self.loss.cls_target != "label")
 
     @property
     def total_epochs(self) -> int:

@@ -129,7 +129,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--allow", action="append", default=[], metavar="PREFIX",
         help="accept tensors with this prefix that are missing, unexpected or of another shape; may be "
-        "repeated")  # fmt: skip
+        "repeated. A missing aux_head or head_dist starts from the class head")  # fmt: skip
     return parser.parse_args(arguments)
 
 

@@ -96,6 +96,8 @@ def parse_flags(arguments: Sequence[str]) -> flags.FlagValues:
         raise ValueError(f"unknown arguments: {' '.join(unknown)} (--help shows examples and all flags)")
     _check_flags(options)
     options.config = _settings(options)
+    if options.mode == "eval":  # a file's own crop counts, unless a flag sets another one
+        options.config.eval.crop_pct = 0.0
     for name, text in overrides:
         override(options.config, name, text)
     return options
@@ -158,7 +160,7 @@ def help_text() -> str:
     lines += ["", "Settings (--config.NAME=VALUE) with default and range; a recipe changes some defaults:"]
     for name, value, limits, meaning in settings.settings():
         shown = "empty" if value in ("", (), {}) else value
-        lines.append(f"  {name:<28}{shown}" + (f"   ({limits})" if limits else ""))
+        lines.append(f"  {name:<27} {shown}" + (f"   ({limits})" if limits else ""))
         lines.append(textwrap.fill(meaning, 100, initial_indent=" " * 6, subsequent_indent=" " * 6))
     return "\n".join(lines)
 

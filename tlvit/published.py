@@ -5,6 +5,7 @@ import dataclasses
 LVVIT = "Jiang et al. 2021, arXiv:2104.10858, and the README of zihangJiang/TokenLabeling"
 T2T = "Yuan et al. 2021, arXiv:2101.11986, and the README of yitu-opensource/T2T-ViT"
 DEIT = "Touvron et al. 2021, arXiv:2012.12877, and README_deit.md of facebookresearch/deit"
+DEIT3 = "Touvron et al. 2022, arXiv:2204.07118, and README_revenge.md of facebookresearch/deit"
 TEACHER = "Touvron et al. 2021, arXiv:2012.12877: the teacher of DeiT"
 NFNET = "Brock et al. 2021, arXiv:2102.06171 (F6 trained with SAM)"
 
@@ -15,7 +16,7 @@ LVVIT_1_1 = (TOKEN_LABELING, "1.1")
 LVVIT_SEG = (TOKEN_LABELING, "v1.1-seg")
 LVVIT_DRIVE = (f"Google Drive, linked in issue 23 of {TOKEN_LABELING}", "")
 T2T_MAIN = ("github.com/yitu-opensource/T2T-ViT", "main")
-FACEBOOK = ("dl.fbaipublicfiles.com/deit, linked in README_deit.md of github.com/facebookresearch/deit", "")
+FACEBOOK = ("dl.fbaipublicfiles.com/deit, linked in the READMEs of github.com/facebookresearch/deit", "")
 TIMM_DNF = ("github.com/huggingface/pytorch-image-models", "v0.1-dnf-weights")
 
 
@@ -71,6 +72,12 @@ PUBLISHED = (
               "deit_base_distilled_patch16_224-df68dfff.pth", FACEBOOK),
     Published("deit_base_distilled_patch16_384", 384, 85.2, DEIT,
               "deit_base_distilled_patch16_384-d0272ac0.pth", FACEBOOK),
+    Published("deit_small_patch16_LS", 224, 81.4, DEIT3, "deit_3_small_224_1k.pth", FACEBOOK),
+    Published("deit_small_patch16_LS", 384, 83.4, DEIT3, "deit_3_small_384_1k.pth", FACEBOOK),
+    Published("deit_base_patch16_LS", 224, 83.8, DEIT3, "deit_3_base_224_1k.pth", FACEBOOK),
+    Published("deit_base_patch16_LS", 384, 85.0, DEIT3, "deit_3_base_384_1k.pth", FACEBOOK),
+    Published("deit_large_patch16_LS", 224, 84.9, DEIT3, "deit_3_large_224_1k.pth", FACEBOOK),
+    Published("deit_large_patch16_LS", 384, 85.8, DEIT3, "deit_3_large_384_1k.pth", FACEBOOK),
     Published("regnety_160", 224, 82.9, TEACHER, "regnety_160-a5fe301d.pth", FACEBOOK),
     Published("dm_nfnet_f0", 256, 83.6, NFNET, "dm_nfnet_f0-604f9c3a.pth", TIMM_DNF),
     Published("dm_nfnet_f1", 320, 84.7, NFNET, "dm_nfnet_f1-fc540f82.pth", TIMM_DNF),

@@ -235,7 +235,8 @@ def _value(text: str, kind: Any, name: str) -> Any:
         with contextlib.suppress(ValueError):
             value = float(text)  # nan and inf are no literals
     if origin is tuple and not isinstance(value, tuple | list):
-        value = (value,)
+        names = typing.get_args(kind)[0] is str
+        value = tuple(filter(None, text.replace(" ", "").split(","))) if names else (value,)
     return convert(value, kind, f"config.{name}")
 
 

@@ -39,6 +39,26 @@ def test_arrays_that_may_differ():
     assert report == LoadReport(("a",), reinitialized=("b/c", "head"), unexpected=("x",))
 
 
+def test_arrays_that_may_be_missing_or_unexpected():
+    """`missing` does not allow another shape or unexpected arrays, and `unexpected` nothing else."""
+    shapes = {"head.weight": (5, 2), "aux_head.weight": (5, 2), "head_dist.weight": (4, 2), "norm": (2,)}
+    found = {"head.weight": np.ones((5, 2)), "extra": np.zeros(1)}
+    missing = ("aux_head", "head_dist", "norm")
+    chosen, report = fit_arrays(MODEL, shapes, found, missing=missing, unexpected="extra")
+    assert report == LoadReport(
+        ("head.weight",),
+        reinitialized=("head_dist.weight", "norm"),  # the class head has another shape
+        unexpected=("extra",),
+        copied=("aux_head.weight from head.weight",),
+    )
+    assert str(report).splitlines()[2] == "copied             1  aux_head.weight from head.weight"
+    np.testing.assert_array_equal(chosen["aux_head.weight"], found["head.weight"])
+    with pytest.raises(ValueError, match=r"extra: unexpected, \[1\]"):
+        fit_arrays(MODEL, shapes, found, missing=(*missing, "extra"))
+    with pytest.raises(ValueError, match=r"norm: is \[3\], wanted \[2\]"):
+        fit_arrays(MODEL, shapes, found | {"norm": np.zeros(3)}, missing=missing, unexpected="extra")
+
+
 def test_long_lists_are_cut():
     with pytest.raises(ValueError, match=r"\n  x29: unexpected, \[1\]\n  and 5 more$"):
         fit_arrays(MODEL, {}, {f"x{i}": np.zeros(1) for i in range(10, 35)})

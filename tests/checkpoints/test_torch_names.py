@@ -133,6 +133,15 @@ def test_allow_may_be_one_string():
     )
 
 
+def test_a_missing_token_head_may_start_from_the_class_head():
+    tensors = filled(tiny(token_head=False))
+    model = tiny()
+    report = from_torch(model, tensors, missing="aux_head")
+    assert report.copied == ("aux_head.bias from head.bias", "aux_head.weight from head.weight")
+    assert report.reinitialized == ()
+    np.testing.assert_array_equal(to_torch(model)["aux_head.weight"], tensors["head.weight"])
+
+
 @pytest.mark.parametrize(("old", "new"), [(14, 24), pytest.param(24, 14, marks=pytest.mark.slow)])
 def test_position_embeddings_are_resized_as_published(golden, old, new):
     values = golden("target_visible.npz")

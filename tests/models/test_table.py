@@ -50,6 +50,7 @@ def test_the_size_is_the_names_unless_given():
     [
         ("lvvit_s", 224, 0.9), ("lvvit_m", 224, 1.0), ("lvvit_l", 448, 1.0), ("vit", 224, 0.9),
         ("t2t_vit_t_14", 224, 0.9), ("deit_base_distilled_patch16_384", 384, 0.875),
+        ("deit_base_patch16_LS", 224, 1.0),
         ("regnety_160", 224, 0.875), ("dm_nfnet_f0", 256, 0.9), ("dm_nfnet_f6", 576, 0.956),
     ],
 )  # fmt: skip

@@ -26,6 +26,12 @@ def test_arms_differ_only_in_the_compared_settings(tmp_path):
         "labels_twice": {("epochs",)},
         "aligned": {("token_labels",), ("data", "score_maps")},
         "published_crop": {("token_labels",), ("data", "score_maps"), ("data", "label_crop")},
+        "pooled": {
+            ("token_labels",),
+            ("data", "score_maps"),
+            ("loss", "dense_weight"),
+            ("loss", "cls_target"),
+        },
         "aligned_no_mixtoken": {("token_labels",), ("data", "score_maps"), ("loss", "mixtoken")},
     }
     assert different.keys() | {BASELINE} == module.ARMS.keys() == module.NAMES.keys()

@@ -1,4 +1,4 @@
-"""DeiT in PyTorch, for inference: patches, class token and, optionally, distillation token."""
+"""DeiT and DeiT III in PyTorch, for inference: patches, class token and, optionally, distillation token."""
 
 import torch
 from torch import nn
@@ -48,3 +48,37 @@ class DeiT(nn.Module):
         if self.distilled:
             return (self.head(x[:, 0]) + self.head_dist(x[:, 1])) / 2
         return self.head(x[:, 0])
+
+
+class LayerScaleBlock(Block):
+    """A block whose residual branches are multiplied by a factor for each channel."""
+
+    def __init__(self, width: int, heads: int, hidden: int, **options):
+        super().__init__(width, heads, hidden, **options)
+        self.gamma_1 = nn.Parameter(torch.zeros(width))
+        self.gamma_2 = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.gamma_1 * self.attn(self.norm1(x))
+        return x + self.gamma_2 * self.mlp(self.norm2(x))
+
+
+class DeiT3(nn.Module):
+    """[B, 3, H, W] -> logits [B, L]. The class token has no position."""
+
+    def __init__(self, *, width: int, depth: int, heads: int, grid: tuple[int, int], classes: int):
+        super().__init__()
+        self.patch_embed = Patches(width)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, grid[0] * grid[1], width))
+        self.blocks = nn.ModuleList(
+            LayerScaleBlock(width, heads, 4 * width, eps=1e-6, qkv_bias=True) for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = prepend([self.cls_token], self.patch_embed(images) + self.pos_embed)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x)[:, 0])

@@ -38,6 +38,21 @@ def labeled(**changes):
         (labeled(**{"model.name": "vit"}), ("vit", {}), "needs a model with a token head, but vit has none"),
         (labeled(**{"data.score_maps": ""}), ("lvvit_t", {}), "config.data.score_maps is empty"),
         (labeled(**{"augment.randaugment": "rand-x9"}), ("lvvit_t", {}), "has the piece 'x9'"),
+        (
+            labeled(**{"model.init_required": True}),
+            ("lvvit_t", {}),
+            "This recipe fine-tunes, but config.model.init_from is empty",
+        ),
+        (
+            labeled(**{"model.name": "regnety_002", "loss.dense_weight": 0.0}),
+            ("regnety_002", {}),
+            "mixes patch tokens, but regnety_002 has none. Set config.loss.mixtoken=False",
+        ),
+        (
+            labeled(**{"data.score_maps": "", "loss.dense_weight": 0.0}),
+            ("lvvit_t", {}),
+            "config.data.score_maps is empty",
+        ),
         (config_for(), ("deit_tiny_distilled_patch16_224", {}), "distillation token, which only a teacher"),
         (config_for(**{"distill.teacher": "t.pth"}), ("lvvit_t", {}), "lvvit_s has no distillation token"),
     ],
@@ -52,6 +67,12 @@ def test_what_fits_the_model():
     check_model(labeled(**{"data.score_maps": "", "data.annotator": "a"}), net_of("lvvit_t"))
     check_model(labeled(**{"model.name": "t2t_vit_7"}), net_of("t2t_vit_7", token_head=True))
     check_model(config_for(), net_of("vit"))
+    check_model(labeled(**{"model.init_required": True, "model.init_from": "w"}), net_of("lvvit_t"))
+    pooled = {"loss.dense_weight": 0.0, "loss.mixtoken": False}  # the class token alone learns
+    check_model(labeled(**{"model.name": "vit", **pooled}), net_of("vit"))
+    check_model(labeled(**{"model.name": "regnety_002", **pooled}), net_of("regnety_002"))
+    no_maps = {"data.score_maps": "", "loss.dense_weight": 0.0, "loss.cls_target": "label"}
+    check_model(labeled(**{"model.name": "vit", **no_maps}), net_of("vit"))
     check_model(config_for(**{"distill.teacher": "t.pth"}), net_of("deit_tiny_distilled_patch16_224"))
 
 

@@ -339,3 +339,21 @@ def test_the_optimizer_of_a_run_is_the_same_as_before():
     grads = [jax.tree.map(jnp.ones_like, NESTED)] * 3
     jax.tree.map(np.testing.assert_array_equal, descend(tx, NESTED, grads), descend(plain, NESTED, grads))
     assert jax.tree.structure(tx.init(NESTED)) == jax.tree.structure(plain.init(NESTED))
+
+
+def test_lamb_as_deit_iii_uses_it():
+    """By hand, one step: clipped at a norm of 1, and a trust ratio for matrices only.
+
+    The published optimizer, FusedLAMB of apex, does not adapt parameters without weight decay, and clips the
+    global norm of the gradient at 1. Without that, LayerScale, which starts at 1e-4, would hardly move.
+    """
+    params = {"kernel": jnp.full((2, 3), 0.5), "gamma": jnp.full((4,), 1e-4)}
+    grads = {"kernel": jnp.arange(6.0).reshape(2, 3), "gamma": jnp.array([3.0, -4.0, 0.0, 1.0])}
+    tx = optimizer.make_optimizer(params, name="lamb", learning_rate=0.1, weight_decay=0.2, clip_norm=1.0)
+    updates, _ = tx.update(grads, tx.init(params), params)
+    norm = np.sqrt(sum((np.asarray(g) ** 2).sum() for g in grads.values()))
+    adam = {k: np.asarray(g) / norm / (np.abs(np.asarray(g) / norm) + 1e-8) for k, g in grads.items()}
+    kernel = adam["kernel"] + 0.2 * 0.5
+    ratio = np.linalg.norm(np.full(6, 0.5)) / np.linalg.norm(kernel)
+    np.testing.assert_allclose(updates["kernel"], -0.1 * ratio * kernel, rtol=1e-5)
+    np.testing.assert_allclose(updates["gamma"], -0.1 * adam["gamma"], rtol=1e-5)

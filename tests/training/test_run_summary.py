@@ -5,7 +5,7 @@ import re
 
 import optax
 
-from configs import deit, lvvit_s
+from configs import deit, lvvit_mixtoken, lvvit_s, relabel, t2t_vit
 from tlvit.config import resolve
 from tlvit.training.mesh import make_mesh
 from tlvit.training.run_data import RunData, model_info
@@ -79,6 +79,36 @@ def test_without_token_labels(caplog):
     assert re.fullmatch(f"{size} frozen, {size} at 0.1 {times}, {size} at 1 {times}", found["lr scale"])
     assert "MixToken" not in found["augmentation"]
     assert found["start"] == "weights of weights.pth"
+
+
+def test_the_published_order_of_the_augmentations(caplog):
+    config = lvvit_s.get_config()
+    config.augment.order = "published"
+    config.augment.randaugment_interpolation = "random"
+    text = summary(config, Maps, caplog)["augmentation"].strip()
+    assert text == (
+        "flip 0.5, random rand-m9-n2-mstd0.5-inc1 on the whole image, crop 0.08-1, random resize to 224x224, "
+        "random erasing 0.25, MixToken"
+    )
+
+
+def test_erasing_of_mixed_images(caplog):
+    config = t2t_vit.get_config()
+    text = summary(config, None, caplog)["augmentation"]
+    assert text.endswith(
+        "random rand-m9-n2-mstd0.5-inc1 on the host, mixup 0.8, cutmix 1, random erasing 0.25"
+    )
+
+
+def test_only_the_class_token_learns(caplog):
+    found = summary(relabel.get_config("lvvit_s"), Maps, caplog)
+    assert found["token labels"].endswith("only the class token learns: it learns the annotator target")
+    assert found["augmentation"].endswith("mixup 0.8, cutmix 1")
+    config = lvvit_mixtoken.get_config()
+    caplog.clear()
+    found = summary(config, None, caplog)
+    assert found["token labels"].strip() == "OFF: trained on the labels of the images"
+    assert found["augmentation"].endswith("random erasing 0.25, MixToken")
 
 
 def test_other_augmentations_are_named_by_their_settings(caplog):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tlvit.config import Config, Ema, Model, Optim
+from tlvit.config import Config, Ema, Loss, Model, Optim
 from tlvit.training.run_warnings import run_warnings
 
 GOOD = {"epochs": 100, "cooldown_epochs": 0, "batch_size": 64, "ema": Ema(warmup=True),
@@ -53,3 +53,17 @@ def test_no_warning():
     assert run_warnings(Config(), 1_281_167, 1251) == []
     fine_tuning = {**GOOD, "ema": Ema(decay=0.99992), "model": Model(init_from="x")}
     assert run_warnings(Config(**fine_tuning), 2000, 31) == []
+
+
+def test_a_token_head_that_nothing_trains():
+    plain = {**GOOD, "token_labels": False, "loss": Loss(plain_labels=True)}
+    (text,) = run_warnings(Config(model=Model(name="lvvit_s"), **plain), 2000, 31)
+    assert text == (
+        "Nothing trains the token head, but it counts in the logits (rule max). Set "
+        "--config.model.options.rule=class, or --config.model.options.token_head=False."
+    )
+    for options in ({"rule": "class"}, {"token_head": False}):
+        assert run_warnings(Config(model=Model(name="lvvit_s", options=options), **plain), 2000, 31) == []
+    assert run_warnings(Config(model=Model(name="regnety_002"), **plain), 2000, 31) == []
+    relabel = {**GOOD, "loss": Loss(dense_weight=0, mixtoken=False)}
+    assert len(run_warnings(Config(model=Model(name="lvvit_s"), **relabel), 2000, 31)) == 1

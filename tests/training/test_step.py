@@ -15,6 +15,7 @@ from tlvit.checkpoints.model_info import ModelInfo, Preprocessing
 from tlvit.config import Augment, Config, Distill, Ema, Loss, Optim
 from tlvit.models.functional import functionalize
 from tlvit.ops import losses
+from tlvit.ops.mixing import draw_image_mix, draw_mixtoken_mask, mix_by_area, mix_images
 from tlvit.ops.normalize import normalize
 from tlvit.ops.targets import make_targets, smooth_one_hot
 from tlvit.training.mesh import make_mesh, replicated
@@ -22,7 +23,7 @@ from tlvit.training.optimizer import make_optimizer
 from tlvit.training.prefetch import to_global
 from tlvit.training.state import abstract_model, state_from
 from tlvit.training.step import Teacher, make_eval_step, make_train_step
-from tlvit.types import Batch, ScoreMaps
+from tlvit.types import Batch, ModelOutput, ScoreMaps
 
 CLASSES, SIZE, GRID = 5, 64, (4, 4)
 INFO = ModelInfo("lvvit_s", CLASSES, (SIZE, SIZE))
@@ -230,6 +231,88 @@ def test_bce_makes_both_classes_of_a_mixed_image_positive():
     x = np.asarray(output.cls, np.float64)
     expected = (np.logaddexp(0, x) - positive * x).mean()
     assert abs(run(batch)["loss"] - expected) < 1e-5
+
+
+def test_relabel_teaches_the_class_token_the_pooled_map():
+    """Any model learns it: this one has no token head. The target is that of the published code."""
+    relabel = {"dense_weight": 0.0, "mixtoken": False, "label_smoothing": 0.0}
+    run, batch = Run(1, config=settings(loss=relabel), model=build_vit, ema=False), make_batch()
+    output, _ = jax.jit(functools.partial(run.net.apply, train=True))(
+        run.state.params, run.state.stats, normalize(batch.image)
+    )
+    targets = make_targets(
+        batch.maps, batch.label, batch.geometry, grid=GRID, num_classes=CLASSES, smoothing=0
+    )
+    expected = float(jnp.mean(losses.soft_cross_entropy(output.cls, targets.cls)))
+    assert output.tokens is None
+    assert abs(run(batch)["loss"] - expected) < 1e-5
+
+
+@pytest.mark.slow
+def test_mixtoken_without_maps_mixes_the_labels_by_area():
+    """The published command for other data sets: MixToken with dense_weight 0 and no label data."""
+    loss = {"dense_weight": 0.0, "cls_target": "label"}
+    run, batch = Run(1, config=settings(loss=loss), model=build_vit, ema=False), make_batch(maps=False)
+    key = jax.random.split(jax.random.fold_in(run.state.key, 0), 4)[0]
+    mix = draw_mixtoken_mask(key, GRID)
+    assert 0 < float(mix.lam[0]) < 1
+    output, _ = jax.jit(functools.partial(run.net.apply, train=True))(
+        run.state.params, run.state.stats, normalize(batch.image), mix=mix
+    )
+    labels = mix_by_area(smooth_one_hot(batch.label, CLASSES, 0.1), mix)
+    expected = float(jnp.mean(losses.soft_cross_entropy(output.cls, labels)))
+    assert abs(run(batch)["loss"] - expected) < 1e-5
+
+
+@pytest.mark.slow
+def test_pooled_targets_may_be_mixed_with_the_images():
+    """ReLabel with CutMix: as with labels, the pooled targets follow the areas."""
+    relabel = {"dense_weight": 0.0, "mixtoken": False}
+    config = settings(augment={"cutmix": 1.0}, loss=relabel)
+    run, batch = Run(1, config=config, model=build_vit, ema=False), make_batch()
+    key = jax.random.split(jax.random.fold_in(run.state.key, 0), 4)[0]
+    mix = draw_image_mix(key, (SIZE, SIZE), mixup=0.0, cutmix=1.0)
+    output, _ = jax.jit(functools.partial(run.net.apply, train=True))(
+        run.state.params, run.state.stats, mix_images(normalize(batch.image), mix)
+    )
+    targets = make_targets(batch.maps, batch.label, batch.geometry, grid=GRID, num_classes=CLASSES)
+    expected = jnp.mean(losses.soft_cross_entropy(output.cls, mix_by_area(targets.cls, mix)))
+    assert abs(run(batch)["loss"] - float(expected)) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("erase_mixed", [False, True])
+def test_erasing_before_or_after_mixing(erase_mixed):
+    """Of equal images mixup changes the noise of erased boxes only: blended, it has a smaller variance."""
+    seen = []
+
+    class Recorder:
+        """The part of a Net that a step uses; it records what the model would see."""
+
+        grid, task = None, "classification"
+
+        def apply(self, params, stats, images, **options):
+            seen.append(np.asarray(images))
+            cls = params["a"][None, :] * jnp.ones((len(images), 1))
+            return ModelOutput(logits=cls, cls=cls), stats
+
+    augment = {"mixup": 1000.0, "random_erasing": 1.0, "erase_mixed": erase_mixed}
+    config = settings(augment=augment, token_labels=False)
+    step = make_train_step(Recorder(), optax.sgd(0.0), make_mesh(jax.devices()[:1]), config, INFO)
+    image = np.full((16, SIZE, SIZE, 3), 255, np.uint8)
+    batch = dataclasses.replace(make_batch(maps=False), image=image)
+    state = state_from({"a": jnp.zeros(CLASSES)}, {}, optax.sgd(0.0), seed=0, ema=False)
+    with jax.disable_jit():
+        step(state, batch)
+    white = np.asarray(normalize(image[:1, :1, :1]))
+    changed = np.abs(seen[0] - white).max(-1) > 1e-5
+    values = seen[0][changed]
+    if erase_mixed:  # standard normal noise in place of white
+        assert abs(values.mean()) < 0.1
+        assert 0.9 < values.std() < 1.1
+    else:  # where one of two images is erased, half of the white shines through
+        assert values.mean() > 0.8
+    assert len(set(changed.mean((1, 2)).round(4))) > 4
 
 
 @pytest.mark.slow

@@ -1,9 +1,11 @@
 """Decides which arrays of a checkpoint a model takes, and reports what differs."""
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -13,6 +15,12 @@ from tlvit.ops.resize import resize_pos_embed
 
 MAX_LINES = 20  # misfits that an error message lists
 
+# Arrays that a checkpoint may lack (`missing`), and the arrays of the checkpoint that they start from.
+STARTS = (
+    (r"(?:aux_head|head_dist)([./].+)", r"head\1"),
+    (r"dist_token", "cls_token"),
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class LoadReport:
@@ -20,9 +28,11 @@ class LoadReport:
 
     Attributes:
       loaded: taken unchanged.
-      resized: position embeddings, resized or regenerated for another grid.
+      resized: position embeddings, resized or regenerated for another grid or for other prefix tokens.
       reinitialized: arrays of the model that keep their initial values.
       unexpected: arrays of the checkpoint that the model does not have.
+      copied: arrays that the checkpoint lacks and that start as a copy of another one, such as
+        "aux_head.weight from head.weight".
 
     Example:
       >>> report = tlvit.from_torch(model, state_dict, allow=("head", "pos_embed"))
@@ -34,10 +44,12 @@ class LoadReport:
     resized: tuple[str, ...] = ()
     reinitialized: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
+    copied: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         rows = [f"{'loaded':<15}{len(self.loaded):>5}"]
-        for title in ("resized", "reinitialized", "unexpected"):
+        titles = ("resized", *(["copied"] if self.copied else []), "reinitialized", "unexpected")
+        for title in titles:
             names = getattr(self, title)
             more = f", and {len(names) - 6} more" if len(names) > 6 else ""
             rows.append(f"{title:<15}{len(names):>5}  {', '.join(names[:6])}{more}".rstrip())
@@ -50,6 +62,8 @@ def fit_arrays(
     arrays: Mapping[str, Any],
     *,
     allow: Sequence[str] | str = (),
+    missing: Sequence[str] | str = (),
+    unexpected: Sequence[str] | str = (),
     pos_grid: tuple[int, int] | None = None,
 ) -> tuple[dict[str, Any], LoadReport]:
     """Compares the arrays of a checkpoint with a model. Nothing is changed.
@@ -60,7 +74,11 @@ def fit_arrays(
       arrays: name -> array of the checkpoint, with the same naming.
       allow: prefixes of names that may be missing, unexpected or of another shape. In a segmentation model
         they may be names in its backbone. These keep their initial values, except "pos_embed": trained
-        position embeddings are resized (bicubic), fixed ones stay as the model generated them.
+        position embeddings are resized (bicubic), fixed ones stay as the model generated them. If only one
+        side has a distillation token, its position is removed, or starts as that of the class token.
+      missing: prefixes of names that the checkpoint may lack. Of these, aux_head and head_dist start as
+        copies of the class head, and dist_token of cls_token; the others keep their initial values.
+      unexpected: prefixes of names of the checkpoint that are left out.
       pos_grid: (h, w) of the checkpoint's position embeddings. Default: a square.
 
     Returns:
@@ -70,15 +88,19 @@ def fit_arrays(
       ValueError: arrays that do not fit and are not allowed to differ, with their shapes; or position
         embeddings that cannot be resized.
     """
-    allowed = (allow,) if isinstance(allow, str) else tuple(allow)
-    chosen, loaded, resized, reinitialized, problems = {}, [], [], [], []
+    allowed, lacking = _prefixes(allow), _prefixes(missing)
+    chosen, loaded, resized, copied, reinitialized, problems = {}, [], [], [], [], []
     for name, shape in shapes.items():
         array = arrays.get(name)
         problem = _misfit(model, name, array, shape, pos_grid)
+        start = _start(name) if array is None and _has_prefix(name, lacking) else ""
         if not problem:
             chosen[name] = array
             loaded.append(name)
-        elif not name.startswith(allowed) and not _bare(name).startswith(allowed):
+        elif start in arrays and tuple(arrays[start].shape) == shape:
+            chosen[name] = jnp.array(arrays[start])  # a copy: a training step donates both
+            copied.append(f"{name} from {start}")
+        elif not _has_prefix(name, (*allowed, *lacking) if array is None else allowed):
             problems.append(f"{name}: {problem}")
         elif _bare(name) != "pos_embed" or array is None:
             reinitialized.append(name)
@@ -86,14 +108,16 @@ def fit_arrays(
             resized.append(name)
         elif array.ndim == 3 and array.shape[-1] == shape[-1]:
             resized.append(name)
-            chosen[name] = _resize_pos_embed(model, array, shape, pos_grid)
+            dist = name.removesuffix("pos_embed") + "dist_token"
+            table, num_prefix = _align_prefix(model, array, shape, (dist in arrays) - (dist in shapes))
+            chosen[name] = resize_pos_embed(table, model.grid, num_prefix=num_prefix, old_grid=pos_grid)
         else:
             problems.append(f"{name}: {list(array.shape)} cannot be resized to {list(shape)}")
-    unexpected = sorted(arrays.keys() - shapes.keys())
+    others = sorted(arrays.keys() - shapes.keys())
     problems += [
         f"{name}: unexpected, {list(arrays[name].shape)}"
-        for name in unexpected
-        if not name.startswith(allowed) and not _bare(name).startswith(allowed)
+        for name in others
+        if not _has_prefix(name, (*allowed, *_prefixes(unexpected)))
     ]
     if problems:
         lines = problems[:MAX_LINES]
@@ -101,7 +125,8 @@ def fit_arrays(
             lines.append(f"and {len(problems) - MAX_LINES} more")
         what = f"{len(problems)} tensors do not fit this {type(model).__name__}"
         raise ValueError("\n  ".join([f"{what}:", *lines]))
-    return chosen, LoadReport(tuple(loaded), tuple(resized), tuple(reinitialized), tuple(unexpected))
+    report = (loaded, resized, reinitialized, others, copied)
+    return chosen, LoadReport(*map(tuple, report))
 
 
 def check_finite(arrays: Mapping[str, Any], what: str) -> None:
@@ -164,9 +189,39 @@ def _bare(name: str) -> str:
     return name.removeprefix("backbone.").removeprefix("backbone/")
 
 
-def _resize_pos_embed(
-    model: nnx.Module, table: Any, shape: tuple[int, ...], old_grid: tuple[int, int] | None
-) -> Any:
-    grid = model.grid
-    num_prefix = shape[1] - grid[0] * grid[1]
-    return resize_pos_embed(jnp.asarray(table), grid, num_prefix=num_prefix, old_grid=old_grid)
+def _prefixes(names: Sequence[str] | str) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def _has_prefix(name: str, prefixes: tuple[str, ...]) -> bool:
+    """Whether the name, or the name in the backbone of a segmentation model, has one of the prefixes."""
+    return name.startswith(prefixes) or _bare(name).startswith(prefixes)
+
+
+def _start(name: str) -> str:
+    """The array that a missing one starts from (STARTS); empty if it keeps its initial values."""
+    found = [match.expand(start) for pattern, start in STARTS if (match := re.fullmatch(pattern, name))]
+    return found[0] if found else ""
+
+
+def _align_prefix(
+    model: nnx.Module, table: Any, shape: tuple[int, ...], surplus: int
+) -> tuple[jax.Array, int]:
+    """Gives a checkpoint's position embeddings the prefix tokens of the model.
+
+    Args:
+      model: the model, with its grid.
+      table: [1, P' + N', D], of the checkpoint.
+      shape: (1, P + N, D), of the model.
+      surplus: 1 if only the checkpoint has a distillation token, -1 if only the model has one, else 0.
+
+    Returns:
+      ([1, P + N', D], P).
+    """
+    table = jnp.asarray(table)
+    num_prefix = shape[1] - model.grid[0] * model.grid[1]
+    if surplus > 0:
+        table = jnp.delete(table, 1, axis=1)
+    elif surplus < 0:
+        table = jnp.concatenate([table[:, :1], table], axis=1)
+    return table, num_prefix

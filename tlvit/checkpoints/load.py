@@ -98,7 +98,8 @@ def open_checkpoint(
     Args:
       num_classes: number of classes. Default: that of the checkpoint. Another number needs `drop_heads`.
       drop_heads: leave the heads of the checkpoint out; the model's heads are initialized.
-      allow: prefixes of names that may be missing, unexpected or of another shape.
+      allow: prefixes of names that may be missing, unexpected or of another shape. A missing aux_head or
+        head_dist starts from the class head, a missing dist_token from cls_token.
 
     Raises:
       ValueError: as of `load`; or another number of classes without `drop_heads`.
@@ -134,10 +135,10 @@ def open_checkpoint(
         pos_grid = nnx.eval_shape(dataclasses.replace(info, image_size=stored.image_size).build).grid
     heads = HEADS if drop_heads else ()
     arrays = {name: array for name, array in saved.tensors.items() if not name.startswith(heads)}
-    allow = (*heads, *allow, *(() if image_size is None else ("pos_embed",)))
+    missing, allow = allow, (*heads, *allow, *(() if image_size is None else ("pos_embed",)))
     net = info.build() if allow else nnx.eval_shape(info.build)  # initialize only if arrays may be missing
     try:
-        report = fill(net, arrays, allow=allow, pos_grid=pos_grid)
+        report = fill(net, arrays, allow=allow, missing=missing, pos_grid=pos_grid)
     except ValueError as error:
         raise ValueError(_explain(path, saved, info, error)) from error
     check_finite({name: arrays[name] for name in (*report.loaded, *report.resized)}, str(path))
@@ -177,10 +178,11 @@ def _from_native(
     arrays: dict[str, Any],
     *,
     allow: Sequence[str],
+    missing: Sequence[str],
     pos_grid: tuple[int, int] | None,
 ) -> LoadReport:
     """Fills a model with arrays by path; arguments as of `from_torch`."""
     shapes = {path: tuple(array.shape) for path, array in model_arrays(model).items()}
-    chosen, report = fit_arrays(model, shapes, arrays, allow=allow, pos_grid=pos_grid)
+    chosen, report = fit_arrays(model, shapes, arrays, allow=allow, missing=missing, pos_grid=pos_grid)
     set_model_arrays(model, chosen)
     return report

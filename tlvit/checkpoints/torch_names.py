@@ -41,7 +41,7 @@ ORDER = (
     "weight", "bias", "running_mean", "running_var", "num_batches_tracked",
     "backbone", "decode_head", "auxiliary_head",
     "cls_token", "pos_embed", "dist_token", "patch_embed", "blocks", "norm", "head", "head_dist", "aux_head",
-    "norm1", "attn", "norm2", "mlp", "qkv", "fc1", "fc2",
+    "gamma_1", "gamma_2", "norm1", "attn", "norm2", "mlp", "qkv", "fc1", "fc2",
     "conv1", "bn1", "conv2", "bn2", "conv3", "bn3", "proj", "conv", "bn",
     "conv_seg", "psp_modules", "bottleneck", "lateral_convs", "fpn_convs", "fpn_bottleneck", "convs",
     "conv_cat",
@@ -53,6 +53,7 @@ def from_torch(
     state_dict: Mapping[str, Any],
     *,
     allow: Sequence[str] | str = (),
+    missing: Sequence[str] | str = (),
     pos_grid: tuple[int, int] | None = None,
 ) -> LoadReport:
     """Fills a model from an official state dict.
@@ -63,6 +64,8 @@ def from_torch(
       allow: prefixes of names (such as "head") that may be missing, unexpected or of another shape. These
         keep their initial values. With "pos_embed" among them, position embeddings of another grid are
         resized (bicubic), or regenerated if they are fixed.
+      missing: prefixes of names that the state dict may lack. Of these, aux_head and head_dist start as
+        copies of the class head and dist_token of cls_token; the others keep their initial values.
       pos_grid: (h, w) of the state dict's position embeddings. Default: a square.
 
     Returns:
@@ -75,6 +78,8 @@ def from_torch(
     Example:
       >>> model = tlvit.create_model("lvvit_s", num_classes=10)
       >>> report = tlvit.from_torch(model, state_dict, allow=("head", "aux_head"))
+      >>> model = tlvit.create_model("t2t_vit_14", token_head=True)
+      >>> report = tlvit.from_torch(model, state_dict, missing="aux_head")  # starts from the class head
     """
     own = model_arrays(model)
     paths = {_official_name(path): path for path in own}
@@ -84,7 +89,7 @@ def from_torch(
         for name, tensor in state_dict.items()
         if not name.endswith("num_batches_tracked")
     }
-    chosen, report = fit_arrays(model, shapes, tensors, allow=allow, pos_grid=pos_grid)
+    chosen, report = fit_arrays(model, shapes, tensors, allow=allow, missing=missing, pos_grid=pos_grid)
     set_model_arrays(model, {paths[k]: _from_official(paths[k], tensor) for k, tensor in chosen.items()})
     return report
 
@@ -275,7 +280,8 @@ def _guess_image_size(
     prefix = "backbone." if "backbone.pos_embed" in tensors else ""
     pos_embed = tensors.get(f"{prefix}pos_embed")
     if pos_embed is not None and pos_embed.ndim == 3:
-        tokens = pos_embed.shape[1] - (2 if f"{prefix}dist_token" in tensors else 1)
+        num_prefix = 0 if f"{prefix}blocks.0.gamma_1" in tensors else 1  # DeiT III: positions of patches only
+        tokens = pos_embed.shape[1] - num_prefix - (f"{prefix}dist_token" in tensors)
         side = math.isqrt(max(tokens, 0))
         if side and side * side == tokens:
             return patch_size * side, patch_size * side

@@ -23,7 +23,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "dim": (1, 16384), "widths": (1, 16384), "stem_width": (0, 16384), "growth": (1, 16384),
     "group_width": (1, 16384), "depth": (0, 1000), "depths": (0, 1000), "num_heads": (1, 1024),
     "patch_size": (1, 1024), "stem_stride": (1, 64), "strides": (1, 64), "mlp_ratio": POSITIVE,
-    "skip_lam": POSITIVE, "se_ratio": (0, 100), "alpha": POSITIVE, "token_weight": (-100, 100),
+    "skip_lam": POSITIVE, "layer_scale": POSITIVE, "se_ratio": (0, 100), "alpha": POSITIVE,
+    "token_weight": (-100, 100),
     "channels": (1, 16384), "out_indices": (0, 999), "epsilon": POSITIVE, "head_drop": FRACTION,
     "drop_rate": FRACTION, "attn_drop": FRACTION, "drop_path": FRACTION, "token_drop": FRACTION,
 }  # fmt: skip
@@ -53,6 +54,7 @@ MEANINGS = {
     "group_width": "channels of a group of the grouped convolutions",
     "se_ratio": "width of squeeze-and-excitation / input width of the block; 0: none",
     "alpha": "scale of the residual branches",
+    "layer_scale": "initial factor of the channels of the residual branches",
     "backbone": "name of the LV-ViT, DeiT or T2T-ViT, whose options may be given too",
     "out_indices": "the four blocks whose tokens become feature maps; None: evenly spaced",
     "head": 'kind of the head, "upernet" or "fcn"',

@@ -8,13 +8,14 @@ from typing import Any
 
 from flax import nnx
 
-from tlvit.models import deit, lvvit, nfnet, regnety, t2t_vit, upernet
+from tlvit.models import deit, deit3, lvvit, nfnet, regnety, t2t_vit, upernet
 from tlvit.models.options import check_image_size, check_num_classes, check_options, option_defaults
 from tlvit.models.parameter_keys import ParameterKeys
 
 FAMILIES = (
     (lvvit.LVViT, lvvit.VARIANTS),
     (deit.DeiT, deit.VARIANTS),
+    (deit3.DeiT3, deit3.VARIANTS),
     (t2t_vit.T2TViT, t2t_vit.VARIANTS),
     (regnety.RegNetY, regnety.VARIANTS),
     (nfnet.NFNet, nfnet.VARIANTS),
@@ -27,8 +28,8 @@ MODELS = {
 }
 
 # Fraction of the resized image that the published evaluations keep, by prefix of the model's name. The
-# longest prefix counts. Sources: the papers' code for LV-ViT, T2T-ViT, DeiT and RegNetY, timm 0.4.5 for
-# NFNet.
+# longest prefix counts. Sources: the papers' code for LV-ViT, T2T-ViT, DeiT and RegNetY, the paper for
+# DeiT III, timm 0.4.5 for NFNet.
 CROP_PCT = {
     "": 0.875,
     "vit": 0.9,
@@ -36,6 +37,7 @@ CROP_PCT = {
     "lvvit_m": 1.0,
     "lvvit_l": 1.0,
     "t2t": 0.9,
+    **dict.fromkeys(deit3.VARIANTS, 1.0),
     "dm_nfnet_f0": 0.9,
     "dm_nfnet_f1": 0.91,
     "dm_nfnet_f2": 0.92,

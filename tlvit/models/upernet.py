@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from tlvit.models import deit, lvvit, t2t_vit
+from tlvit.models import deit, deit3, lvvit, t2t_vit
 from tlvit.models.batch_norm import BatchNorm
 from tlvit.models.layers import Conv, split_key
 from tlvit.models.model import check_indices
@@ -39,6 +39,7 @@ BACKBONES = {
     for model, variants in (
         (lvvit.LVViT, lvvit.VARIANTS),
         (deit.DeiT, deit.VARIANTS),
+        (deit3.DeiT3, deit3.VARIANTS),
         (t2t_vit.T2TViT, t2t_vit.VARIANTS),
     )
     for name, options in variants.items()
@@ -51,10 +52,10 @@ LEVELS = {"upernet": (0, 1, 2, 3), "fcn": (2, 3)}  # feature maps that a head an
 class UperNet(nnx.Module):
     """Semantic segmentation with the tokens of a vision transformer, for images of any size.
 
-    `backbone` is the name of an LV-ViT, DeiT or T2T-ViT. `image_size` is the one that its position embeddings
-    are for; they are resized to every other. The tokens after the blocks `out_indices` become four feature
-    maps. `head` is "upernet" or "fcn", with `channels` channels. `auxiliary` adds an FCN head on the third
-    map for training. `head_drop` is the dropout of the heads' channels.
+    `backbone` is the name of an LV-ViT, DeiT, DeiT III or T2T-ViT. `image_size` is the one that its position
+    embeddings are for; they are resized to every other. The tokens after the blocks `out_indices` become four
+    feature maps. `head` is "upernet" or "fcn", with `channels` channels. `auxiliary` adds an FCN head on the
+    third map for training. `head_drop` is the dropout of the heads' channels.
 
     With `mlp_dropout` the rates of `drop_path` are used for dropout in the MLP of each block, and there is no
     drop-path, as in the published code of LV-ViT. By default `epsilon` (of the blocks' LayerNorms) and

@@ -1,4 +1,4 @@
-"""The forward pass of LV-ViT, T2T-ViT and DeiT: stem, prefix tokens, blocks, heads, inference rule."""
+"""The forward pass of LV-ViT, T2T-ViT and both DeiTs: stem, prefix tokens, blocks, heads, inference rule."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -26,7 +26,9 @@ class TokenModel(Model):
       grid: (h, w) of the patch tokens, N = h * w.
       cls_token: [1, 1, D], learned.
       dist_token: [1, 1, D], learned, or None if the model has no distillation token.
-      pos_embed: [1, P + N, D], where P is 2 with a distillation token and 1 without.
+      pos_embed: [1, P + N, D], where P is 2 with a distillation token and 1 without; [1, N, D] without
+        `prefix_positions`.
+      prefix_positions: whether the prefix tokens have positions.
       blocks: transformer blocks, [B, P + N, D] -> [B, P + N, D].
       norm: LayerNorm after the last block.
       head, head_dist: classifiers of the class token and of the distillation token (or None).
@@ -39,6 +41,7 @@ class TokenModel(Model):
 
     grid: tuple[int, int]  # pyrefly: ignore[bad-override-mutable-attribute]  (never None in this class)
     dist_token = head_dist = None
+    prefix_positions = True
     scan_blocks = False
 
     def embed_patches(
@@ -192,7 +195,10 @@ class TokenModel(Model):
             grid = (x.shape[1], x.shape[2])
             if 0 in grid:
                 raise ValueError("The images are smaller than one patch.")
-            pos_embed = resize_pos_embed(pos_embed, grid, num_prefix=len(prefix), old_grid=self.grid)
+            positions = len(prefix) if self.prefix_positions else 0
+            pos_embed = resize_pos_embed(pos_embed, grid, num_prefix=positions, old_grid=self.grid)
+        if not self.prefix_positions:
+            pos_embed = jnp.pad(pos_embed, ((0, 0), (len(prefix), 0), (0, 0)))
         return embed_tokens(x, prefix, pos_embed, grid=grid)
 
     def _on_grid(self, x: Array) -> Array:

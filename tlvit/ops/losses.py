@@ -112,10 +112,10 @@ def token_label_loss(
             f"Token logits are {output.tokens.shape} but targets {targets.tokens.shape} (B, N, L): the "
             "targets' grid or classes are not the model's."
         )
-    class_target = _class_target(targets, cls_target)
+    target = class_target(targets, cls_target)
     if mix is not None:
-        class_target = mix_by_area(class_target, mix)
-    loss_cls = jnp.mean(soft_cross_entropy(output.cls, class_target))
+        target = mix_by_area(target, mix)
+    loss_cls = jnp.mean(soft_cross_entropy(output.cls, target))
     token_targets = targets.tokens
     if targets.weight is not None:
         if targets.weight.shape != token_targets.shape[:2]:
@@ -189,8 +189,16 @@ def distillation_loss(
     return (1 - alpha) * jnp.mean(soft_cross_entropy(output.cls, label_probs)) + alpha * distilled
 
 
-def _class_target(targets: TokenTargets, cls_target: str) -> Array:
-    """The target [B, L] of the class token, see `token_label_loss`."""
+def class_target(targets: TokenTargets, cls_target: str) -> Float32[Array, "B L"]:
+    """The target of the class token.
+
+    Args:
+      targets: as from `make_targets`.
+      cls_target: "annotator", "published", "documented" or "label", see `token_label_loss`.
+
+    Raises:
+      ValueError: another cls_target.
+    """
     if cls_target == "annotator":
         return targets.cls
     if cls_target == "label":

@@ -26,18 +26,27 @@ def check_model(config: Config, net: Net) -> None:
     """Checks what the settings ask of the model.
 
     Raises:
-      ValueError: token labels without a token head, a distillation token without a teacher or a teacher
-      without
-        a distillation token, token labels without score maps, or a malformed RandAugment policy.
+      ValueError: a recipe that fine-tunes without weights to start from, token labels without a token head,
+        MixToken without patch tokens, token labels without score maps, a distillation token without a teacher
+        or a teacher without a distillation token, or a malformed RandAugment policy.
     """
     parse_policy(config.augment.randaugment)
     name, teacher = config.model.name, config.distill.teacher
-    if config.token_labels and not net.has_token_head:
+    if config.model.init_required and not config.model.init_from:
+        raise ValueError(
+            "This recipe fine-tunes, but config.model.init_from is empty. Set it to a workdir, a model "
+            "folder or a PyTorch file; --config.model.init_required=False starts from new weights."
+        )
+    if config.learns_patches and not net.has_token_head:
         raise ValueError(
             f"config.token_labels needs a model with a token head, but {name} has none. Set "
             "config.model.options.token_head=True (LV-ViT, T2T-ViT, DeiT), or config.token_labels=False."
         )
-    if config.token_labels and not (config.data.score_maps or config.data.annotator):
+    if config.token_labels and config.loss.mixtoken and net.grid is None:
+        raise ValueError(
+            f"config.loss.mixtoken mixes patch tokens, but {name} has none. Set config.loss.mixtoken=False."
+        )
+    if config.needs_maps and not (config.data.score_maps or config.data.annotator):
         raise ValueError(
             "config.token_labels is on, but config.data.score_maps is empty. Make score maps of the training "
             "images once (tlvit annotate --help), let an annotator score the images of every step "
@@ -86,9 +95,8 @@ def check_heads(config: Config, devices: int) -> None:
 
 def mixes_images(config: Config) -> bool:
     """Whether a training step mixes the images of a device in pairs: MixToken, mixup or cutmix."""
-    if config.token_labels:
-        return config.loss.mixtoken
-    return bool(config.augment.mixup or config.augment.cutmix)
+    mixtoken = config.token_labels and config.loss.mixtoken
+    return mixtoken or bool(config.augment.mixup or config.augment.cutmix)
 
 
 def check_workdir(workdir: pathlib.Path, config: Config, saved: Mapping[str, Any] | None = None) -> None:

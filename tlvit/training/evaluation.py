@@ -131,11 +131,13 @@ def _open(path: pathlib.Path, config: Config, weights: str) -> tuple[nnx.Module,
             raise
         options = dict(config.model.options)
         opened = open_checkpoint(path, weights=weights, image_size=size, model=config.model.name, **options)
-    log.info("evaluating %s: %s", path, opened.section)
     model, info = opened.model, opened.info
     if config.eval.crop_pct:
         preprocessing = dataclasses.replace(info.preprocessing, crop_pct=config.eval.crop_pct)
         info = dataclasses.replace(info, preprocessing=preprocessing)
+    pixels = "x".join(map(str, info.image_size))
+    crop_pct = info.preprocessing.crop_pct
+    log.info("evaluating %s: %s, %s pixels, crop_pct %g", path, opened.section, pixels, crop_pct)
     return model, info
 
 

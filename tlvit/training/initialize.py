@@ -4,7 +4,8 @@ import contextlib
 import dataclasses
 import logging
 import pathlib
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -18,7 +19,7 @@ from tlvit.checkpoints.model_info import ModelInfo
 from tlvit.checkpoints.native import Checkpoints
 from tlvit.checkpoints.native.step_folders import complete_steps
 from tlvit.checkpoints.trees import model_arrays, set_model_arrays
-from tlvit.config import Config, resolve
+from tlvit.config import Config, Model, resolve
 from tlvit.models.functional import functionalize
 from tlvit.models.table import model_options
 from tlvit.records import read_json
@@ -79,7 +80,7 @@ def initial_state(
         return restored[0]
     if not config.model.init_from:
         return init_state(build, tx, mesh=mesh, seed=config.seed, ema=ema)
-    model = _load_weights(config.model.init_from, build(), info)
+    model = _load_weights(config.model, build(), info)
     _, params, stats = functionalize(model)
     state = state_from(params, stats, tx, seed=config.seed, ema=ema)
     return jax.device_put(state, state_shardings(state, mesh))
@@ -95,20 +96,37 @@ def _options_of_the_start(config: Config, workdir: pathlib.Path) -> tuple[str, M
     return info.model, info.options
 
 
-def _load_weights(path: str, model: nnx.Module, info: ModelInfo) -> nnx.Module:
-    """Fills a model, which `info` describes, with the weights of a checkpoint.
+def _load_weights(settings: Model, model: nnx.Module, info: ModelInfo) -> nnx.Module:
+    """Fills a model, which `info` describes, with the weights of the checkpoint `settings.init_from`.
 
     Position embeddings are resized to the model's token grid. Heads for another number of classes are
-    reinitialized. Anything else that differs is an error.
+    reinitialized. Anything else that differs, and that init_missing and init_unexpected do not name, is an
+    error.
     """
+    path = settings.init_from
     other, other_info = load(path)
     heads = () if other_info.num_classes == info.num_classes else HEADS
     shapes = {name: tuple(array.shape) for name, array in model_arrays(model).items()}
-    allow = (*heads, "pos_embed")
+    saved = model_arrays(other)
+    for prefix in settings.init_missing:
+        if not any(name.startswith(prefix) for name in shapes):
+            raise ValueError(
+                f"config.model.init_missing={prefix}: no parameter of {info.model} begins with it; they "
+                f"begin with {', '.join(_modules(shapes))}."
+            )
     try:
-        arrays, report = fit_arrays(model, shapes, model_arrays(other), allow=allow, pos_grid=other.grid)
+        arrays, report = fit_arrays(
+            model,
+            shapes,
+            saved,
+            allow=(*heads, "pos_embed"),
+            missing=settings.init_missing,
+            unexpected=settings.init_unexpected,
+            pos_grid=other.grid,
+        )
     except ValueError as error:
-        raise ValueError(_explain(path, other_info, info, error)) from error
+        hint = _hint(shapes.keys() - saved.keys(), saved.keys() - shapes.keys())
+        raise ValueError(_explain(path, other_info, info, error) + hint) from error
     set_model_arrays(model, arrays)
     log.info("starting from %s; tensors:\n%s", path, report)
     return model
@@ -132,3 +150,16 @@ def _explain(path: str, other: ModelInfo, info: ModelInfo, error: ValueError) ->
         f"{', '.join(f'{k}={ours[k]}' for k in differing)}. Change or leave out "
         f"{', '.join(f'config.model.options.{k}' for k in differing)}."
     )
+
+
+def _hint(missing: Iterable[str], unexpected: Iterable[str]) -> str:
+    """The settings that accept a checkpoint without, or with further, complete parts of the model."""
+    names = {"init_missing": _modules(missing), "init_unexpected": _modules(unexpected)}
+    flags = [f"--config.model.{setting}={','.join(parts)}" for setting, parts in names.items() if parts]
+    optional = {*HEADS, "dist_token"}.issuperset(names["init_missing"] + names["init_unexpected"])
+    return f" To accept that: {' '.join(flags)}." if flags and optional else ""
+
+
+def _modules(names: Iterable[str]) -> list[str]:
+    """The first parts of names such as "aux_head/kernel", sorted."""
+    return sorted({re.split("[./]", name)[0] for name in names})

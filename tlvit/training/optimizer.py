@@ -55,7 +55,8 @@ def make_schedule(
         raise ValueError(
             f"config.optim.min_lr is {lowest:g}, above the peak learning rate {peak:g} ("
             f"{optim.learning_rate:g} for a batch of {optim.base_batch_size}, scaled to {times}). "
-            "Set a lower config.optim.min_lr or a higher config.optim.learning_rate."
+            "Set a lower config.optim.min_lr or a higher config.optim.learning_rate; "
+            f"config.optim.base_batch_size={batch_size} keeps the learning rate as it is given."
         )
 
     def schedule(step: ArrayLike) -> jax.Array:
@@ -108,8 +109,9 @@ def make_optimizer(
 
     Args:
       params: parameters or their shapes, for the mask.
-      name: "adamw" (Loshchilov & Hutter 2019, most published recipes), "lamb" (DeiT III), or SGD with the
-        momentum beta1: "sgd" with Nesterov's and "momentum" with the ordinary one, as in timm.
+      name: "adamw" (Loshchilov & Hutter 2019, most published recipes), "lamb" (You et al. 2020,
+        arXiv:1904.00962; as DeiT III uses it, without the trust ratio for parameters without decay), or SGD
+        with the momentum beta1: "sgd" with Nesterov's and "momentum" with the ordinary one, as in timm.
       learning_rate: a number, or step -> number.
       weight_decay: coefficient of the decay.
       clip_norm: largest global norm of the gradient; None or 0 does not clip.
@@ -134,10 +136,16 @@ def _make(
 ) -> optax.GradientTransformation:  # fmt: skip
     """The optimizer; `decay` is the coefficient and the mask, `adam` may be b2 and eps."""
     weight_decay, mask = decay
-    if name in ("adamw", "lamb"):
-        make = optax.adamw if name == "adamw" else optax.lamb
-        options: dict[str, Any] = {"b1": b1, "b2": 0.999, "eps": 1e-8, **adam}
-        core = make(learning_rate, weight_decay=weight_decay, mask=mask, **options)
+    options: dict[str, Any] = {"b1": b1, "b2": 0.999, "eps": 1e-8, **adam}
+    if name == "adamw":
+        core = optax.adamw(learning_rate, weight_decay=weight_decay, mask=mask, **options)
+    elif name == "lamb":
+        core = optax.chain(
+            optax.scale_by_adam(**options),
+            optax.add_decayed_weights(weight_decay, mask=mask),
+            optax.masked(optax.scale_by_trust_ratio(), mask),  # not of what has no decay, as in DeiT III
+            optax.scale_by_learning_rate(learning_rate),
+        )
     elif name in ("sgd", "momentum"):
         decayed = optax.add_decayed_weights(weight_decay, mask=mask)
         core = optax.chain(decayed, optax.sgd(learning_rate, momentum=b1, nesterov=name == "sgd"))

@@ -51,7 +51,7 @@ def open_data(config: Config) -> RunData:
     source = open_source(name, config.data.train_split, **where)
     eval_source = open_source(name, config.data.eval_split, **where)
     maps = None
-    if config.token_labels and not config.data.annotator:
+    if config.needs_maps and not config.data.annotator:
         maps = open_score_maps(config.data.score_maps)
         maps.check_against(source)
     if config.batch_size > source.num_examples:

@@ -17,7 +17,8 @@ from tlvit.training.step import Teacher
 
 # The settings that `_augmentation` describes in words.
 DESCRIBED = ("crop", "crop_padding", "crop_scale", "hflip", "interpolation", "randaugment", "randaugment_on",
-             "three_augment", "color_jitter", "repeats", "random_erasing", "mixup", "cutmix")  # fmt: skip
+             "randaugment_interpolation", "order", "three_augment", "color_jitter", "repeats",
+             "random_erasing", "erase_mixed", "mixup", "cutmix")  # fmt: skip
 
 FEW_FACTORS = 4  # of the learning rate, which are listed one by one
 
@@ -88,8 +89,8 @@ def _token_labels(config: Config, data: RunData, teacher: Teacher | None) -> str
         resized = "" if size == student else f", resized from {student}"
         return (
             f"ON: {info.model} from {config.data.annotator} scores the augmented images in every step, at "
-            f"{size}{resized}, all {info.num_classes} classes, {macs:.2f} G MACs an image; class token "
-            f"learns the {config.loss.cls_target} target"
+            f"{size}{resized}, all {info.num_classes} classes, {macs:.2f} G MACs an image; "
+            f"{_class_token(config)}"
         )
     if data.maps is None:
         and_teacher = ", the distillation token on a teacher" if config.distill.teacher else ""
@@ -98,32 +99,48 @@ def _token_labels(config: Config, data: RunData, teacher: Teacher | None) -> str
     grid = "x".join(map(str, info.grid))
     return (
         f"ON: {info.num_images - info.num_missing} maps of {grid} cells, top {info.top_k}, for "
-        f"{data.train.num_examples} images, by {info.annotator}, crop {config.data.label_crop}, class token "
-        f"learns the {config.loss.cls_target} target"
+        f"{data.train.num_examples} images, by {info.annotator}, crop {config.data.label_crop}, "
+        f"{_class_token(config)}"
     )
+
+
+def _class_token(config: Config) -> str:
+    target = f"learns the {config.loss.cls_target} target"
+    return f"class token {target}" if config.learns_patches else f"only the class token learns: it {target}"
 
 
 def _augmentation(config: Config) -> str:
     """The augmentations in the order in which they run, then other settings that are not the default."""
     augment: Augment = config.augment
     size = "x".join(map(str, config.image_size))
+    crop = [
+        f"crop {augment.crop_scale[0]:g}-{augment.crop_scale[1]:g}",
+        f"{augment.interpolation} resize to {size}",
+    ]
+    if augment.crop == "padded":
+        padded = f"{size} crop of the image padded by {augment.crop_padding}"
+        crop = [f"{augment.interpolation} resize", padded]
+    flip = [f"flip {augment.hflip:g}"]
+    colors = [
+        "3-Augment" if augment.three_augment else "",
+        f"color jitter {augment.color_jitter:g}" if augment.color_jitter else "",
+    ]
+    where = "whole image" if augment.order == "published" else augment.randaugment_on
+    kind = "" if augment.randaugment_interpolation == "bilinear" else f"{augment.randaugment_interpolation} "
+    policy = [f"{kind}{augment.randaugment} on the {where}" if augment.randaugment else ""]
+    erasing = [f"random erasing {augment.random_erasing:g}" if augment.random_erasing else ""]
+    mixing = [
+        f"mixup {augment.mixup:g}" if augment.mixup else "",
+        f"cutmix {augment.cutmix:g}" if augment.cutmix else "",
+    ]
     steps = [
         f"{augment.repeats} views of an image" if augment.repeats > 1 else "",
         *(
-            (f"{augment.interpolation} resize", f"{size} crop of the image padded by {augment.crop_padding}")
-            if augment.crop == "padded"
-            else (
-                f"crop {augment.crop_scale[0]:g}-{augment.crop_scale[1]:g}",
-                f"{augment.interpolation} resize to {size}",
-            )
+            [*flip, *policy, *crop, *colors]
+            if augment.order == "published"
+            else [*crop, *flip, *colors, *policy]
         ),
-        f"flip {augment.hflip:g}",
-        "3-Augment" if augment.three_augment else "",
-        f"color jitter {augment.color_jitter:g}" if augment.color_jitter else "",
-        f"{augment.randaugment} on the {augment.randaugment_on}" if augment.randaugment else "",
-        f"random erasing {augment.random_erasing:g}" if augment.random_erasing else "",
-        f"mixup {augment.mixup:g}" if augment.mixup else "",
-        f"cutmix {augment.cutmix:g}" if augment.cutmix else "",
+        *([*mixing, *erasing] if augment.erase_mixed else [*erasing, *mixing]),
         "MixToken" if config.token_labels and config.loss.mixtoken else "",
     ]
     others = [

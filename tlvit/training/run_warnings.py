@@ -1,6 +1,7 @@
 """Warnings at the start of a run: settings that are allowed, but with which the run learns little."""
 
 from tlvit.config import Config
+from tlvit.models.table import model_options
 from tlvit.training.optimizer import peak_learning_rate
 
 FEW_STEPS = 5  # in an epoch
@@ -23,6 +24,7 @@ def run_warnings(config: Config, num_images: int, steps_per_epoch: int) -> list[
             _learning_rate(config),
             _steps(config, num_images, steps_per_epoch),
             _average(config, steps_per_epoch),
+            _token_head(config),
         )
         if text
     ]
@@ -72,4 +74,14 @@ def _average(config: Config, steps_per_epoch: int) -> str:
     return (
         f"After {steps} steps the average of the weights still has {100 * share:.0f} % of the initial "
         f"weights (ema.decay {ema.decay:g}). Set --config.ema.warmup=True."
+    )
+
+
+def _token_head(config: Config) -> str:
+    options = {**model_options(config.model.name), **config.model.options}
+    if config.learns_patches or not options.get("token_head") or options["rule"] == "class":
+        return ""
+    return (
+        f"Nothing trains the token head, but it counts in the logits (rule {options['rule']}). Set "
+        "--config.model.options.rule=class, or --config.model.options.token_head=False."
     )

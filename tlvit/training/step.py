@@ -16,6 +16,7 @@ from tlvit.config import Config
 from tlvit.models.functional import Net
 from tlvit.ops.losses import (
     binary_cross_entropy,
+    class_target,
     distillation_loss,
     soft_cross_entropy,
     token_label_loss,
@@ -141,10 +142,10 @@ def _make_loss(
     """(params, stats, batch, key, teacher_arrays) -> (loss, new stats): augmentation, then the objective."""
     on_device = config.augment.randaugment_on == "device"
     policy = parse_policy(config.augment.randaugment) if on_device else None
-    if config.token_labels:
+    if config.learns_patches:
         objective = _token_label_objective(net, mesh, config, info, teacher, shards)
     else:
-        objective = _image_label_objective(mesh, config, info, teacher, shards)
+        objective = _class_token_objective(net, mesh, config, info, teacher, shards)
 
     def loss_fn(
         params: PyTree, stats: PyTree, batch: Batch, key: jax.Array, teacher_arrays: tuple[PyTree, ...]
@@ -156,7 +157,7 @@ def _make_loss(
             images, geometry = randaugment(key_augment, images, geometry, policy)
         batch = dataclasses.replace(batch, image=images, geometry=geometry)  # what an annotator sees
         images = normalize(images, info.preprocessing.mean, info.preprocessing.std)
-        if config.augment.random_erasing:
+        if config.augment.random_erasing and not config.augment.erase_mixed:
             images = random_erasing(key_erase, images, probability=config.augment.random_erasing)
         forward = functools.partial(net.apply, gather(params, mesh), stats, train=True, key=key_net)
         with mesh_context(mesh):
@@ -214,11 +215,27 @@ def _token_label_objective(
     return objective
 
 
-def _image_label_objective(
-    mesh: Mesh, config: Config, info: ModelInfo, teacher: Teacher | None, shards: int
+def _class_targets(
+    mesh: Mesh, config: Config, info: ModelInfo, annotator: Teacher | None
+) -> Callable[[Batch, tuple[PyTree, ...]], Array]:
+    """(batch, the annotator's arrays) -> targets [B, L] of the images: labels, or pooled score maps."""
+    if not config.needs_maps:
+        smoothing = config.loss.label_smoothing
+        return lambda batch, arrays: smooth_one_hot(batch.label, info.num_classes, smoothing)
+    targets_of = _token_targets((1, 1), mesh, config, info, annotator)
+    return lambda batch, arrays: class_target(targets_of(batch, arrays), config.loss.cls_target)
+
+
+def _class_token_objective(
+    net: Net, mesh: Mesh, config: Config, info: ModelInfo, teacher: Teacher | None, shards: int
 ) -> Callable[..., tuple[Array, PyTree]]:
-    """The class token learns the (mixed) labels and a distillation token the teacher's logits."""
+    """The class token learns the (mixed) targets of the images, and a distillation token the teacher's
+    logits."""
     mixup, cutmix = config.augment.mixup, config.augment.cutmix
+    grid = net.grid if config.token_labels and config.loss.mixtoken else None  # of MixToken
+    erasing = config.augment.random_erasing if config.augment.erase_mixed else 0.0
+    distilling = teacher is not None and not config.token_labels  # else it is an annotator, or there is none
+    targets_of = _class_targets(mesh, config, info, teacher)
     distill = {"kind": config.distill.kind, "alpha": config.distill.alpha, "tau": config.distill.tau}
     entropy = soft_cross_entropy
     if config.loss.kind == "bce":
@@ -227,13 +244,18 @@ def _image_label_objective(
     def objective(
         forward: Callable[..., Any], images: Array, batch: Batch, key: jax.Array, arrays: tuple[PyTree, ...]
     ) -> tuple[Array, PyTree]:
-        labels = smooth_one_hot(batch.label, info.num_classes, config.loss.label_smoothing)
+        labels, options = targets_of(batch, arrays), {}
         if mixup or cutmix:
             mix = draw_image_mix(key, (images.shape[1], images.shape[2]), shards, mixup=mixup, cutmix=cutmix)
             mix = _on_every_device(mix, mesh)
             images, labels = mix_images(images, mix), mix_by_area(labels, mix)
-        output, stats = forward(images)
-        if teacher is None:
+        elif grid is not None:
+            mix = _on_every_device(draw_mixtoken_mask(key, grid, shards), mesh)
+            labels, options = mix_by_area(labels, mix), {"mix": mix}
+        if erasing:
+            images = random_erasing(jax.random.fold_in(key, 1), images, probability=erasing)
+        output, stats = forward(images, **options)
+        if not distilling:
             return config.loss.cls_weight * jnp.mean(entropy(output.cls, labels)), stats
         teacher_params, teacher_stats = arrays
         logits = teacher.net.apply(gather(teacher_params, mesh), teacher_stats, images)[0].logits

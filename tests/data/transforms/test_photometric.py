@@ -76,3 +76,22 @@ def test_blur_is_close_to_pillow(photographs, radius):
         ours = photometric.gaussian_blur(tf.constant(image), radius).numpy().astype(int)
         theirs = PIL.Image.fromarray(image).filter(PIL.ImageFilter.GaussianBlur(radius))
         assert np.abs(ours - np.asarray(theirs)).mean() < 0.6
+
+
+def test_images_whose_size_is_not_known():
+    """Whole images have sizes of their own in the graph of tf.data."""
+    image = tf.constant(tiny_images.wavy_image(30, 44))
+    functions = [
+        photometric.autocontrast, photometric.equalize, photometric.invert, photometric.grayscale,
+        lambda x: photometric.posterize(x, tf.constant(3)),
+        lambda x: photometric.solarize(x, tf.constant(120)),
+        lambda x: photometric.solarize_add(x, tf.constant(40)),
+        lambda x: photometric.color(x, 1.4),
+        lambda x: photometric.contrast(x, 0.7),
+        lambda x: photometric.brightness(x, 1.2),
+        lambda x: photometric.sharpness(x, 1.8),
+    ]  # fmt: skip
+    signature = [tf.TensorSpec([None, None, 3], tf.uint8)]
+    graph = tf.function(lambda x: [f(x) for f in functions], input_signature=signature)
+    for found, function in zip(graph(image), functions, strict=True):
+        np.testing.assert_array_equal(found, function(image))

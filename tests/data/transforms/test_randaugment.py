@@ -53,3 +53,30 @@ def test_one_seed_gives_one_image():
     np.testing.assert_array_equal(results[5][1], again[1])
     assert len({result[0].numpy().tobytes() for result in results}) > 6
     assert results[0][0].shape == image.shape
+
+
+def test_the_interpolation_of_a_recipe(monkeypatch):
+    """ "random" draws for each operation, and the operations that are drawn do not depend on it."""
+    policy = AugmentPolicy(magnitude=9, layers=2, noise=0.5)
+    seen = []
+
+    def spy(image, op, level, sign, bicubic=False):
+        seen.append(tf.stack([tf.cast(x, tf.float32) for x in (op, level, sign, bicubic)]))
+        return image, tf.constant([[1.0, 0, 0], [0, 1, 0]])
+
+    monkeypatch.setattr(randaugment, "apply_op", spy)
+
+    @tf.function
+    def draw(seed):
+        seen.clear()
+        for kind in ("bilinear", "bicubic", "random"):
+            randaugment.rand_augment(tf.zeros([4, 4, 3], tf.uint8), seed, policy, kind)
+        return tf.stack(seen)
+
+    drawn = np.array([draw(tf.constant([3, i], tf.int64)) for i in range(300)]).reshape(300, 3, 2, 4)
+    np.testing.assert_array_equal(drawn[:, 0, :, :3], drawn[:, 1, :, :3])
+    np.testing.assert_array_equal(drawn[:, 0, :, :3], drawn[:, 2, :, :3])
+    assert drawn[:, 0, :, 3].max() == 0
+    assert drawn[:, 1, :, 3].min() == 1
+    assert abs(drawn[:, 2, :, 3].mean() - 0.5) < 0.08
+    assert abs(np.corrcoef(drawn[:, 2, :, 3].T)[0, 1]) < 0.2

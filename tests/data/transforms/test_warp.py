@@ -98,3 +98,47 @@ def blank_outside(image, matrix):
     expected = points.transpose(1, 2, 0) * 255
     filled = image[:, :, 2:] > 0  # the image's own blue is 0
     return np.concatenate([np.where(filled, expected, image[:, :, :2]), image[:, :, 2:]], -1), matrix
+
+
+@pytest.mark.parametrize("kind", ["Rotate", "ShearX", "ShearY"])
+def test_bicubic_moves_equal_pillow(photographs, kind):
+    """To one gray level, where float32 and Pillow's float64 truncate to different whole numbers."""
+    bicubic = dict(resample=PIL.Image.BICUBIC, fillcolor=FILL)
+    for image, amount in zip(photographs, (-0.27, -0.1, 0.3), strict=True):
+        picture = PIL.Image.fromarray(image)
+        if kind == "Rotate":
+            result, _ = warp.rotate(tf.constant(image), amount * 100, True)
+            expected = picture.rotate(amount * 100, **bicubic)
+        else:
+            along_x = kind == "ShearX"
+            result, _ = (warp.shear_x if along_x else warp.shear_y)(tf.constant(image), amount, True)
+            coefficients = (1, amount, 0, 0, 1, 0) if along_x else (1, 0, 0, amount, 1, 0)
+            expected = picture.transform(picture.size, PIL.Image.AFFINE, coefficients, **bicubic)
+        difference = np.abs(result.numpy().astype(int) - np.asarray(expected))
+        assert difference.max() <= 1
+        assert difference.mean() < 0.01
+
+
+def test_the_interpolation_may_be_drawn(photographs):
+    image = tf.constant(photographs[0])
+    cubic, linear = (warp.rotate(image, 20.0, kind)[0].numpy() for kind in (True, False))
+    assert (cubic != linear).mean() > 0.1
+    for expected, kind in ((cubic, True), (linear, False)):
+        np.testing.assert_array_equal(warp.rotate(image, 20.0, tf.constant(kind))[0], expected)
+
+
+def test_images_whose_size_is_not_known():
+    """In the graph of tf.data a whole image has a size of its own: pixels and matrix are the same."""
+    image = tf.constant(tiny_images.wavy_image(40, 56))
+
+    def move(x):
+        along = [warp.translate_x(x, -0.3), warp.translate_y(x, 0.2)]
+        for bicubic in (False, True):
+            along += [warp.rotate(x, 20.0, bicubic), warp.shear_x(x, 0.2, bicubic)]
+            along += [warp.shear_y(x, -0.2, bicubic)]
+        return along
+
+    graph = tf.function(move, input_signature=[tf.TensorSpec([None, None, 3], tf.uint8)])
+    for (pixels, matrix), (expected, wanted) in zip(graph(image), move(image), strict=True):
+        np.testing.assert_allclose(matrix, wanted, atol=1e-6)
+        assert np.abs(pixels.numpy().astype(int) - expected.numpy()).max() <= 1

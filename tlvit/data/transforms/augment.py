@@ -36,6 +36,6 @@ def augment_image(
     if settings.color_jitter:
         image = color_jitter(image, seeds[2], settings.color_jitter)
     if policy is not None:
-        image, moved = rand_augment(image, seeds[0], policy)
+        image, moved = rand_augment(image, seeds[0], policy, settings.randaugment_interpolation)
         matrix = geometry.compose(matrix, moved)
     return image, matrix

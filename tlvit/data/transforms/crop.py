@@ -11,14 +11,14 @@ import tensorflow as tf
 from tlvit.config import Augment
 from tlvit.data.transforms import geometry
 from tlvit.data.transforms.augment import SEEDS, augment_image
+from tlvit.data.transforms.boxes import random_box
 from tlvit.data.transforms.decode import decode, decode_and_crop
 from tlvit.data.transforms.padded_crop import padded_crop
+from tlvit.data.transforms.published_order import crop_last
 from tlvit.data.transforms.resize import covering_size, fast_resize, resize, resize_and_center_crop
 from tlvit.ops.randaugment_policy import AugmentPolicy
 
 LabelCrop = Literal["aligned", "published", "none"]
-
-TRIES = 10  # random boxes that are drawn before the centered one is taken, as in torchvision
 
 # Without augment.antialias, a JPEG is decoded at a half, a quarter or an eighth of its size if the crop is at
 # least this many times (twice, four times as many) as large as the result. From this ratio on that is closer
@@ -35,7 +35,8 @@ def train_image(
     label_crop: LabelCrop = "aligned",
     policy: AugmentPolicy | None = None,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Random flip and random crop, then the augmentations at the final size.
+    """Random flip and random crop, then the augmentations at the final size; or, with
+    augment.order="published", the crop after RandAugment.
 
     Args:
       encoded: scalar string, an image file.
@@ -51,6 +52,9 @@ def train_image(
       The image, uint8 [H, W, 3], and its matrix, float32 [2, 3].
     """
     seeds = tf.random.split(seed, 3 + SEEDS)  # a stream of random numbers for each stage
+    if augment.order == "published":
+        image, matrix = crop_last(encoded, seeds, image_size, augment, label_crop=label_crop, policy=policy)
+        return augment_image(image, seeds[3:], augment, None)[0], matrix
     flipped = tf.random.stateless_uniform([], seeds[0]) < augment.hflip
     if augment.crop == "padded":
         image, crop_matrix = padded_crop(encoded, (seeds[1], seeds[2]), image_size, augment)
@@ -121,42 +125,6 @@ def squashed_image(encoded: tf.Tensor, *, image_size: tuple[int, int]) -> tuple[
       The image, uint8 [H, W, 3], and its matrix, float32 [2, 3]: the identity.
     """
     return resize(decode(encoded), image_size, "bicubic"), geometry.identity()
-
-
-def random_box(
-    seed: tf.Tensor, size: tf.Tensor, *, scale: tuple[float, float], ratio: tuple[float, float]
-) -> tf.Tensor:
-    """Draws the box of a random resized crop as torchvision's RandomResizedCrop does.
-
-    The area is uniform in `scale`, the aspect ratio log-uniform in `ratio`. The first of ten draws that fits
-    is taken; if none does, the largest centered box of an allowed aspect ratio.
-
-    Args:
-      seed: int64 [2].
-      size: int32 [2] (height, width) of the image, pixels.
-      scale: range of the area, as a fraction of the image.
-      ratio: range of width / height.
-
-    Returns:
-      int32 [4] (top, left, height, width), pixels.
-    """
-    height, width = tf.cast(size[0], tf.float32), tf.cast(size[1], tf.float32)
-    u = tf.random.stateless_uniform([4, TRIES], seed)
-    area = height * width * (scale[0] + (scale[1] - scale[0]) * u[0])
-    aspect = tf.exp(math.log(ratio[0]) + (math.log(ratio[1]) - math.log(ratio[0])) * u[1])
-    w, h = tf.round(tf.sqrt(area * aspect)), tf.round(tf.sqrt(area / aspect))
-    fits = (w >= 1) & (w <= width) & (h >= 1) & (h <= height)
-    top, left = tf.floor(u[2] * (height - h + 1)), tf.floor(u[3] * (width - w + 1))
-    first = tf.argmax(tf.cast(fits, tf.int32))
-    drawn = tf.gather(tf.stack([top, left, h, w], 1), first)
-
-    center_w = tf.minimum(width, tf.round(height * ratio[1]))
-    center_h = tf.minimum(height, tf.round(width / ratio[0]))
-    corner = [(height - center_h) // 2, (width - center_w) // 2]
-    center = tf.stack([*corner, tf.maximum(center_h, 1.0), tf.maximum(center_w, 1.0)])
-    box = tf.cast(tf.where(tf.reduce_any(fits), drawn, center), tf.int32)
-    # u * (n + 1) in float32 can round up to n + 1.
-    return tf.concat([tf.minimum(box[:2], size - box[2:]), box[2:]], 0)
 
 
 def align_box(box: tf.Tensor, size: tf.Tensor, image_size: tuple[int, int]) -> tuple[tf.Tensor, tf.Tensor]:

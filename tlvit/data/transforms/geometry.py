@@ -7,6 +7,19 @@ Points of both images are in [0, 1] x [0, 1], x to the right and y down. All mat
 import tensorflow as tf
 
 
+def size_of(image: tf.Tensor) -> tuple[int | tf.Tensor, int | tf.Tensor]:
+    """(height, width) of an image [H, W, C]: numbers where they are known, else int32 scalars."""
+    known, shape = image.shape, tf.shape(image)
+    height, width = (shape[axis] if known[axis] is None else known[axis] for axis in (0, 1))
+    return height, width
+
+
+def as_floats(size: tuple[int | tf.Tensor, int | tf.Tensor]) -> tuple[float | tf.Tensor, float | tf.Tensor]:
+    """The size for arithmetic with coordinates: numbers stay, tensors become float32."""
+    height, width = (tf.cast(n, tf.float32) if isinstance(n, tf.Tensor) else n for n in size)
+    return height, width
+
+
 def compose(outer: tf.Tensor, inner: tf.Tensor) -> tf.Tensor:
     """The matrix of p -> outer(inner(p)). `inner` belongs to the later transform."""
     return tf.matmul(outer, tf.concat([inner, [[0.0, 0.0, 1.0]]], 0))
@@ -38,7 +51,7 @@ def crop(box: tf.Tensor, size: tf.Tensor, transposed: bool = False) -> tf.Tensor
     return _matrix(width, 0.0, left, 0.0, height, top)
 
 
-def rotation(angle: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
+def rotation(angle: tf.Tensor, size: tuple[float | tf.Tensor, float | tf.Tensor]) -> tf.Tensor:
     """The matrix of a counterclockwise rotation about the center.
 
     Args:
@@ -48,12 +61,12 @@ def rotation(angle: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
     return from_pixels(pixel_rotation(angle, size), size)
 
 
-def shear_x(factor: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
+def shear_x(factor: tf.Tensor, size: tuple[float | tf.Tensor, float | tf.Tensor]) -> tf.Tensor:
     """The matrix of a horizontal shear: a point at (x, y) pixels comes from (x + factor * y, y)."""
     return from_pixels(pixel_shear_x(factor), size)
 
 
-def shear_y(factor: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
+def shear_y(factor: tf.Tensor, size: tuple[float | tf.Tensor, float | tf.Tensor]) -> tf.Tensor:
     """The matrix of a vertical shear: a point at (x, y) pixels comes from (x, y + factor * x)."""
     return from_pixels(pixel_shear_y(factor), size)
 
@@ -63,7 +76,7 @@ def translation(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
     return _matrix(1.0, 0.0, x, 0.0, 1.0, y)
 
 
-def pixel_rotation(angle: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
+def pixel_rotation(angle: tf.Tensor, size: tuple[float | tf.Tensor, float | tf.Tensor]) -> tf.Tensor:
     """`rotation` between points in pixels, for sampling."""
     x, y = size[1] / 2, size[0] / 2
     cos, sin = tf.cos(angle), tf.sin(angle)
@@ -80,7 +93,7 @@ def pixel_shear_y(factor: tf.Tensor) -> tf.Tensor:
     return _matrix(1.0, 0.0, 0.0, factor, 1.0, 0.0)
 
 
-def from_pixels(matrix: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
+def from_pixels(matrix: tf.Tensor, size: tuple[float | tf.Tensor, float | tf.Tensor]) -> tf.Tensor:
     """Converts a matrix between points in pixels, of an image of `size`, to one between points in [0, 1]."""
     height, width = size
     (a, b, c), (d, e, f) = (tf.unstack(row) for row in tf.unstack(matrix))

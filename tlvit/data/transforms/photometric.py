@@ -1,11 +1,11 @@
 """Changes of the pixel values of an image with Pillow's arithmetic, truncation included.
 
-All functions run inside tf.data's graph on one image, uint8 [H, W, 3] with H and W known, and return an image
-of the same shape.
+All functions run inside tf.data's graph on one image, uint8 [H, W, 3], and return an image of the same shape.
 """
 
 import tensorflow as tf
 
+from tlvit.data.transforms.geometry import size_of
 from tlvit.ops.randaugment_policy import SOLARIZE_ADD_BELOW
 
 GRAY = (19595 / 65536, 38470 / 65536, 7471 / 65536)  # Pillow's weights of red, green and blue
@@ -20,9 +20,9 @@ def autocontrast(image: tf.Tensor) -> tf.Tensor:
     scale = tf.where(flat, 1.0, 255.0 / tf.maximum(high - low, 1.0))
     # Truncated as in Pillow. The small offset keeps float32 rounding from falling below a whole number.
     shift = tf.where(flat, 0.0, 1e-4 - low * scale)
-    width = image.shape[1]
+    width = size_of(image)[1]
     stretched = tf.cast(wide, tf.float32) * tf.tile(scale, [width]) + tf.tile(shift, [width])
-    return tf.reshape(_truncate(stretched), image.shape)
+    return tf.reshape(_truncate(stretched), tf.shape(image))
 
 
 def equalize(image: tf.Tensor) -> tf.Tensor:
@@ -67,7 +67,7 @@ def color(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
     gray = tf.tile(tf.constant(GRAY)[:, None], [1, 3])
     pixels = tf.reshape(tf.cast(image, tf.float32), [-1, 3])
     mixed = tf.matmul(pixels, (1 - factor) * gray + factor * tf.eye(3))
-    return tf.reshape(_truncate(mixed + 1e-3), image.shape)
+    return tf.reshape(_truncate(mixed + 1e-3), tf.shape(image))
 
 
 def contrast(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
@@ -87,7 +87,7 @@ def sharpness(image: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
 
     The smoothing kernel is 3x3, with 5 in the center and 1 elsewhere, over 13. The border does not change.
     """
-    height, width, _ = image.shape
+    height, width = size_of(image)
     wide = tf.cast(_wide(image), tf.int16)
     rows = wide[:-2] + wide[1:-1] + wide[2:]
     inner = wide[1:-1, 3:-3]
@@ -106,7 +106,7 @@ def grayscale(image: tf.Tensor) -> tf.Tensor:
 
 def gaussian_blur(image: tf.Tensor, radius: tf.Tensor) -> tf.Tensor:
     """Blurs with a Gaussian of standard deviation `radius` pixels, renormalized at the border."""
-    height, width, _ = image.shape
+    height, width = size_of(image)
     rows = tf.matmul(_gaussian(height, radius), tf.cast(_wide(image), tf.float32))
     columns = tf.reshape(tf.transpose(tf.reshape(rows, [height, width, 3]), [1, 0, 2]), [width, height * 3])
     blurred = tf.reshape(tf.matmul(_gaussian(width, radius), columns), [width, height, 3])
@@ -115,7 +115,7 @@ def gaussian_blur(image: tf.Tensor, radius: tf.Tensor) -> tf.Tensor:
 
 def _wide(image: tf.Tensor) -> tf.Tensor:
     """[H, W * 3]: TensorFlow adds vectors to long rows several times faster than to rows of three."""
-    height, width, _ = image.shape
+    height, width = size_of(image)
     return tf.reshape(image, [height, width * 3])
 
 
@@ -128,7 +128,7 @@ def _truncate(values: tf.Tensor) -> tf.Tensor:
     return tf.cast(tf.clip_by_value(values, 0.0, 255.0), tf.uint8)
 
 
-def _gaussian(size: int, radius: tf.Tensor) -> tf.Tensor:
+def _gaussian(size: int | tf.Tensor, radius: tf.Tensor) -> tf.Tensor:
     """Weights float32 [size, size]: row i has those of the pixels in blurred pixel i. Rows sum to 1."""
     position = tf.range(size, dtype=tf.float32)
     distance = (position[:, None] - position[None, :]) / radius
