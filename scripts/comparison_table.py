@@ -115,7 +115,7 @@ def table(lines: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> str:
       lines: records of the runs of one setting.
       names: arm -> its words in the table, in the order of the rows. Arms without runs are left out.
     """
-    found = accuracies(lines)
+    found = accuracies([line for line in lines if line["arm"] in names])
     rows = [
         "| student trained with | n | top-1, % (95 % interval) | gain over image labels (95 %) | p |",
         "|---|---|---|---|---|",

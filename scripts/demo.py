@@ -37,6 +37,8 @@ from tlvit.training.run_log import duration, read_metrics, start_logging
 
 ROOT = pathlib.Path(__file__).parent.parent
 STORED = ROOT / "docs/results/token_labels.jsonl"
+STORED_ARM = "labels_twice"  # the arm with the budget of the demo's student
+STUDENT_EPOCHS = 2 * digits_small.EPOCHS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,7 +73,7 @@ def demo(options: argparse.Namespace) -> int:
         "4/5  The student, an LV-ViT, learns from the maps with all of its tokens.",
         run_command("token_labels", out / "student"),
     )
-    student = run("token_labels", out / "student", out, epochs=options.epochs)
+    student = run("token_labels", out / "student", out, epochs=options.epochs or STUDENT_EPOCHS)
 
     say(
         "5/5  Export the student for PyTorch, check the export, draw the report.",
@@ -125,7 +127,7 @@ def run(
 
 def stored_baseline(folder: pathlib.Path) -> pathlib.Path:
     """Writes the stored accuracies of a student without token labels (seed 0) as a metrics.jsonl."""
-    line = next(line for line in read_lines(STORED) if (line["arm"], line["seed"]) == ("labels", 0))
+    line = next(line for line in read_lines(STORED) if (line["arm"], line["seed"]) == (STORED_ARM, 0))
     metrics = [
         {"step": i, "train/epoch": epoch, "eval/raw_top1": raw, "eval/ema_top1": ema}
         for i, (epoch, raw, ema) in enumerate(line["curve"])
@@ -146,7 +148,8 @@ def run_command(variant: str, workdir: pathlib.Path) -> str:
     """The command that does the same as `run`."""
     name = "configs/digits_small.py" + ("" if variant == "token_labels" else f":{variant}")
     maps = f" --config.data.score_maps={workdir.parent}/score_maps" if variant == "token_labels" else ""
-    data = f"--config.data.dir={workdir.parent}/data{maps}"
+    epochs = "" if variant == "annotator" else f" --config.epochs={STUDENT_EPOCHS}"
+    data = f"--config.data.dir={workdir.parent}/data{maps}{epochs}"
     return f"python -m tlvit.main --config={name} --workdir={workdir} {data}"
 
 
