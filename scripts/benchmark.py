@@ -6,6 +6,7 @@
     python -m scripts.benchmark compile --topology=v5e:2x4                  # the same for absent TPUs
     python -m scripts.benchmark compile --topology=v5e:2x4 --mesh=data=2,fsdp=4
     python -m scripts.benchmark compile --annotator=dm_nfnet_f6             # with an annotator in the step
+    python -m scripts.benchmark attention --help                            # memory traffic of attention
     python -m scripts.benchmark annotate --help                             # images/s of annotation
     python -m scripts.benchmark input --help                                # images/s of the data pipeline
     python -m scripts.benchmark resume --help                               # resume in the middle of an epoch
@@ -20,6 +21,7 @@ from collections.abc import Sequence
 PROGRAMS = {
     "step": "scripts.benchmark_step",
     "compile": "scripts.benchmark_step",
+    "attention": "scripts.benchmark_attention",
     "annotate": "scripts.benchmark_annotate",
     "input": "scripts.benchmark_input",
     "resume": "scripts.benchmark_resume",

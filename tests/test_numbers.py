@@ -34,7 +34,8 @@ def test_hours_follow_from_the_operations():
     assert len(found) >= 15
     for recipe, _, cells in found:
         epochs, images, gflop, eflop, *hours, rate, _ = cells
-        total = number(epochs) * 1_281_167 * number(gflop) * 1e9
+        flop = sum(map(number, gflop.split(" + "))) * 1e9
+        total = number(epochs) * 1_281_167 * flop
         assert number(images) == round(number(epochs) * 1.281167), recipe
         assert number(eflop) == pytest.approx(total / 1e18, rel=0.02)
         for text, (chip, count) in zip(hours, MACHINES, strict=True):
@@ -42,17 +43,14 @@ def test_hours_follow_from_the_operations():
             computed = total / (count * CHIPS[chip][0] * UTILIZATION) / 3600
             assert number(alone) == pytest.approx(computed, rel=0.03, abs=0.06), (recipe, chip)
             assert number(together) == pytest.approx(computed * count, rel=0.03, abs=0.06), (recipe, chip)
-        assert number(rate) == pytest.approx(
-            8 * CHIPS["TPU v5e"][0] * UTILIZATION / (number(gflop) * 1e9), rel=0.02
-        )
+        assert number(rate) == pytest.approx(8 * CHIPS["TPU v5e"][0] * UTILIZATION / flop, rel=0.03)
 
 
 def test_published_accuracies_of_the_expectations():
     for recipe, words, cells in hours_table():
         model, side = recipe.rpartition(":")[2], re.search(r"at (\d+)", words)
         found = published.find(model, int(side[1]) if side else 224)
-        assert found, recipe
-        assert number(cells[-1]) == found.top1, recipe
+        assert cells[-1] == (f"{found.top1:.1f}" if found else ""), recipe
 
 
 def test_published_accuracies_of_the_readme():

@@ -27,8 +27,8 @@ def check_url(path: str | os.PathLike) -> None:
     scheme, is_url, _ = os.fspath(path).partition("://")
     if is_url and scheme != "gs":
         raise ValueError(
-            f"{os.fspath(path)} cannot be opened: TensorFlow and Orbax read gs:// and local files, not "
-            f"{scheme}://. Mount the bucket and give the path of the mount."
+            f"{os.fspath(path)} cannot be opened: TensorFlow reads gs:// and local files, not {scheme}://. "
+            "Mount the bucket and give the path of the mount."
         )
 
 

@@ -38,6 +38,32 @@ def test_batch_norm_counts_pixels_and_keeps_float32_statistics():
     np.testing.assert_allclose(net.var[...], x.reshape(-1, 3).var(0, ddof=1), rtol=1e-5)
 
 
+def test_statistics_far_from_zero_are_exact_once_the_running_mean_is_near():
+    """The variance is a mean of squared distances to the running mean, minus a square."""
+    x = (1000 + randn(64, 5, 3)).astype(np.float32)
+    norm = BatchNorm(3, momentum=1.0)
+    norm.mean[...] = jnp.full(3, 999.0)
+    net = nnx.view(norm, use_running_average=False)
+    net(jnp.asarray(x))
+    np.testing.assert_allclose(net.mean[...], x.mean((0, 1), np.float64), rtol=1e-6)
+    np.testing.assert_allclose(net.var[...], x.reshape(-1, 3).var(0, np.float64, ddof=1), rtol=1e-4)
+
+
+def test_the_gradient_is_that_of_the_formula_for_any_running_mean():
+    x, weights = randn(8, 4, 3), randn(8, 4, 3, seed=1)
+
+    def plain(x):
+        centered = x - x.mean((0, 1), keepdims=True)
+        return jnp.sum(weights * centered / jnp.sqrt((centered**2).mean((0, 1), keepdims=True) + 1e-5))
+
+    for running in (0.0, 2.0):
+        norm = BatchNorm(3)
+        norm.mean[...] = jnp.full(3, running)
+        net, params, stats = functional.functionalize(norm)
+        ours = lambda x, net=net, p=params, s=stats: jnp.sum(weights * net.bind(p, s, train=True)(x))
+        np.testing.assert_allclose(jax.grad(ours)(x), jax.grad(plain)(x), atol=1e-5)
+
+
 def test_batch_norm_is_synchronized_over_devices():
     """Eight devices compute the statistics of the global batch."""
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))

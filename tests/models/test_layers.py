@@ -53,6 +53,21 @@ def test_initialization_is_the_published_one():
     assert abs(float(conv.kernel[...].std()) - bound / math.sqrt(3)) < 0.02 * bound
 
 
+def test_logits_of_bfloat16_inputs_are_sums_in_float32():
+    """Products of bfloat16 numbers are exact in float32; a sum that is rounded to bfloat16 is 2e-3 off."""
+    layer = layers.classifier(64, 5, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    x, kernel = (jnp.asarray(a, jnp.bfloat16) for a in (randn(3, 64), layer.kernel[...]))
+    found, expected = layer(x), np.asarray(x, np.float64) @ np.asarray(kernel, np.float64)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert (
+        np.abs(
+            np.asarray(layers.linear(64, 5, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))(x), float) - expected
+        ).max()
+        > 1e-4
+    )
+
+
 def test_convolution_pads_like_torch():
     """A 7x7 kernel of ones, stride 2, padding 3, counts the pixels under it."""
     conv = layers.Conv(1, 1, 7, stride=2, padding=3, bias=False, rngs=nnx.Rngs(0))

@@ -221,6 +221,18 @@ def test_annotation_is_compiled_for_a_topology(capsys, monkeypatch, small_annota
 
 
 @pytest.mark.slow
+def test_attention_alone(capsys):
+    arguments = ["attention", "--tokens=5", "--heads=2", "--head-width=8", "--images=2", "--kinds=xla,fused"]
+    assert benchmark.main(arguments) == 0
+    xla, fused = map(json.loads, capsys.readouterr().out.splitlines())
+    assert [(found["kind"], found["tokens"]) for found in (xla, fused)] == [("xla", 5), ("fused", 5)]
+    # At least the input, the result and both gradients, in bfloat16: 3 + 1 + 1 + 3 times the width.
+    assert all(found["hbm_bytes_per_image"] >= 8 * 16 * 5 * 2 for found in (xla, fused))
+    with pytest.raises(SystemExit):
+        benchmark.main(["attention", "--kinds=xla,flush"])
+    assert "not flush" in capsys.readouterr().err
+
+
 def test_no_tensorflow():
     """Neither TensorFlow nor TFDS, clu, ml_collections or torch is imported."""
     code = f"""

@@ -53,7 +53,12 @@ class BatchNorm(nnx.Module):
                 f"BatchNorm cannot be trained with one value per channel, shape {list(x.shape)}: "
                 "use more than one image in a batch."
             )
-        mean, var = jnp.mean(x, axes), jnp.var(x, axes)
+        # Both sums in one pass over `x`: jnp.var passes over it again, and once more for its gradient. The
+        # running mean is near that of the batch, so that the difference of squares below is accurate.
+        running = self.mean[...]
+        distance = x - jnp.expand_dims(running, axes)
+        shift = jnp.mean(distance, axes)
+        mean, var = running + shift, jnp.maximum(jnp.mean(jnp.square(distance), axes) - jnp.square(shift), 0)
         m = self.momentum
         self.mean[...] = (1 - m) * self.mean[...] + m * mean
         self.var[...] = (1 - m) * self.var[...] + m * var * (count / (count - 1))

@@ -94,18 +94,20 @@ class PooledClassifier(nnx.Module):
     ):  # fmt: skip
         self.drop_rate = drop_rate
         init = nnx.initializers.normal(0.01)
-        self.fc = nnx.Linear(width, num_classes, kernel_init=init, dtype=dtype, rngs=rngs)
+        self.fc = nnx.Linear(
+            width, num_classes, kernel_init=init, dtype=dtype, preferred_element_type=jnp.float32, rngs=rngs
+        )
 
     def __call__(
         self, features: Float[Array, "B h w D"], key: jax.Array | None = None
     ) -> Float[Array, "B L"]:
         """The float32 logits of the average cell."""
         pooled = jnp.mean(features, axis=(1, 2), dtype=jnp.float32)
-        return self.fc(dropout(pooled, self.drop_rate, key)).astype(jnp.float32)
+        return self.fc(dropout(pooled, self.drop_rate, key))
 
     def dense(self, features: Float[Array, "B h w D"]) -> Float[Array, "B h w L"]:
         """The float32 logits of every cell."""
-        return self.fc(features).astype(jnp.float32)
+        return self.fc(features)
 
 
 class SqueezeExcite(nnx.Module):

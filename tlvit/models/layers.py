@@ -37,6 +37,16 @@ def linear(
     )
 
 
+def classifier(width: int, num_classes: int, *, dtype: Dtype = None, rngs: nnx.Rngs) -> nnx.Linear:
+    """A `linear` layer whose results are float32 whatever its type: logits.
+
+    The products are summed in float32 and not rounded to `dtype` afterwards.
+    """
+    layer = linear(width, num_classes, dtype=dtype, rngs=rngs)
+    layer.preferred_element_type = jnp.float32
+    return layer
+
+
 def layer_norm(width: int, *, epsilon: float, dtype: Dtype = None, rngs: nnx.Rngs) -> nnx.LayerNorm:
     """LayerNorm with float32 statistics. Flax and PyTorch differ in their default epsilon, so it is
     required."""

@@ -5,7 +5,7 @@ import jax
 from flax import nnx
 
 from tlvit.models.batch_norm import BatchNorm
-from tlvit.models.layers import Conv, drop_path_rates, layer_norm, linear
+from tlvit.models.layers import Conv, classifier, drop_path_rates, layer_norm
 from tlvit.models.transformer import Block, PatchEmbed, fuses_attention, token_grid
 from tlvit.models.vit import TokenModel, check_rule
 from tlvit.shapes import Float
@@ -82,8 +82,8 @@ class LVViT(TokenModel):
             for rate in drop_path_rates(drop_path, depth)
         )  # fmt: skip
         self.norm = layer_norm(dim, epsilon=1e-5, dtype=dtype, rngs=rngs)
-        self.head = linear(dim, num_classes, dtype=dtype, rngs=rngs)
-        self.aux_head = linear(dim, num_classes, dtype=dtype, rngs=rngs) if token_head else None
+        self.head = classifier(dim, num_classes, dtype=dtype, rngs=rngs)
+        self.aux_head = classifier(dim, num_classes, dtype=dtype, rngs=rngs) if token_head else None
 
     def embed_patches(
         self, images: Float[Array, "B H W 3"], key: jax.Array | None = None

@@ -93,9 +93,9 @@ def class_logits(
         else:  # the Transition of a dense T2T-ViT has no attention
             x = block(x)
     x = model.norm(x)
-    logits = model.head(x[:, 0]).astype(jnp.float32)
+    logits = model.head(x[:, 0])
     if model.head_dist is not None:
-        logits = (logits + model.head_dist(x[:, 1]).astype(jnp.float32)) / 2
+        logits = (logits + model.head_dist(x[:, 1])) / 2
     return logits
 
 

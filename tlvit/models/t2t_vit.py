@@ -11,7 +11,7 @@ import numpy as np
 from einops import rearrange
 from flax import nnx
 
-from tlvit.models.layers import Buffer, gelu, layer_norm, linear, split_key
+from tlvit.models.layers import Buffer, classifier, gelu, layer_norm, linear, split_key
 from tlvit.models.t2t_blocks import make_blocks
 from tlvit.models.transformer import Mlp, fuses_attention, token_grid
 from tlvit.models.vit import TokenModel, check_rule
@@ -76,8 +76,8 @@ class T2TViT(TokenModel):
         )  # fmt: skip
         self.blocks = nnx.List(blocks)
         self.norm = layer_norm(dim, epsilon=1e-5, dtype=dtype, rngs=rngs)
-        self.head = linear(dim, num_classes, dtype=dtype, rngs=rngs)
-        self.aux_head = linear(dim, num_classes, dtype=dtype, rngs=rngs) if token_head else None
+        self.head = classifier(dim, num_classes, dtype=dtype, rngs=rngs)
+        self.aux_head = classifier(dim, num_classes, dtype=dtype, rngs=rngs) if token_head else None
 
     def embed_patches(
         self, images: Float[Array, "B H W 3"], key: jax.Array | None = None

@@ -79,12 +79,12 @@ class TokenModel(Model):
         x = dropout(self._sequence(x), self.drop_rate, drop_key)  # [B, P + N, D]
         x = self.norm(run_blocks(self.blocks, x, blocks_key, remat=self.remat, scan=self.scan_blocks))
 
-        cls = self.head(x[:, 0]).astype(jnp.float32)
-        dist = None if self.head_dist is None else self.head_dist(x[:, 1]).astype(jnp.float32)
+        cls = self.head(x[:, 0])
+        dist = None if self.head_dist is None else self.head_dist(x[:, 1])
         logits = cls if dist is None else (cls + dist) / 2
         if self.aux_head is None:
             return ModelOutput(logits=logits, cls=cls, dist=dist)
-        tokens = self.aux_head(x[:, self._num_prefix :]).astype(jnp.float32)
+        tokens = self.aux_head(x[:, self._num_prefix :])
         if mix is not None:
             tokens = rearrange(mix_tokens(self._on_grid(tokens), mix), "b h w l -> b (h w) l")
         logits = infer(logits, tokens, rule=self.rule, token_weight=self.token_weight)
@@ -105,9 +105,9 @@ class TokenModel(Model):
         """
         x = self.features(images)
         if self.aux_head is not None:
-            return self.aux_head(x).astype(jnp.float32)
-        logits = self.head(x).astype(jnp.float32)
-        return logits if self.head_dist is None else (logits + self.head_dist(x).astype(jnp.float32)) / 2
+            return self.aux_head(x)
+        logits = self.head(x)
+        return logits if self.head_dist is None else (logits + self.head_dist(x)) / 2
 
     def embed(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B T D"]:
         """The input of the first block: prefix tokens and patch tokens, with positions."""
