@@ -52,22 +52,16 @@ def read_lines(path: str | pathlib.Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def accuracies(
-    lines: Sequence[Mapping[str, Any]], key: str = "ema_top1", *, complete: bool = True
-) -> dict[str, dict[int, float]]:
+def accuracies(lines: Sequence[Mapping[str, Any]], key: str = "ema_top1") -> dict[str, dict[int, float]]:
     """arm -> seed -> top-1 in percent.
 
     Args:
       lines: records of finished runs, from `read_lines`.
       key: "ema_top1" (averaged weights) or "raw_top1".
-      complete: leave out the seeds that an arm has and another has not yet.
     """
     found: dict[str, dict[int, float]] = {}
     for line in lines:
         found.setdefault(line["arm"], {})[line["seed"]] = line[key]
-    if complete and found:
-        common = set.intersection(*(set(seeds) for seeds in found.values()))
-        found = {arm: {seed: seeds[seed] for seed in sorted(common)} for arm, seeds in found.items()}
     return found
 
 
@@ -109,7 +103,7 @@ def bootstrap_interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def table(lines: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> str:
-    """The Markdown table of the seeds that all arms have.
+    """The Markdown table. An arm's gain is over the seeds that it and the baseline have.
 
     Args:
       lines: records of the runs of one setting.

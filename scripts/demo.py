@@ -37,7 +37,7 @@ from tlvit.training.run_log import duration, read_metrics, start_logging
 
 ROOT = pathlib.Path(__file__).parent.parent
 STORED = ROOT / "docs/results/token_labels.jsonl"
-STORED_ARM = "labels_twice"  # the arm with the budget of the demo's student
+STORED_ARM = "labels"
 STUDENT_EPOCHS = 2 * digits_small.EPOCHS
 
 
@@ -85,7 +85,7 @@ def demo(options: argparse.Namespace) -> int:
         out / "student",
         annotator=out / "annotator",
         baseline=stored,
-        baseline_name="without token labels (stored result)",
+        baseline_name=f"without token labels, {digits_small.EPOCHS} epochs (stored result)",
     )
     picture = picture.replace(out / "report.png")
 

@@ -22,7 +22,7 @@ def main(path: str) -> None:
     from matplotlib import pyplot
 
     lines = current_lines(read_lines(ROOT / "docs/results/token_labels.jsonl"))
-    figure, axis = pyplot.subplots(figsize=(7.5, 4.2), layout="constrained")
+    figure, axis = pyplot.subplots(figsize=(7.5, 4.8), layout="constrained")
     for i, (arm, name) in enumerate(NAMES.items()):
         curves = [np.array(line["curve"]) for line in lines if line["arm"] == arm]
         if not curves:
@@ -34,7 +34,7 @@ def main(path: str) -> None:
         axis.plot(mean[:, 0], mean[:, 2], color=f"C{i}", lw=2, marker=".", label=label)
     axis.set(xlabel="epoch", ylabel="top-1 on the test scenes, averaged weights, %")
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8)
     figure.savefig(path, dpi=90)
 
 

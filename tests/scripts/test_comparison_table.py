@@ -54,11 +54,13 @@ def test_the_bootstrap_interval_is_that_of_the_mean():
     assert all(math.isnan(v) for v in bootstrap_interval([5.0]))
 
 
-def test_only_seeds_of_all_arms_count():
+def test_a_gain_is_over_the_common_seeds():
     found = accuracies(lines(labels=LABELS, aligned=ALIGNED[:2]))
-    assert {arm: list(seeds) for arm, seeds in found.items()} == {"labels": [0, 1], "aligned": [0, 1]}
-    every = accuracies(lines(labels=LABELS, aligned=ALIGNED[:2]), "raw_top1", complete=False)
-    assert every["labels"] == {seed: top1 - 1 for seed, top1 in enumerate(LABELS)}
+    s = statistics_of("aligned", found, baseline="labels")
+    assert (s.count, s.mean, s.gain) == (2, 77.0, 6.0)  # of seeds 0 and 1
+    assert statistics_of("labels", found, baseline="labels").count == 4
+    raw = accuracies(lines(labels=LABELS), "raw_top1")
+    assert raw["labels"] == {seed: top1 - 1 for seed, top1 in enumerate(LABELS)}
 
 
 def test_the_table_has_a_row_for_each_arm_with_runs():

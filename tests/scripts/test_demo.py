@@ -74,7 +74,7 @@ def test_a_faithful_export_shows_no_difference(tmp_path):
 
 
 def test_the_stored_curve_is_that_of_the_results(tmp_path):
-    line = next(r for r in read_lines(demo.STORED) if (r["arm"], r["seed"]) == ("labels_twice", 0))
+    line = next(r for r in read_lines(demo.STORED) if (r["arm"], r["seed"]) == (demo.STORED_ARM, 0))
     metrics = read_metrics(demo.stored_baseline(tmp_path / "stored"))
     assert [m["train/epoch"] for m in metrics] == [epoch for epoch, _, _ in line["curve"]]
     assert (metrics[-1]["eval/ema_top1"], metrics[-1]["eval/raw_top1"]) == (
