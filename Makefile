@@ -4,8 +4,9 @@
 
 PYTHON ?= python3
 VENV ?= .venv$(if $(filter-out python3,$(notdir $(PYTHON))),-$(notdir $(PYTHON)))
-# The tests compare exported checkpoints with PyTorch (CPU build). TORCH= leaves these tests out.
-TORCH ?= $(shell $(PYTHON) -c 'import sys; print("torch==2.13.0" if sys.version_info[:2] == (3, 11) else "")')
+# The tests compare exported checkpoints with PyTorch (CPU build) and annotate with models of timm, which needs
+# the torchvision of this PyTorch. TORCH= leaves these tests out.
+TORCH ?= $(shell $(PYTHON) -c 'import sys; print("torch==2.13.0 torchvision==0.28.0 timm" if sys.version_info[:2] == (3, 11) else "")')
 WORKERS ?= 2
 # The tested versions, for the Pythons that have such a file.
 CONSTRAINTS := $(wildcard constraints/python$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])').txt)

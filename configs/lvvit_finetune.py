@@ -5,9 +5,9 @@
 
 The variant after the colon is lvvit_s, lvvit_m or lvvit_l. The image size is 384 (L: 512); another one is set
 with --config.image_size=448,448. Position embeddings are resized, and the token labels are sampled on the
-larger token grid from the same score maps. A batch of another size scales the learning rate, and min_lr with
-it has to be set: --config.batch_size=128 --config.optim.min_lr=1.25e-6. The published command has no moving
-average: --config.ema.decay=0.
+larger token grid from the same score maps. The learning rate is scaled with the batch size and min_lr is not,
+so a smaller batch is refused: --config.batch_size=128 --config.optim.base_batch_size=128 keeps both at 5e-6.
+The published command has no moving average: --config.ema.decay=0.
 
 Hardware: as for the model's own recipe. Published top-1 at batch 512: 84.4 % (S at 384), 85.4 and 85.5 % (M
 at 384 and 448), 86.4 % (L at 512, from 448). The published command names no number of epochs; this recipe

@@ -8,7 +8,8 @@
 The baseline between image labels and token labels: the class token learns the score map of the crop, pooled
 by RoIAlign, and no patch token learns anything. So any model is trained with it; the variant after the colon
 is deit_small_patch16_224, lvvit_s or t2t_vit_14, without a token head. Mixup and cutmix mix the pooled
-targets, as in the published ReLabel + CutMix; the other settings are those of DeiT.
+targets, as in the published ReLabel + CutMix; the learning rate and its schedule, mixup and cutmix are those
+of DeiT.
 
 Hardware: 8 GPUs or a TPU v5e-8 at batch 1024. Published top-1 of a ResNet-50: 77.5 % with image labels, 78.9
 % with ReLabel, 80.2 % with ReLabel + CutMix; none of these models. Measured with tlvit: nothing yet.

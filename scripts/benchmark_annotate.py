@@ -54,14 +54,15 @@ def measure_annotation(options: argparse.Namespace, info: ModelInfo) -> dict[str
     """Annotates JPEGs and times it."""
     import tlvit.data  # noqa: F401 (sets TensorFlow's log level before TensorFlow is imported)
     from scripts.benchmark_input import make_data
-    from tlvit.training.annotation import Annotator, Scorer, open_writer, write_shards
+    from tlvit.training.annotation import open_writer, write_shards
+    from tlvit.training.device_scorer import Annotator, DeviceScorer
 
     logging.getLogger("tlvit").setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder:
         source, _ = make_data(folder, options.images, shards=SHARDS)
         annotator = Annotator(info.build(), info)
         start = time.perf_counter()
-        scorer = Scorer(annotator, Scoring(), top_k=5, batch_size=options.batch_size or None)
+        scorer = DeviceScorer(annotator, Scoring(), top_k=5, batch_size=options.batch_size or None)
         batch_size = scorer.batch_size
         compile_s = time.perf_counter() - start
         writer = open_writer(scorer, source, f"{folder}/score_maps")
@@ -83,7 +84,7 @@ def measure_annotation(options: argparse.Namespace, info: ModelInfo) -> dict[str
 
 def inspect_annotation(options: argparse.Namespace, info: ModelInfo, mesh: Mesh) -> dict[str, Any]:
     """Compiles the program of annotation and reads its costs."""
-    from tlvit.training.annotation import dense_function, score_function
+    from tlvit.training.device_scorer import dense_function, score_function
 
     net, *arrays = abstract_model(info.build)
     dense, scoring = dense_function(net, info.preprocessing), Scoring()

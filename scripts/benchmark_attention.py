@@ -14,6 +14,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -78,7 +79,9 @@ def _splash(qkv: Array, heads: int) -> Array:
     tokens = query.shape[2]
     mask = masks.MultiHeadMask([masks.FullMask((tokens, tokens)) for _ in range(heads)])
     kernel = kernels.make_splash_mha_single_device(mask)
-    attend_image = lambda q, k, v, ids: kernel(q, k, v, segment_ids=kernels.SegmentIds(q=ids, kv=ids))
+    attend_image: Callable[..., Any] = lambda q, k, v, ids: kernel(
+        q, k, v, segment_ids=kernels.SegmentIds(q=ids, kv=ids)
+    )
     out = jax.vmap(attend_image)(query * _scale(qkv, heads), key, value, real)
     return merge_heads(out[:, :, : qkv.shape[1]])
 
@@ -96,12 +99,12 @@ def _scale(qkv: Array, heads: int) -> float:
     return (qkv.shape[-1] // 3 // heads) ** -0.5
 
 
-def _pad(parts: list[Array]) -> tuple[list[Array], Array]:
+def _pad(parts: list[Array]) -> tuple[list[jax.Array], jax.Array]:
     """Tokens padded to whole blocks, and int32 [B, tokens]: 1 for tokens, 0 for padding."""
     batch, _, tokens, _ = parts[0].shape
     extra = -tokens % BLOCK
-    real = jnp.broadcast_to(jnp.arange(tokens + extra) < tokens, (batch, tokens + extra))
-    return [jnp.pad(x, ((0, 0), (0, 0), (0, extra), (0, 0))) for x in parts], real.astype(jnp.int32)
+    real = jnp.tile(jnp.arange(tokens + extra, dtype=jnp.int32) < tokens, (batch, 1))
+    return [jnp.pad(x, ((0, 0), (0, 0), (0, extra), (0, 0))) for x in parts], jnp.asarray(real, jnp.int32)
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

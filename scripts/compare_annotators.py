@@ -24,7 +24,8 @@ from tlvit.checkpoints.native import restore_for_inference
 from tlvit.data.sources import digit_scenes
 from tlvit.data.sources.open import open_source
 from tlvit.models.functional import update
-from tlvit.training.annotation import Annotator, annotate
+from tlvit.training.annotation import annotate
+from tlvit.training.device_scorer import Annotator
 from tlvit.training.run_log import read_metrics, start_logging
 
 CLS_TARGETS = ("annotator", "label")
@@ -40,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     digit_scenes.prepare(out / "data", **recipe.SCENES)
     if not options.trained:
         every_epoch = {"eval.every_epochs": 1, "checkpoint.every_epochs": 1, "checkpoint.keep": 1000}
-        run("annotator", out / "annotator", out, seed=options.seed, changes=every_epoch, recipe=recipe)
+        budget = {"epochs": options.annotator_epochs, "seed": options.seed}
+        run("annotator", out / "annotator", out, **budget, changes=every_epoch, recipe=recipe)
     accuracy = {
         int(line["step"]): line["eval/ema_top1"]
         for line in read_metrics(out / "annotator")
@@ -136,6 +138,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="take the annotator's checkpoints that are there, train no more",
     )
     add("--epochs", type=int, default=40, metavar="N", help="epochs of each student (default: %(default)s)")
+    add("--annotator-epochs", type=int, metavar="N", help="epochs of the annotator (default: the recipe's)")
     add("--seed", type=int, default=0, metavar="SEED", help="default: %(default)s")
     return parser.parse_args(arguments)
 

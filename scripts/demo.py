@@ -31,7 +31,8 @@ from tlvit.data.sources import digit_scenes
 from tlvit.data.sources.open import open_source
 from tlvit.models.functional import functionalize
 from tlvit.ops.normalize import normalize
-from tlvit.training.annotation import Annotator, annotate
+from tlvit.training.annotation import annotate
+from tlvit.training.device_scorer import Annotator
 from tlvit.training.loop import train
 from tlvit.training.run_log import duration, read_metrics, start_logging
 

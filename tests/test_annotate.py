@@ -20,7 +20,8 @@ from tlvit.checkpoints.model_info import ModelInfo, Preprocessing
 from tlvit.checkpoints.native import save_model_folder
 from tlvit.checkpoints.torch_files import export
 from tlvit.ops.normalize import normalize
-from tlvit.training.annotation import Annotator, annotate, near_chance
+from tlvit.training.annotation import annotate, near_chance
+from tlvit.training.device_scorer import Annotator
 
 CLASSES, SIZE = 5, (32, 32)
 OPTIONS = {"widths": (8, 16), "depths": (1, 1), "strides": (2, 2), "group_width": 8, "stem_width": 8}

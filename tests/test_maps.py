@@ -143,8 +143,12 @@ def test_maps_are_drawn(source, data_arguments, tmp_path, messages, capsys):
     maps = tiny_images.write_maps(tmp_path, source)
     picture = tmp_path / "maps.png"
     command = [maps.path, *data_arguments, "--images=3", f"--out={picture}", "--config.image_size=64"]
-    assert main(command) == 0
+    assert main([*command, "--stats"]) == 0
     assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    printed = capsys.readouterr().out
+    assert "verified 19 score maps" in printed
+    assert "the label is the best class of the mean map" in printed
+    assert f"drawn: {picture}" in printed
     assert main([*command, "--config=lvvit_folder:annotator"]) == 1
     assert "regnety_016 has no tokens" in last(messages)
     assert main([*command, f"--out={tmp_path / 'maps.jpg'}"]) == 1

@@ -31,6 +31,7 @@ VARIANTS = {
     "deit3": ["small", "base", "base_224", "small_384"],
     "relabel": ["deit_small_patch16_224", "lvvit_s", "t2t_vit_14"],
     "t2t_vit": ["t2t_vit_7", "t2t_vit_14", "t2t_vit_24", "t2t_vit_t_19", "t2t_vit_14_384"],
+    "upernet_lvvit": ["s", "m", "l"],
 }
 CASES = [(name, variant) for name in RECIPES for variant in VARIANTS.get(name, [None])]
 
@@ -211,6 +212,25 @@ def test_fine_tuning_at_a_small_batch_is_refused():
     assert float(schedule(batch_size=512)(200)) == pytest.approx(5e-6)
 
 
+@pytest.mark.parametrize(
+    ("variant", "drop_path", "image_size"), [("s", 0.1, 512), ("m", 0.2, 512), ("l", 0.5, 448)]
+)
+def test_published_recipe_of_segmentation(variant, drop_path, image_size):
+    config = load("upernet_lvvit", variant)
+    optim, settings = config.optim, config.segmentation
+    assert config.model.options["drop_path"] == drop_path
+    assert (config.image_size, config.crop_size) == ((image_size, image_size), (512, 512))
+    assert (optim.name, optim.learning_rate, optim.weight_decay, optim.no_decay) == ("adamw", 6e-5, 0.01, ())
+    assert (optim.schedule, optim.power, optim.warmup_steps, optim.min_lr) == ("poly", 1, 1500, 0)
+    assert (config.steps, config.eval.every_steps, config.checkpoint.every_steps) == (160_000, 8000, 8000)
+    assert (optim.clip_norm, config.ema.decay, config.augment.hflip) == (0, 0, 0.5)
+    assert (settings.scale, settings.scale_range, settings.max_class_ratio) == ((2048, 512), (0.5, 2), 0.75)
+    assert (settings.normalize, settings.aux_weight, settings.photometric) == ("all", 0.4, True)
+    assert (settings.num_classes, settings.reduce_zero_label) == (150, True)
+    preprocessing = model_info(config, Source()).preprocessing
+    assert (preprocessing.scale, preprocessing.window, preprocessing.stride) == ((2048, 512), 512, 341)
+
+
 def test_published_fine_tuning():
     config = load("lvvit_finetune", "lvvit_m")
     optim = config.optim
@@ -224,7 +244,7 @@ def test_published_fine_tuning():
 @pytest.mark.parametrize(
     "name",
     ["digits", "lvvit_folder", "lvvit_finetune", "lvvit_l", "lvvit_mixtoken", "deit", "deit3", "relabel",
-     "t2t_vit"],
+     "t2t_vit", "upernet_lvvit"],
 )  # fmt: skip
 def test_an_unknown_variant_is_refused(name):
     with pytest.raises(ValueError, match=f"{name}:nonsense is not a variant of {name}; choose one of "):

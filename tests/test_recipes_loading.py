@@ -160,6 +160,23 @@ def test_a_writer_is_made_by_a_python_file(tmp_path):
         recipes.load_writer("none.py", "w", {})
 
 
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (
+            "def make(path, size=64): ...",
+            r"make of .*mine\.py needs the arguments path, but",
+        ),
+        ("def make(*paths): ...", r"make\(\) of .*mine\.py returns None, not a tlvit\.DenseAnnotator"),
+        ("def make():\n    1 / 0", r"mine\.py, line 2: ZeroDivisionError"),
+    ],
+)
+def test_functions_that_make_no_annotator(code, message, tmp_path):
+    (tmp_path / "mine.py").write_text(code)
+    with pytest.raises(ValueError, match=message):
+        recipes.load_annotator(f"{tmp_path / 'mine.py'}:make")
+
+
 def test_the_settings_of_a_workdir(tmp_path):
     assert recipes.load_workdir(tmp_path) is None
     config = Config(epochs=7)

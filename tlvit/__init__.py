@@ -57,11 +57,12 @@ _PUBLIC = {
     "MapDescription": "tlvit.data.score_maps.format",
     # training and inference
     "make_optimizer": "tlvit.training.optimizer",
-    "Annotator": "tlvit.training.annotation",
+    "Annotator": "tlvit.training.device_scorer",
     "annotate": "tlvit.training.annotation",
     "DenseAnnotator": "tlvit.annotators.dense",
     "Scoring": "tlvit.annotators.scoring",
     "predict": "tlvit.predict",
+    "segment": "tlvit.segment",
 }
 
 __all__ = ["__version__", "config", *_PUBLIC]
@@ -81,7 +82,7 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """The type of this package. It keeps the functions `annotate` and `predict` apart from their commands.
+    """The type of this package. It keeps functions such as `predict` apart from the submodules they are in.
 
     The import system binds an imported submodule to its name in the package. The submodules tlvit.annotate
     and tlvit.predict are commands, but the package's attributes of these names are functions.

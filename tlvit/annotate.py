@@ -24,7 +24,8 @@ from tlvit.checkpoints.load import load
 from tlvit.checkpoints.model_info import WEIGHTS
 from tlvit.config import MAX_BATCH, parse_image_size
 from tlvit.recipes import load_annotator
-from tlvit.training.annotation import Annotator, annotate
+from tlvit.training.annotation import annotate
+from tlvit.training.device_scorer import Annotator
 from tlvit.training.run_log import start_logging
 
 if TYPE_CHECKING:  # importing tlvit.data imports TensorFlow

@@ -14,6 +14,7 @@ from tlvit.section import Section, annotations, range_text, setting
 
 MAX_BATCH = 131_072  # images in a batch
 MAX_EPOCHS = 100_000
+MAX_STEPS = 2**31 - 1  # of a run: an int32 counts them
 MAX_IMAGE_SIZE = 4096  # pixels
 MAX_THREADS = 1024  # that read images
 
@@ -270,6 +271,84 @@ class Distill(Section):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Segmentation(Section):
+    """Semantic segmentation, for task=segmentation: annotations, augmentation, loss and evaluation."""
+
+    prefix: ClassVar[str] = "config.segmentation."
+
+    num_classes: int = setting(
+        0,
+        "Number of classes of the annotations. 0: those of ROOT/classes.txt, or of a TFDS data set that "
+        "tlvit knows.",
+        low=0,
+        high=255,
+    )
+    ignore: int = setting(255, "Index in the annotations of pixels that do not count.", low=0, high=65535)
+    reduce_zero_label: bool = setting(False, "Index 0 does not count, and index 1 is class 0, as in ADE20K.")
+    scale: tuple[int, int] = setting(
+        (2048, 512),
+        "Limits of the longer and the shorter side, pixels. Images are resized to the largest size within "
+        "them, with their proportions.",
+        low=1,
+        high=65535,
+    )
+    scale_range: tuple[float, float] = setting(
+        (0.5, 2.0), "Range of the random factor of scale, in training.", above=0, high=100
+    )
+    crop_size: tuple[int, ...] = setting(
+        (), "Size of the random crop, (height, width). Empty: image_size.", low=1, high=MAX_IMAGE_SIZE
+    )
+    max_class_ratio: float = setting(
+        0.75,
+        "A crop is drawn again, up to 10 times, while one class has at least this fraction of its labeled "
+        "pixels. 1: any crop.",
+        above=0,
+        high=1,
+    )
+    photometric: bool = setting(True, "Random brightness, contrast, saturation and hue.")
+    aux_weight: float = setting(0.4, "Weight of the auxiliary head's loss.", low=0, high=1e6)
+    normalize: str = setting(
+        "all",
+        'Divides the sum of the loss over the labeled pixels by the number of "all" pixels, as published, or '
+        'of the "valid", labeled ones.',
+        choices=("all", "valid"),
+    )
+    window: int = setting(
+        512,
+        "Side of the sliding window of evaluation and prediction, pixels. 0: whole images.",
+        low=0,
+        high=MAX_IMAGE_SIZE,
+    )
+    stride: int = setting(341, "Distance of the sliding windows, pixels.", low=1, high=MAX_IMAGE_SIZE)
+    ratios: tuple[float, ...] = setting(
+        (1.0,),
+        "Factors of scale whose predictions are averaged in an evaluation. Published multi-scale: "
+        "(0.5, 0.75, 1.0, 1.25, 1.5, 1.75).",
+        above=0,
+        high=100,
+    )
+    flip: bool = setting(False, "Also average the predictions for the mirrored images in an evaluation.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        pairs = {name: getattr(self, name) for name in ("scale", "scale_range")}
+        for name, pair in pairs.items():
+            if len(pair) != 2:
+                raise ValueError(f"{self.prefix}{name} must be two numbers, not {pair}.")
+        if len(self.crop_size) not in (0, 2):
+            raise ValueError(f"{self.prefix}crop_size must be (height, width), not {self.crop_size}.")
+        if self.scale_range[0] > self.scale_range[1]:
+            raise ValueError(f"{self.prefix}scale_range must be (low, high), not {self.scale_range}.")
+        if self.window and self.stride > self.window:
+            raise ValueError(
+                f"{self.prefix}stride is {self.stride}, above the window's side of {self.window}: pixels "
+                "between two windows would have no prediction."
+            )
+        if not self.ratios:
+            raise ValueError(f"{self.prefix}ratios must have a number.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Optim(Section):
     """Optimizer and learning-rate schedule."""
 
@@ -307,6 +386,14 @@ class Optim(Section):
         "alone. 0 freezes. Of several patterns that match, the longest counts; names are those of "
         "tlvit.functionalize, with slashes.",
     )
+    schedule: str = setting(
+        "cosine",
+        'Learning rate after the warm-up: a "cosine" from the peak to min_lr, or "poly", a polynomial of '
+        "degree power. With poly the warm-up multiplies the polynomial by a line from warmup_lr / peak to 1, "
+        "as in mmsegmentation.",
+        choices=("cosine", "poly"),
+    )
+    power: float = setting(1.0, "Degree of the polynomial of schedule=poly.", above=0, high=10)
     layer_decay: float = setting(
         1.0,
         "Layer-wise decay of the learning rate: from the last block to the first one, each block has this "
@@ -320,8 +407,14 @@ class Optim(Section):
         "min_lr for all parameters.",
     )
     warmup_epochs: float = setting(5.0, "Length of the linear warm-up.", low=0, high=MAX_EPOCHS)
+    warmup_steps: int = setting(
+        0,
+        "Length of the warm-up in steps, in place of warmup_epochs. 0: warmup_epochs.",
+        low=0,
+        high=MAX_STEPS,
+    )
     warmup_lr: float = setting(1e-6, "First learning rate of the warm-up. Not scaled.", low=0, high=1000)
-    min_lr: float = setting(1e-5, "Learning rate at the end of the cosine. Not scaled.", low=0, high=1000)
+    min_lr: float = setting(1e-5, "Learning rate at the end of the schedule. Not scaled.", low=0, high=1000)
     schedule_unit: str = setting(
         "epoch", "Whether the learning rate changes every epoch or every step.", choices=("epoch", "step")
     )
@@ -367,6 +460,9 @@ class Eval(Section):
         low=0,
         high=MAX_EPOCHS,
     )
+    every_steps: int = setting(
+        0, "Steps between evaluations, in place of every_epochs. 0: every_epochs.", low=0, high=MAX_STEPS
+    )
     batch_size: int = setting(
         0, "Images in an evaluation batch. 0: config.batch_size.", low=0, high=MAX_BATCH
     )
@@ -402,6 +498,9 @@ class Checkpoint(Section):
         "Epochs between checkpoints. The last step is always saved. 0: only the last step.",
         low=0,
         high=MAX_EPOCHS,
+    )
+    every_steps: int = setting(
+        0, "Steps between checkpoints, in place of every_epochs. 0: every_epochs.", low=0, high=MAX_STEPS
     )
     keep: int = setting(
         3, "Latest checkpoints that are kept, in addition to the best.", low=1, high=MAX_EPOCHS
@@ -467,8 +566,14 @@ class Config(Section):
         0, "Seeds initialization, data order, augmentation, drop path and mixing.", low=0, high=2**32 - 1
     )
     batch_size: int = setting(1024, "Images in a step, over all devices.", low=1, high=MAX_BATCH)
-    epochs: int = setting(300, "Epochs of the cosine schedule, warm-up included.", low=1, high=MAX_EPOCHS)
+    epochs: int = setting(300, "Epochs of the schedule, warm-up included.", low=1, high=MAX_EPOCHS)
     cooldown_epochs: int = setting(10, "Further epochs at optim.min_lr.", low=0, high=MAX_EPOCHS)
+    steps: int = setting(
+        0,
+        "Length of the run and of the schedule in steps, in place of epochs and cooldown_epochs. 0: epochs.",
+        low=0,
+        high=MAX_STEPS,
+    )
     image_size: tuple[int, int] = setting(
         (224, 224),
         "(height, width). One number on the command line means a square.",
@@ -480,12 +585,18 @@ class Config(Section):
         "Train all tokens on score maps. False: train the class token on labels. With loss.dense_weight=0 "
         "the class token alone learns loss.cls_target, such as the score map pooled over the crop (ReLabel).",
     )
+    task: str = setting(
+        "classification",
+        'What the model learns: the class of an image ("classification") or of every pixel ("segmentation").',
+        choices=("classification", "segmentation"),
+    )
     log_every: int = setting(50, "Steps between progress lines.", low=1, high=1_000_000)
     model: Model = dataclasses.field(default_factory=Model)
     data: Data = dataclasses.field(default_factory=Data)
     augment: Augment = dataclasses.field(default_factory=Augment)
     loss: Loss = dataclasses.field(default_factory=Loss)
     distill: Distill = dataclasses.field(default_factory=Distill)
+    segmentation: Segmentation = dataclasses.field(default_factory=Segmentation)
     optim: Optim = dataclasses.field(default_factory=Optim)
     ema: Ema = dataclasses.field(default_factory=Ema)
     eval: Eval = dataclasses.field(default_factory=Eval)
@@ -507,7 +618,9 @@ class Config(Section):
                 f"({self.augment.cutmix:g}) would both mix the images. Set config.loss.mixtoken=False, or "
                 "mixup and cutmix to 0."
             )
-        if not (self.token_labels or mixing or self.loss.plain_labels):
+        if self.task == "segmentation":
+            self._check_segmentation()
+        elif not (self.token_labels or mixing or self.loss.plain_labels):
             raise ValueError(
                 "config.token_labels, mixup and cutmix are all off: a vision transformer overfits on labels "
                 "alone. Set config.augment.mixup=0.8 and config.augment.cutmix=1.0, or "
@@ -527,6 +640,26 @@ class Config(Section):
                 f"config.optim.min_lr is {self.optim.min_lr:g}, above the peak, config.optim.learning_rate="
                 f"{self.optim.learning_rate:g}."
             )
+
+    def _check_segmentation(self) -> None:
+        """Refuses settings of classification, which a segmentation run would not use."""
+        augment = self.augment
+        unused = {
+            "token_labels": self.token_labels,
+            "distill.teacher": self.distill.teacher,
+            "augment.randaugment": augment.randaugment,
+            "augment.three_augment": augment.three_augment,
+            "augment.color_jitter": augment.color_jitter,
+            "augment.random_erasing": augment.random_erasing,
+            "augment.mixup": augment.mixup,
+            "augment.cutmix": augment.cutmix,
+        }
+        for name, value in unused.items():
+            if value:
+                raise ValueError(
+                    f'config.{name} is {value!r}, but config.task="segmentation" does not use it. Set it to '
+                    f"{type(value)()!r}, or start from the recipe upernet_lvvit."
+                )
 
     def _check_annotator(self) -> None:
         data = self.data
@@ -627,8 +760,22 @@ class Config(Section):
 
     @property
     def total_epochs(self) -> int:
-        """Length of the run: the cosine and the cooldown."""
+        """Length of the run without `steps`: the schedule and the cooldown."""
         return self.epochs + self.cooldown_epochs
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Length of the run in steps."""
+        return self.steps or self.total_epochs * steps_per_epoch
+
+    def schedule_epochs(self, steps_per_epoch: int) -> float:
+        """Length of the learning-rate schedule in epochs."""
+        return self.steps / steps_per_epoch if self.steps else self.epochs
+
+    @property
+    def crop_size(self) -> tuple[int, int]:
+        """(height, width) of the training images of a batch."""
+        size = self.segmentation.crop_size if self.task == "segmentation" else ()
+        return (size[0], size[1]) if size else self.image_size
 
     @property
     def eval_batch_size(self) -> int:

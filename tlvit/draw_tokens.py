@@ -45,12 +45,12 @@ def draw_tokens(image: Image.Image, tokens: np.ndarray, names: Sequence[str] | N
     canvas.paste(image, (0, 0))
     gray = image.convert("L").convert("RGB")  # its own colors would change those of the classes
     canvas.paste(Image.composite(flat, gray, alpha), (image.width + 8, 0))
-    drawing, font = ImageDraw.Draw(canvas), _font()
+    drawing, font = ImageDraw.Draw(canvas), drawing_font()
     drawing.text((4, image.height + 8), CAPTION, fill="black", font=font)
     for i, c in enumerate(shown):
         y, cells = image.height + 24 + 16 * i, int((classes == c).sum())
         drawing.rectangle((4, y, 16, y + 12), fill=class_color(c))
-        text = _writable(f"{names[c] if names else c}: {cells} of {classes.size} tokens", font)
+        text = writable(f"{names[c] if names else c}: {cells} of {classes.size} tokens", font)
         drawing.text((22, y), text, fill="black", font=font)
     return canvas
 
@@ -89,7 +89,7 @@ def class_color(index: int) -> tuple[int, int, int]:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def drawing_font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """A font with the letters of many languages if one is installed, else Pillow's, which has Latin-1."""
     for name in FONTS:
         try:
@@ -99,7 +99,7 @@ def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return getattr(ImageFont, "load_default_imagefont", ImageFont.load_default)()  # Pillow 11.3
 
 
-def _writable(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+def writable(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
     """The text with ? in place of letters that Pillow's own font cannot write."""
     if isinstance(font, ImageFont.ImageFont):
         return text.encode("latin-1", "replace").decode("latin-1")

@@ -79,6 +79,32 @@ def read_image(path: str | os.PathLike, *, exif: bool = True) -> np.ndarray:
     return decode_image(content, exif=exif)
 
 
+def decode_annotation(content: bytes) -> np.ndarray:
+    """The indices in an annotation of segmentation, uint16 [H, W].
+
+    Args:
+      content: bytes of an image file: gray with up to 16 bits, or a palette, whose indices are taken. Of RGB
+        pixels the red value is the index.
+
+    Raises:
+      ValueError: the image is damaged, too large, of an unknown format, or of a refused kind.
+    """
+    try:
+        with Image.open(io.BytesIO(content), formats=("PNG", "TIFF", "BMP")) as image:
+            check_size(image.width, image.height)
+            if image.mode not in ("1", "L", "P", "RGB", "RGBA") and not image.mode.startswith("I;16"):
+                raise ValueError(f"its pixels are of the mode {image.mode}, not gray, palette or RGB")
+            bits = image.tile[0][3] if image.mode == "L" and image.tile else "L"
+            if bits in ("L;2", "L;4"):  # Pillow spreads these values over 0..255
+                return (np.asarray(image) // (255 // (2 ** int(bits[2]) - 1))).astype(np.uint16)
+            pixels = np.asarray(image)
+    except Image.UnidentifiedImageError:
+        raise ValueError("it is not a PNG, TIFF or BMP image") from None
+    except Exception as error:  # a damaged image can raise any exception in Pillow's decoders
+        raise ValueError(str(error) or f"it cannot be decoded ({type(error).__name__})") from error
+    return (pixels if pixels.ndim == 2 else pixels[:, :, 0]).astype(np.uint16)
+
+
 def is_upright_jpeg(content: bytes) -> bool:
     """Whether a file is a JPEG that `decode_image` accepts and does not turn. Only its header is read."""
     try:

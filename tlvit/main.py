@@ -41,6 +41,7 @@ from tlvit.signals import EXIT_STOPPED, ignore_until_exit
 from tlvit.training.evaluation import evaluate_checkpoint
 from tlvit.training.loop import ProfileWindow, train
 from tlvit.training.run_log import start_logging
+from tlvit.training.tasks import TASKS
 
 FLAGS = ("config", "workdir", "mode", "checkpoint", "weights", "profile", "writer", "multihost", "debug")
 log = logging.getLogger("tlvit")
@@ -116,12 +117,9 @@ def print_evaluation(path: str, config: settings.Config, weights: str) -> None:
     found = {}
     for kind in ("ema", "raw") if both else (weights,):
         name = "weights" if kind == "auto" else kind
-        sums = found[name] = evaluate_checkpoint(path, config, weights=kind)
-        real = f", ReaL {sums['real']:.2f}%" if "real" in sums else ""
-        log.info(
-            "%s: top-1 %.2f%%, top-5 %.2f%%%s on %d images",
-            path if kind == "auto" else f"{kind} weights", sums["top1"], sums["top5"], real, sums["count"],
-        )  # fmt: skip
+        values = found[name] = evaluate_checkpoint(path, config, weights=kind)
+        subject, text = path if kind == "auto" else f"{kind} weights", TASKS[config.task].describe(values)
+        log.info("%s: %s on %d images", subject, text, values["count"])
     print(json.dumps({"checkpoint": str(path), **found}))
 
 

@@ -58,20 +58,23 @@ def _run(options: argparse.Namespace) -> int:
         if picture:
             _check_picture(picture)
     source = open_source(options.data, options.split, data_dir=options.data_dir) if options.data else None
-    if source is not None and options.images:
-        return _draw(options, source)
     if source is not None and options.import_published:
-        info = _import(options, source)
-    else:
-        info = verify(options.folder, source)
-    state = "imported" if options.import_published else "verified"
-    print(f"{options.folder}: {state} {info.num_images - info.num_missing} score maps\n{_describe(info)}")
+        _print_description(options, "imported", _import(options, source))
+    elif options.stats or not options.images:
+        _print_description(options, "verified", verify(options.folder, source))
     if options.stats:
         _print_statistics(options, source)
+    if source is not None and options.images:
+        _draw(options, source)
     return 0
 
 
-def _draw(options: argparse.Namespace, source: "Source") -> int:
+def _print_description(options: argparse.Namespace, state: str, info: "ScoreMapInfo") -> None:
+    """Prints what was done with the maps, and what they are."""
+    print(f"{options.folder}: {state} {info.num_images - info.num_missing} score maps\n{_describe(info)}")
+
+
+def _draw(options: argparse.Namespace, source: "Source") -> None:
     """Draws maps, views and token targets."""
     from tlvit.data.score_maps.reader import open_score_maps
 
@@ -84,7 +87,6 @@ def _draw(options: argparse.Namespace, source: "Source") -> int:
     )
     save(figure, options.out)
     print(f"drawn: {options.out}")
-    return 0
 
 
 def _print_statistics(options: argparse.Namespace, source: "Source | None") -> None:

@@ -1,9 +1,10 @@
-"""Classifies image files with a trained model.
+"""Classifies image files with a trained model, or their pixels with a segmentation model.
 
 tlvit predict --checkpoint=WORKDIR photo.jpg                    # a run or a model folder
 tlvit predict --checkpoint=weights.pth photos/ 'more/*.png'     # a PyTorch file, many images
 tlvit predict --checkpoint=WORKDIR photo.jpg --json             # machine-readable
 tlvit predict --checkpoint=WORKDIR photo.jpg --tokens=out.png   # draw the classes of the tokens
+tlvit predict --checkpoint=WORKDIR photos/ --out=FOLDER         # segmentation: class maps and overlays
 """
 
 import argparse
@@ -30,8 +31,8 @@ from tlvit.draw_tokens import check_token_path, draw_tokens, token_path
 from tlvit.host_memory import check_batch
 from tlvit.images import SUFFIXES, printable, read_image
 from tlvit.models.functional import functionalize
-from tlvit.models.model import Model
 from tlvit.ops.normalize import normalize
+from tlvit.segment import segment_files
 from tlvit.types import Array, PyTree
 
 LONG = 8  # resized images of more than this many times the crop's pixels are not made completely
@@ -102,9 +103,9 @@ def predict(
       >>> for prediction in tlvit.predict(model, info, ["photo.jpg"]):
       ...     print(prediction.top[0].name)
     """
-    if not isinstance(model, Model):
+    if getattr(model, "task", "") != "classification":
         raise ValueError(
-            f"predict classifies images; {info.model} is a segmentation model: call it directly."
+            f"predict classifies images; {info.model} is a segmentation model: use tlvit.segment."
         )
     for name, value in (("top", top), ("batch_size", batch_size)):
         if not isinstance(value, int) or value < 1:
@@ -164,6 +165,10 @@ def _run(options: argparse.Namespace) -> int:
         names = read_class_names(options.classes, info.num_classes)
         info = dataclasses.replace(info, class_names=names)
     results, exif = [], options.exif == "apply"
+    if getattr(model, "task", "") == "segmentation":
+        return _segment(options, model, info, paths)
+    if options.out or options.multi_scale:
+        raise ValueError(f"--out and --multi-scale are for segmentation; {info.model} is a classifier.")
     how = {"top": options.top, "batch_size": options.batch_size, "tokens": bool(options.tokens)}
     for result in predict(model, info, paths, exif=exif, **how):
         results.append(dataclasses.replace(result, tokens=None))
@@ -177,6 +182,20 @@ def _run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps([_record(result) for result in results], indent=2))
     return 0 if any(result.error is None for result in results) else 1
+
+
+def _segment(
+    options: argparse.Namespace, model: nnx.Module, info: ModelInfo, paths: list[pathlib.Path]
+) -> int:
+    """The command for a segmentation model."""
+    if options.tokens:
+        raise ValueError(f"--tokens is for classifiers; {info.model} writes class maps: --out=FOLDER.")
+    if not options.out:
+        raise ValueError(f"{info.model} predicts the class of every pixel: say where to with --out=FOLDER.")
+    out, exif = pathlib.Path(options.out), options.exif == "apply"
+    command.check_writable(out, folder=True)
+    how = {"multi_scale": options.multi_scale, "as_json": options.json}
+    return segment_files(model, info, paths, out, exif=exif, **how)
 
 
 def list_images(sources: Iterable[str | pathlib.Path]) -> list[pathlib.Path]:
@@ -311,6 +330,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--tokens", metavar="PNG",
         help="draw the classes of the tokens into PNG; with several images out.png becomes "
         "out_0001_NAME.png and so on")  # fmt: skip
+    add(
+        "--out",
+        metavar="FOLDER",
+        help="folder of a segmentation model's NAME_classes.png (indices), NAME_overlay.png and legend.png",
+    )
+    add("--multi-scale", action="store_true",
+        help="with a segmentation model: average six image sizes, each also mirrored")  # fmt: skip
     add("--exif", choices=("apply", "ignore"), default="apply",
         help="turn images as their EXIF orientation says")  # fmt: skip
     return parser.parse_args(arguments)

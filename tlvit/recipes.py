@@ -105,11 +105,25 @@ def load_annotator(spec: str, image_size: tuple[int, int] | None = None) -> Any:
         if not callable(getattr(module, function, None)):
             names = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
             raise ValueError(f"{path} has no function {function}(); it has {', '.join(names) or 'none'}.")
-        annotator = getattr(module, function)()
+        make = getattr(module, function)
+        needed = [p.name for p in inspect.signature(make).parameters.values() if _is_needed(p)]
+        if needed:
+            raise ValueError(
+                f"{function} of {path} needs the arguments {', '.join(needed)}, but it is called without any."
+            )
+        annotator = make()
+        if annotator is None:
+            raise ValueError(f"{function}() of {path} returns None, not a tlvit.DenseAnnotator.")
     with contextlib.suppress(AttributeError):  # a class with slots, or one without a version of its own
         if not hasattr(annotator, "version"):
             annotator.version = hashlib.sha256(path.read_bytes()).hexdigest()
     return annotator
+
+
+def _is_needed(parameter: inspect.Parameter) -> bool:
+    """Whether a function cannot be called without this parameter."""
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return parameter.default is inspect.Parameter.empty and parameter.kind not in variadic
 
 
 def load_workdir(workdir: str | pathlib.Path) -> ConfigDict | None:

@@ -58,6 +58,8 @@ class Batch:
         itself, the annotated image is the crop, before rotations, shears and translations.
       real_labels: all correct labels of an image (ImageNet ReaL), padded with -1; None for data sets with one
         label for each image. An image may have no correct label.
+      segmentation: in segmentation the class of every pixel, 255 for pixels that do not count, and `label` is
+        0; None in classification.
 
     Example:
       >>> batch = Batch(
@@ -77,6 +79,7 @@ class Batch:
     maps: ScoreMaps | None
     geometry: Float32[Array, "B 2 3"]
     real_labels: Int32[Array, "B R"] | None = None
+    segmentation: UInt8[Array, "B H W"] | None = None
 
 
 @pytree

@@ -109,7 +109,8 @@ ANNOTATE = """
 import time
 from tlvit.checkpoints.model_info import ModelInfo
 from tlvit.data.sources.open import open_source
-from tlvit.training.annotation import Annotator, annotate
+from tlvit.training.annotation import annotate
+from tlvit.training.device_scorer import Annotator
 
 options = {"widths": (8, 16), "depths": (1, 1), "group_width": 8, "stem_width": 8}
 info = ModelInfo("regnety_002", 10, (48, 48), options)

@@ -1,6 +1,7 @@
 """DeiT III: LayerScale, the class token without a position, published sizes and names of tensors."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import images
@@ -93,3 +94,9 @@ def test_blocks_as_a_loop():
 def test_token_head():
     output = small(NAME, token_head=True)(images(2, 32))
     assert output.tokens.shape == (2, 4, 7)
+
+
+def test_logits_are_float32_in_bfloat16():
+    """The heads sum in float32, as in the other families."""
+    output = fresh(NAME, token_head=True, dtype=jnp.bfloat16)(images(2, 32))
+    assert output.cls.dtype == output.tokens.dtype == jnp.float32

@@ -1,5 +1,6 @@
 """Evaluation counts every image of a split once, whatever the batches and devices."""
 
+import dataclasses
 import json
 
 import jax
@@ -199,6 +200,18 @@ def test_imagenet_v2_by_the_command_line(tmp_path, always_class_2, capfd):
         log, found = main(capfd, f"--checkpoint={always_class_2}", *SMALL, *v2, *size)
         assert (found["weights"]["count"], found["weights"]["top1"]) == (4, 50), log
         assert "real" not in found["weights"]
+
+
+@pytest.mark.slow
+def test_a_files_own_crop_counts_unless_a_flag_sets_another(tmp_path, data, capfd):
+    """The recipe of the digits has a crop_pct of 1 for its own runs; this file was evaluated with 0.7."""
+    info = dataclasses.replace(INFO, preprocessing=Preprocessing(crop_pct=0.7))
+    save_model_folder(tmp_path / "m", info.build(), info)
+    words = ["--mode=eval", "--config=digits", f"--checkpoint={tmp_path}/m", f"--config.data.dir={data[0]}"]
+    for flags, crop_pct in (((), 0.7), (("--config.eval.crop_pct=0.9",), 0.9)):
+        assert command.main([*words, "--config.eval.batch_size=16", *flags]) == 0
+        printed = "".join(capfd.readouterr())
+        assert f"model folder, {SIZE[0]}x{SIZE[1]} pixels, crop_pct {crop_pct}" in printed
 
 
 def test_the_command_line_says_what_is_missing(capfd):

@@ -66,7 +66,7 @@ def test_the_token_head_starts_from_the_class_head(tmp_path, caplog):
     plain = dataclasses.replace(INFO, options={**INFO.options, "token_head": False})
     source = plain.build()
     save_model_folder(tmp_path / "m", source, plain)
-    with pytest.raises(ValueError, match=r"To accept that: --config.model.init_missing=aux_head\.$"):
+    with pytest.raises(ValueError, match=r"all the same: --config.model.init_missing=aux_head\.$"):
         start(tmp_path / "m", INFO)
     with caplog.at_level("INFO", "tlvit"):
         model = start(tmp_path / "m", INFO, init_missing=("aux_head",))

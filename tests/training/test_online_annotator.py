@@ -20,7 +20,8 @@ from tlvit.config import Augment, Config, Data, Ema, Loss, Optim, resolve
 from tlvit.models.functional import functionalize
 from tlvit.ops.normalize import normalize
 from tlvit.ops.resize import resize_pixels
-from tlvit.training.annotation import Annotator, annotate
+from tlvit.training.annotation import annotate
+from tlvit.training.device_scorer import Annotator
 from tlvit.training.loop import train
 from tlvit.training.mesh import make_mesh, state_shardings
 from tlvit.training.online_annotator import online_logits

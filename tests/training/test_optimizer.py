@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 import tlvit
-from tlvit.config import Optim
+from tlvit.config import Config, Optim
 from tlvit.models.functional import functionalize
 from tlvit.training import optimizer
 
@@ -47,6 +47,33 @@ def test_the_published_schedule():
             np.testing.assert_allclose(schedule(step), rate, rtol=2e-5, err_msg=f"step {step}")
     assert schedule(0).dtype == jnp.float32
     assert warmup(1) == pytest.approx(3.208e-4)
+
+
+def test_the_published_polynomial(golden):
+    """Of segmentation: in steps, the warm-up as a factor of the decayed rate."""
+    z = golden("seg_visible.npz")
+    optim = Optim(
+        schedule="poly", learning_rate=6e-5, base_batch_size=16, warmup_steps=1500, warmup_lr=6e-11,
+        min_lr=0.0, schedule_unit="step",
+    )  # fmt: skip
+    config = Config(steps=160_000, optim=optim)
+    epochs = config.schedule_epochs(1263)  # 20,210 images in batches of 16
+    schedule = jax.jit(optimizer.make_schedule(optim, epochs=epochs, steps_per_epoch=1263, batch_size=16))
+    for step, rate in zip(z["lr/iterations"], z["lr/lr"], strict=True):
+        np.testing.assert_allclose(schedule(int(step)), rate, rtol=2e-6, err_msg=f"step {step}")
+    assert float(schedule(160_000)) == float(schedule(170_000)) == 0
+    assert config.total_steps(1263) == 160_000
+
+
+def test_a_polynomial_to_a_floor():
+    schedule = schedule_of(
+        epochs=10, schedule="poly", power=2.0, learning_rate=1.0, min_lr=0.2, warmup_epochs=0.0,
+        schedule_unit="epoch",
+    )  # fmt: skip
+    for epoch in (0, 5, 10, 12):
+        for step in (10 * epoch, 10 * epoch + 9):
+            expected = 0.2 + 0.8 * max(1 - epoch / 10, 0) ** 2
+            np.testing.assert_allclose(schedule(step), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("compiled", [True, False])

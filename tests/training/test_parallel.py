@@ -34,6 +34,7 @@ FAMILIES = {
     "t2t_ghost": ("t2t_vit_16_ghost", {**COMMON, "token_head": True}),
     "t2t_dense": ("t2t_vit_dense", {**COMMON, "depth": (1, 1), "growth": 16, "token_head": True}),
     "deit": ("deit_tiny_patch16_224", {**COMMON, "token_head": True, "drop_path": 0.5}),
+    "deit3": ("deit_small_patch16_LS", {**COMMON, "token_head": True, "drop_path": 0.5}),
     "deit_distilled": ("deit_tiny_distilled_patch16_224", COMMON),
 }
 MODES = {
@@ -159,7 +160,7 @@ def test_every_mode_trains_lvvit_like_one_device(mode):
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["fsdp", "fsdp x model"])
 @pytest.mark.parametrize(
-    "family", ["lvvit_remat", "lvvit_scan", "t2t", "t2t_se", "t2t_ghost", "t2t_dense", "deit"]
+    "family", ["lvvit_remat", "lvvit_scan", "t2t", "t2t_se", "t2t_ghost", "t2t_dense", "deit", "deit3"]
 )
 def test_every_family_trains_like_one_device(family, mode):
     check_equal(family, MODES[mode])

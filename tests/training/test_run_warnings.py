@@ -2,7 +2,7 @@
 
 import pytest
 
-from tlvit.config import Config, Ema, Loss, Model, Optim
+from tlvit.config import Config, Data, Ema, Loss, Model, Optim
 from tlvit.training.run_warnings import run_warnings
 
 GOOD = {"epochs": 100, "cooldown_epochs": 0, "batch_size": 64, "ema": Ema(warmup=True),
@@ -67,3 +67,17 @@ def test_a_token_head_that_nothing_trains():
     assert run_warnings(Config(model=Model(name="regnety_002"), **plain), 2000, 31) == []
     relabel = {**GOOD, "loss": Loss(dense_weight=0, mixtoken=False)}
     assert len(run_warnings(Config(model=Model(name="lvvit_s"), **relabel), 2000, 31)) == 1
+
+
+def test_score_maps_from_which_nothing_learns():
+    data = Data(score_maps="maps")
+    labels = {**GOOD, "data": data, "loss": Loss(dense_weight=0, cls_target="label")}
+    plain = Model(options={"token_head": False})
+    (text,) = run_warnings(Config(model=plain, **labels), 2000, 31)
+    assert text == (
+        "Nothing learns from data.score_maps=maps: loss.dense_weight is 0 and loss.cls_target is label."
+    )
+    off = {**GOOD, "data": data, "token_labels": False, "loss": Loss(plain_labels=True)}
+    (text,) = run_warnings(Config(model=plain, **off), 2000, 31)
+    assert text == "Nothing learns from data.score_maps=maps: token_labels is off."
+    assert run_warnings(Config(data=data, **GOOD), 2000, 31) == []

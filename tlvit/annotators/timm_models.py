@@ -137,7 +137,10 @@ def _import_timm() -> tuple[Any, Any]:
     except ImportError as error:
         raise ImportError(f"An annotator of timm needs timm: pip install tlvit[timm] ({error}).") from None
     except RuntimeError as error:  # torchvision for another build of torch
-        raise ImportError(f"timm cannot be imported: {str(error).splitlines()[0]}.") from error
+        raise ImportError(
+            f"timm cannot be imported: {str(error).partition(chr(10))[0]}. torch and torchvision are of "
+            "different builds: install both for the same CUDA, or both for CPUs."
+        ) from error
     return torch, timm
 
 

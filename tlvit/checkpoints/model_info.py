@@ -8,7 +8,14 @@ from typing import Any, Literal
 from flax import nnx
 
 from tlvit.models.options import check_image_size, check_num_classes, check_options
-from tlvit.models.table import MODELS, check_model_name, create_model, model_options, published_crop_pct
+from tlvit.models.table import (
+    MODELS,
+    check_model_name,
+    create_model,
+    model_options,
+    model_task,
+    published_crop_pct,
+)
 from tlvit.models.vit import RULES
 from tlvit.ops.normalize import IMAGENET_MEAN, IMAGENET_STD
 from tlvit.records import build
@@ -16,7 +23,10 @@ from tlvit.records import build
 # Keys of a record that are no field: the rule, the name of `options` in version 0.1, what a run records of
 # itself, and what `native` adds.
 OTHER_KEYS = ("inference_rule", "overrides", "run", "step", "weights")
+MAX_SIDE = 65_535  # pixels, the limit of JPEG
 WEIGHTS = ("auto", "ema", "raw")  # "auto": the weights that scored best in the run, else EMA, else raw
+
+PUBLISHED_WINDOWS: dict[str, Any] = {"scale": (2048, 512), "window": 512, "stride": 341}  # of segmentation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +37,10 @@ class Preprocessing:
       mean, std: of the RGB channels, for pixel values in [0, 1]. std is above 0.
       crop_pct: in (0, 1]. The image is resized to cover image_size / crop_pct, then center-cropped.
       interpolation: of the resize, "bicubic" or "bilinear".
+      scale: of segmentation models, in place of crop_pct: limits of the longer and the shorter side, pixels.
+        The image is resized within them, bilinearly. Empty: not resized.
+      window, stride: of segmentation models: side and distance of the sliding windows, pixels. A window of 0:
+        the image as a whole.
 
     Raises:
       ValueError: a value is out of its range or not finite.
@@ -36,6 +50,9 @@ class Preprocessing:
     std: tuple[float, float, float] = IMAGENET_STD
     crop_pct: float = 0.875
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    scale: tuple[int, ...] = ()
+    window: int = 0
+    stride: int = 0
 
     def __post_init__(self) -> None:
         for name, values in (("mean", self.mean), ("std", self.std)):
@@ -47,6 +64,10 @@ class Preprocessing:
             raise ValueError(f"crop_pct must be above 0 and at most 1, not {self.crop_pct}.")
         if self.interpolation not in ("bicubic", "bilinear"):
             raise ValueError(f"interpolation must be bicubic or bilinear, not {self.interpolation!r}.")
+        if len(self.scale) not in (0, 2) or not all(0 < side <= MAX_SIDE for side in self.scale):
+            raise ValueError(f"scale must be two numbers of pixels up to {MAX_SIDE}, not {self.scale}.")
+        if not (self.window == 0 or 0 < self.stride <= self.window):
+            raise ValueError(f"stride must be in 1..{self.window}, the window's side, not {self.stride}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +165,8 @@ class ModelInfo:
 
 def published_preprocessing(name: str) -> Preprocessing:
     """Returns the preprocessing of a model's published evaluation."""
+    if model_task(name) == "segmentation":
+        return Preprocessing(crop_pct=1.0, interpolation="bilinear", **PUBLISHED_WINDOWS)
     return Preprocessing(crop_pct=published_crop_pct(name))
 
 

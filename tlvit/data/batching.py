@@ -19,8 +19,8 @@ def to_batch(arrays: dict[str, np.ndarray]) -> Batch:
     """Builds a batch.
 
     Args:
-      arrays: "image", "label" and "geometry"; optionally "value" and "index" of the score maps, "mask" and
-        "real_labels".
+      arrays: "image", "label" and "geometry"; optionally "value" and "index" of the score maps, "mask",
+        "real_labels" and "segmentation".
     """
     maps = ScoreMaps(value=arrays["value"], index=arrays["index"]) if "value" in arrays else None
     return Batch(
@@ -30,11 +30,13 @@ def to_batch(arrays: dict[str, np.ndarray]) -> Batch:
         maps=maps,
         geometry=arrays["geometry"],
         real_labels=arrays["real_labels"].astype(np.int32) if "real_labels" in arrays else None,
+        segmentation=arrays.get("segmentation"),
     )
 
 
 def pad_batch(batch: Batch, size: int) -> Batch:
-    """Pads a batch without score maps to `size` images. The padding is zero and has mask False."""
+    """Pads a batch without score maps to `size` images. The padding is zero, in
+    segmentation of the class 255, and has mask False."""
     count = size - len(batch.label)
     if not count:
         return batch
@@ -46,6 +48,7 @@ def pad_batch(batch: Batch, size: int) -> Batch:
         maps=None,
         geometry=pad(batch.geometry),
         real_labels=None if batch.real_labels is None else pad(batch.real_labels, -1),
+        segmentation=None if batch.segmentation is None else pad(batch.segmentation, 255),
     )
 
 

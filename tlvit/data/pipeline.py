@@ -18,6 +18,7 @@ import tensorflow as tf
 from tlvit.checkpoints.model_info import ModelInfo
 from tlvit.config import MAX_THREADS, Config
 from tlvit.data import corruption
+from tlvit.data.annotated_images import annotated_example
 from tlvit.data.batching import KeyedBatch, pad_batch, padding_batch, to_batch
 from tlvit.data.pairing import Parse, check_pair, pair_with_maps
 from tlvit.data.score_maps.reader import ScoreMapReader, map_matrix
@@ -76,11 +77,14 @@ def train_batches(
     if maps is not None:
         records, parse = pair_with_maps(source, maps, max_missing=config.data.max_missing_maps)
     local = process_batch_size(config.batch_size, process_index, process_count)
-    check_batch(local, config.image_size, "config.batch_size")
+    check_batch(local, config.crop_size, "config.batch_size")
     order = train_order(source, config, device_shards)
     places = batch_permutation(order, process_index, process_count)
     threads = thread_count(config.data.threads)
-    prepare = training_example(parse, source.exif, maps, config)
+    if source.has_annotations:
+        prepare = annotated_example(parse, source, config)
+    else:
+        prepare = training_example(parse, source.exif, maps, config)
     key_of = lambda raw: parse(raw)["key"]
     corrupt = corruption.CorruptImages(
         source, max_corrupt=config.data.max_corrupt, setting="data.max_corrupt", replaced=True

@@ -15,7 +15,6 @@ from tlvit.checkpoints.model_info import ModelInfo
 from tlvit.drawing.panels import Panel, draw_panels, namer
 from tlvit.images import printable
 from tlvit.models.functional import functionalize
-from tlvit.models.model import Model
 from tlvit.models.relevance import check_attention, relevance_map, rollout_map
 from tlvit.ops.normalize import normalize
 from tlvit.predict import read_view
@@ -106,7 +105,7 @@ def explainer(
     Raises:
       ValueError: the model has no attention, or for "tokens" no classes of tokens.
     """
-    if not isinstance(model, Model):
+    if getattr(model, "task", "") != "classification":
         raise ValueError(f"{info.model} is a segmentation model; pictures are drawn of classifiers.")
     if kind != "tokens":
         check_attention(model)

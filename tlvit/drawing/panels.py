@@ -140,6 +140,7 @@ def draw_legend(
     name: Callable[[int], str],
     *,
     columns: int = 6,
+    title: str = "most probable class of a cell; the stronger the color, the higher its probability",
 ) -> None:
     """Names the colors of the most frequent classes. `shown` has the class of every image and cell."""
     from matplotlib.patches import Patch
@@ -148,7 +149,6 @@ def draw_legend(
     frequent = sorted(int(k) for k in classes[np.argsort(-counts, kind="stable")][:LEGEND])
     patches = [Patch(color=tuple(colors[k]), label=name(k)[:24]) for k in frequent]
     others = len(classes) - len(frequent)
-    title = "most probable class of a cell; the stronger the color, the higher its probability"
     title = title if columns > 4 else title.replace("; ", ";\n")
     title += f" ({others} less frequent classes are not named)" if others else ""
     style = {"ncols": columns, "fontsize": 8, "title_fontsize": 9}

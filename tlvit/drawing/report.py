@@ -2,7 +2,6 @@
 cell of a few evaluation images."""
 
 import dataclasses
-import math
 import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,9 @@ from flax import nnx
 
 from tlvit.checkpoints.load import open_checkpoint
 from tlvit.checkpoints.model_info import ModelInfo
+from tlvit.drawing.curves import draw_curves
 from tlvit.drawing.panels import color_of, draw_cells, draw_legend, namer, save
+from tlvit.drawing.scenes import draw_scenes
 from tlvit.files import as_path
 from tlvit.models.functional import functionalize
 from tlvit.ops.normalize import normalize
@@ -22,7 +23,7 @@ from tlvit.training.run_log import read_metrics
 from tlvit.types import Array, PyTree
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure, FigureBase
+    from matplotlib.figure import Figure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +82,13 @@ def report(
     paths = {"annotator": annotator, "student": workdir} if annotator else {"model": workdir}
     loaded = {name: open_checkpoint(path, weights=weights) for name, path in paths.items()}
     info = loaded[list(paths)[-1]].info
+    curves = {"this run": read_metrics(workdir)}
+    path = workdir / "report.png"
+    if config.get("task") == "segmentation":
+        if baseline:
+            curves["baseline"] = read_metrics(baseline)
+        save(draw_scenes(config, loaded[list(paths)[-1]], curves, count), path, dpi=110)
+        return path
     images, labels = _test_images(config, info, count)
     views = []
     for name, opened in loaded.items():
@@ -91,11 +99,9 @@ def report(
         label = f"class of each cell, {name}:\n{opened.section}"
         views.append(class_map(label, opened.model, opened.info, images))
     names = info.class_names
-    curves = {"this run": read_metrics(workdir)}
     if baseline:
         curves[baseline_name] = read_metrics(baseline)
     figure = draw(images, labels, views, curves, class_names=names, title=_title(config, info))
-    path = workdir / "report.png"
     save(figure, path, dpi=110)
     return path
 
@@ -147,10 +153,10 @@ def draw(
     figure = Figure(figsize=(12.5, 4.1 + 2.45 * rows + (1 if views else 0)), layout="constrained")
     figure.suptitle(title, fontsize=13, fontweight="bold")
     if not rows:
-        _draw_curves(figure, curves)
+        draw_curves(figure, curves)
         return figure
     top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=[3.4, 2.45 * rows + 1])[:, 0]
-    _draw_curves(top, curves)
+    draw_curves(top, curves)
     axes = bottom.subplots(rows, len(images), squeeze=False)
     side = 72 * min(2.0, 11.5 / len(images))
     for j, image in enumerate(images):
@@ -168,29 +174,6 @@ def draw(
         axis.set_yticks([])
     draw_legend(bottom, shown, colors, name)
     return figure
-
-
-def _draw_curves(figure: "FigureBase", curves: dict[str, list[dict[str, float]]]) -> None:
-    losses, accuracy = figure.subplots(1, 2)
-    for i, (run, lines) in enumerate(curves.items()):
-        color = f"C{i}"
-        train = [(line["train/epoch"], line["train/loss"]) for line in lines if "train/loss" in line]
-        if train and i == 0:
-            losses.plot(*zip(*train, strict=True), marker="." if len(train) < 50 else None, color=color)
-        epoch = {line["step"]: line["train/epoch"] for line in lines if "train/epoch" in line}
-        for kind, style in (("ema", "-"), ("raw", ":")):
-            key = f"eval/{kind}_top1"
-            points = [(epoch.get(line["step"], math.nan), line[key]) for line in lines if key in line]
-            if points:
-                words = "averaged (EMA)" if kind == "ema" else "not averaged (raw)"
-                label = f"{run}, weights {words}: {points[-1][1]:.1f} %"
-                accuracy.plot(*zip(*points, strict=True), style, marker=".", color=color, label=label)
-    losses.set(title="training loss", xlabel="epoch")
-    accuracy.set(title="top-1 accuracy on the evaluation images, %", xlabel="epoch")
-    if accuracy.lines:
-        accuracy.legend(fontsize=8)
-    for axis in (losses, accuracy):
-        axis.grid(alpha=0.3)
 
 
 def _test_images(config: dict[str, Any], info: ModelInfo, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tlvit.models.layers import drop_path, layer_norm, linear, split_key
+from tlvit.models.layers import classifier, drop_path, layer_norm, split_key
 from tlvit.models.transformer import Block, PatchEmbed, fuses_attention, token_grid
 from tlvit.models.vit import TokenModel, check_rule
 from tlvit.shapes import Float
@@ -57,8 +57,8 @@ class DeiT3(TokenModel):
             for _ in range(depth)
         )  # fmt: skip
         self.norm = layer_norm(dim, epsilon=1e-6, dtype=dtype, rngs=rngs)
-        self.head = linear(dim, num_classes, dtype=dtype, rngs=rngs)
-        self.aux_head = linear(dim, num_classes, dtype=dtype, rngs=rngs) if token_head else None
+        self.head = classifier(dim, num_classes, dtype=dtype, rngs=rngs)
+        self.aux_head = classifier(dim, num_classes, dtype=dtype, rngs=rngs) if token_head else None
 
     def embed_patches(
         self, images: Float[Array, "B H W 3"], key: jax.Array | None = None

@@ -18,7 +18,7 @@ class Net:
 
     Attributes:
       train_graph, eval_graph: NNX's description of the module in training and in evaluation mode.
-      grid, has_token_head, has_distillation_token, has_dense_logits: capabilities, as in `Model`.
+      task, grid, has_token_head, has_distillation_token, has_dense_logits: capabilities, as in `Model`.
 
     Example:
       >>> net, params, stats = tlvit.functionalize(tlvit.create_model("lvvit_t"))
@@ -27,6 +27,7 @@ class Net:
 
     train_graph: nnx.GraphDef
     eval_graph: nnx.GraphDef
+    task: str = "classification"
     grid: tuple[int, int] | None = None
     has_token_head: bool = False
     has_distillation_token: bool = False
@@ -114,6 +115,7 @@ def functionalize(model: nnx.Module) -> tuple[Net, PyTree, PyTree]:
     if isinstance(model, Model):  # a single layer has none of the capabilities
         net = dataclasses.replace(
             net,
+            task=model.task,
             grid=model.grid,
             has_token_head=model.has_token_head,
             has_distillation_token=model.has_distillation_token,

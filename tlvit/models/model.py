@@ -16,11 +16,13 @@ class Model(nnx.Module):
     The attributes declare what a model can do. Code asks them before it calls a method.
 
     Attributes:
+      task: what the model is trained for, "classification" or "segmentation".
       grid: (h, w) of the patch tokens that the model is built for. None for convolutional networks, which
       take
         images of any size and have no tokens to mix.
     """
 
+    task: str = "classification"
     grid: tuple[int, int] | None = None
 
     @property

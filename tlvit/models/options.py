@@ -65,7 +65,8 @@ MEANINGS = {
     "epsilon": "epsilon of the blocks' LayerNorms; None: the backbone's",
     "drop_rate": "dropout of the layers (convolutional models: before the classifier)",
     "attn_drop": "dropout of the attention weights",
-    "drop_path": "probability of skipping the last residual branch; it grows linearly with the depth",
+    "drop_path": "probability of skipping the last residual branch; it grows linearly with the depth "
+    "(DeiT III: the same in all blocks)",
     "token_drop": "dropout in the tokens-to-token layers",
     "attention": 'implementation of the blocks\' attention, "xla", "fused" (on a TPU or GPU its weights stay '
     'on the chip) or "auto" (fused on a TPU or GPU)',

@@ -136,6 +136,17 @@ def model_options(name: str) -> dict[str, Any]:
     return option_defaults(MODELS[name])
 
 
+def model_task(name: str) -> str:
+    """What a model is trained for, "classification" or "segmentation".
+
+    Raises:
+      ValueError: the name is unknown.
+    """
+    check_model_name(name)
+    model: Any = MODELS[name].func
+    return model.task
+
+
 def check_model_name(name: str) -> None:
     """Raises ValueError with the closest names if there is no such model."""
     if name not in MODELS:

@@ -13,7 +13,7 @@ from flax import nnx
 from tlvit.models import deit, deit3, lvvit, t2t_vit
 from tlvit.models.batch_norm import BatchNorm
 from tlvit.models.layers import Conv, split_key
-from tlvit.models.model import check_indices
+from tlvit.models.model import Model, check_indices
 from tlvit.models.options import check_options
 from tlvit.models.segmentation_heads import FCNHead, UPerHead
 from tlvit.models.transformer import Block
@@ -49,7 +49,7 @@ LAST_WIDTH = 2048  # channels of the last feature map
 LEVELS = {"upernet": (0, 1, 2, 3), "fcn": (2, 3)}  # feature maps that a head and the auxiliary head use
 
 
-class UperNet(nnx.Module):
+class UperNet(Model):
     """Semantic segmentation with the tokens of a vision transformer, for images of any size.
 
     `backbone` is the name of an LV-ViT, DeiT, DeiT III or T2T-ViT. `image_size` is the one that its position
@@ -62,13 +62,14 @@ class UperNet(nnx.Module):
     `skip_lam` are those of the backbone. All further options are options of the backbone.
 
     Attributes:
+      grid: (h, w) of the position embeddings.
       backbone: the transformer without norm and classifiers, with the layers `side_layer1` to `side_layer4`,
         which make the feature maps.
       decode_head: UPerHead or FCNHead.
       auxiliary_head: FCNHead or None.
     """
 
-    has_token_head = has_distillation_token = has_dense_logits = False  # it is no classifier
+    task = "segmentation"
 
     def __init__(
         self, *, num_classes: int = 150, image_size: int | tuple[int, int] = 512, backbone: str = "lvvit_s",
@@ -85,6 +86,7 @@ class UperNet(nnx.Module):
         build = BACKBONES[backbone]
         options = check_options(backbone, build, options)
         self.backbone = build(num_classes=1, image_size=image_size, dtype=dtype, rngs=rngs, **options)
+        self.grid = self.backbone.grid
         widths = _token_widths(self.backbone)
         _remove_heads(self.backbone)
         _adjust_blocks(self.backbone.blocks, mlp_dropout=mlp_dropout, epsilon=epsilon, skip_lam=skip_lam)
@@ -108,11 +110,6 @@ class UperNet(nnx.Module):
         self.auxiliary_head = (
             fcn(outputs[2], level=-2, num_convs=1, concat_input=False) if auxiliary else None
         )
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """(h, w) of the position embeddings."""
-        return self.backbone.grid
 
     def __call__(
         self, images: Float[Array, "B H W 3"], *, key: jax.Array | None = None

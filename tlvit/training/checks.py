@@ -32,6 +32,8 @@ def check_model(config: Config, net: Net) -> None:
     """
     parse_policy(config.augment.randaugment)
     name, teacher = config.model.name, config.distill.teacher
+    if net.task != config.task:
+        raise ValueError(f"{name} is a model for {net.task}, but config.task is {config.task}.")
     if config.model.init_required and not config.model.init_from:
         raise ValueError(
             "This recipe fine-tunes, but config.model.init_from is empty. Set it to a workdir, a model "

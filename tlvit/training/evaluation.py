@@ -1,9 +1,9 @@
-"""Accuracy on exactly the images of a split: during a run, or of a checkpoint (--mode=eval)."""
+"""Metrics on exactly the images of a split: during a run, or of a checkpoint (--mode=eval)."""
 
 import dataclasses
 import logging
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import jax
 from flax import nnx
@@ -13,19 +13,23 @@ from tlvit.checkpoints.model_info import ModelInfo
 from tlvit.config import Config, parse_image_size
 from tlvit.files import as_path
 from tlvit.models.functional import functionalize
-from tlvit.training.mesh import batch_part, local_batch_size, make_mesh, state_shardings
+from tlvit.training.classification import CLASSIFICATION
+from tlvit.training.mesh import local_batch_size, make_mesh, state_shardings
 from tlvit.training.prefetch import Prefetch
 from tlvit.training.state import TrainState
 from tlvit.training.step import make_eval_step
-from tlvit.types import Array, Batch, PyTree
+from tlvit.training.task import EvalStep, Task
+from tlvit.training.tasks import TASKS
+from tlvit.types import Batch, PyTree
 
 log = logging.getLogger("tlvit")
 
 
 def evaluate(
-    eval_step: Callable[[PyTree, PyTree, Batch], dict[str, Array]],
+    eval_step: EvalStep,
     weights: dict[str, dict[str, PyTree]],
     batches: Iterable[Batch],
+    task: Task = CLASSIFICATION,
 ) -> dict[str, dict[str, float]]:
     """Evaluates one or several sets of weights in one pass. The sums stay on the devices until the end.
 
@@ -33,10 +37,12 @@ def evaluate(
       eval_step: from `make_eval_step`.
       weights: name, such as "raw" or "ema" -> {"params", "stats"}.
       batches: global batches whose padding is masked.
+      task: what the sums mean.
 
     Returns:
-      name -> {"top1", "top5"} in percent, {"loss"} the mean cross entropy, {"count"} the number of images;
-      and {"real"} in percent for data sets with ReaL labels (Beyer et al. 2020, arXiv:2006.07159).
+      name -> {"loss"} the mean cross entropy, {"count"} the number of images, and in percent {"top1", "top5"}
+      and, for data sets with ReaL labels (Beyer et al. 2020, arXiv:2006.07159), {"real"}; in segmentation
+      {"miou", "macc", "aacc"}, see `iou_summary`.
 
     Raises:
       ValueError: there are no images.
@@ -47,30 +53,32 @@ def evaluate(
         total = sums if total is None else jax.tree.map(lambda a, b: a + b, total, sums)
     if total is None:
         raise ValueError("The evaluation split has no images.")
-    return {name: _means(sums) for name, sums in jax.device_get(total).items()}
+    return {name: task.means(sums) for name, sums in jax.device_get(total).items()}
 
 
-def evaluate_state(eval_step: Callable, state: TrainState, batches: Iterable[Batch]) -> dict[str, float]:
-    """Accuracy of the raw weights and of their moving average."""
+def evaluate_state(
+    eval_step: EvalStep, state: TrainState, batches: Iterable[Batch], task: Task = CLASSIFICATION
+) -> dict[str, float]:
+    """Metrics of the raw weights and of their moving average."""
     weights = {"raw": {"params": state.params, "stats": state.stats}}
     if state.ema is not None:
         weights["ema"] = state.ema
-    found = evaluate(eval_step, weights, batches)
+    found = evaluate(eval_step, weights, batches, task)
     result = {f"eval/{name}_{k}": v for name, sums in found.items() for k, v in sums.items() if k != "count"}
     result["eval/images"] = found["raw"]["count"]
-    parts = [f"{name} top-1 {found[name]['top1']:.2f}% top-5 {found[name]['top5']:.2f}%" for name in weights]
-    log.info("step %d  evaluation on %d images: %s", state.step, result["eval/images"], ", ".join(parts))
+    parts = [f"{name} {task.describe(found[name])}" for name in weights]
+    log.info("step %d  evaluation on %d images: %s", state.step, result["eval/images"], "; ".join(parts))
     return result
 
 
-def best_weights(result: dict[str, float]) -> str:
-    """Which weights have the higher top-1 accuracy; the average in a tie."""
-    return "ema" if result.get("eval/ema_top1", -1.0) >= result["eval/raw_top1"] else "raw"
+def best_weights(result: dict[str, float], score: str = "top1") -> str:
+    """Which weights have the higher value of `score`; the average in a tie."""
+    return "ema" if result.get(f"eval/ema_{score}", -1.0) >= result[f"eval/raw_{score}"] else "raw"
 
 
-def score(result: dict[str, float]) -> float:
-    """The top-1 accuracy by which the best checkpoint is chosen: that of its best weights."""
-    return result[f"eval/{best_weights(result)}_top1"]
+def best_score(result: dict[str, float], score: str = "top1") -> float:
+    """The value by which the best checkpoint is chosen: that of its best weights."""
+    return result[f"eval/{best_weights(result, score)}_{score}"]
 
 
 def evaluate_checkpoint(
@@ -92,15 +100,11 @@ def evaluate_checkpoint(
       ValueError: the checkpoint has another number of classes than the data, or the batch size does not fit
         the devices.
     """
-    # TensorFlow is imported here, not above, so that the lower layers run without it.
-    from tlvit.data.pipeline import eval_batches
-    from tlvit.data.sources.open import open_source
-
     mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, model=config.mesh.model)
     local_batch_size(config.eval_batch_size, mesh)
     model, info = _open(as_path(path), config, weights)
-    data = config.data
-    source = open_source(data.name, data.eval_split, data_dir=data.dir or None, exif=data.exif)
+    task = TASKS[config.task]
+    source = task.open_source(config, config.data.eval_split)
     if info.num_classes != source.num_classes:
         raise ValueError(
             f"{path} has {info.num_classes} classes, but {source.identity} has {source.num_classes}."
@@ -108,18 +112,9 @@ def evaluate_checkpoint(
     net, params, stats = functionalize(model)
     arrays = {"params": params, "stats": stats}
     arrays = jax.device_put(arrays, state_shardings(arrays, mesh))
-    part, parts = batch_part(mesh)
-    batches = eval_batches(
-        source,
-        info,
-        batch_size=config.eval_batch_size,
-        max_corrupt=config.eval.max_corrupt,
-        threads=config.data.threads,
-        process_index=part,
-        process_count=parts,
-    )
-    step = make_eval_step(net, mesh, info.preprocessing)
-    return evaluate(step, {"": arrays}, Prefetch(batches, mesh))[""]
+    batches = Prefetch(task.eval_batches(source, config, info, mesh), mesh)
+    step = make_eval_step(net, mesh, info.preprocessing, config.segmentation)
+    return evaluate(step, {"": arrays}, batches, task)[""]
 
 
 def _open(path: pathlib.Path, config: Config, weights: str) -> tuple[nnx.Module, ModelInfo]:
@@ -139,11 +134,3 @@ def _open(path: pathlib.Path, config: Config, weights: str) -> tuple[nnx.Module,
     crop_pct = info.preprocessing.crop_pct
     log.info("evaluating %s: %s, %s pixels, crop_pct %g", path, opened.section, pixels, crop_pct)
     return model, info
-
-
-def _means(sums: dict[str, Array]) -> dict[str, float]:
-    count = float(sums["count"])
-    means = {k: 100 * float(sums[k]) / count for k in ("top1", "top5")}
-    if "real" in sums:  # ReaL leaves out images without a correct label
-        means["real"] = 100 * float(sums["real"]) / max(float(sums["real_count"]), 1.0)
-    return {**means, "loss": float(sums["loss"]) / count, "count": int(count)}

@@ -21,7 +21,7 @@ from tlvit.checkpoints.native.step_folders import complete_steps
 from tlvit.checkpoints.trees import model_arrays, set_model_arrays
 from tlvit.config import Config, Model, resolve
 from tlvit.models.functional import functionalize
-from tlvit.models.table import model_options
+from tlvit.models.table import model_options, model_task
 from tlvit.records import read_json
 from tlvit.training.mesh import state_shardings
 from tlvit.training.state import TrainState, abstract_state, init_state, state_from
@@ -34,12 +34,20 @@ OF_THE_RUN = (
 )  # fmt: skip
 
 
+# Arrays of a segmentation model that no classifier has.
+NOT_IN_CLASSIFIERS = ("decode_head", "auxiliary_head", "side_layer")
+# Options of a classifier that mean nothing in the backbone of a segmentation model.
+OF_CLASSIFIERS = ("token_head", "rule", "token_weight")
+
+
 def take_options(config: Config, workdir: pathlib.Path) -> Config:
     """The settings, with the options of `config.model.init_from` that the recipe leaves open.
 
     A recipe can then name a checkpoint of a model with sizes of its own without repeating them. Dropout,
-    drop path, dtype, remat and scan_blocks are the recipe's. A run that has checkpoints takes the options
-    that it started with, because the checkpoint of `init_from` may be gone.
+    drop path, dtype, remat and scan_blocks are the recipe's. A segmentation model takes the options of a
+    classifier for its backbone, except those that it sets itself, as upernet_lvvit_l does with skip_lam. A
+    run that has checkpoints takes the options that it started with, because the checkpoint of `init_from` may
+    be gone.
 
     Raises:
       ValueError, OSError: the checkpoint cannot be opened.
@@ -47,9 +55,14 @@ def take_options(config: Config, workdir: pathlib.Path) -> Config:
     if not config.model.init_from:
         return config
     name, theirs = _options_of_the_start(config, workdir)
-    given = config.model.options
-    taken = {k: v for k, v in theirs.items() if k not in (*OF_THE_RUN, *given)}
-    if name != config.model.name or not taken:
+    given, wanted = config.model.options, config.model.name
+    own = OF_THE_RUN
+    if model_task(wanted) != model_task(name):  # the classifier becomes the backbone
+        defaults = model_options(wanted)
+        own = (*own, *OF_CLASSIFIERS, *(k for k, value in defaults.items() if value is not None))
+        wanted = {**defaults, **given}.get("backbone", "")
+    taken = {k: v for k, v in theirs.items() if k not in (*own, *given)}
+    if name != wanted or not taken:
         return config
     listed = ", ".join(f"{option}={value}" for option, value in taken.items())
     log.info("options of the model, as in %s: %s", config.model.init_from, listed)
@@ -100,14 +113,16 @@ def _load_weights(settings: Model, model: nnx.Module, info: ModelInfo) -> nnx.Mo
     """Fills a model, which `info` describes, with the weights of the checkpoint `settings.init_from`.
 
     Position embeddings are resized to the model's token grid. Heads for another number of classes are
-    reinitialized. Anything else that differs, and that init_missing and init_unexpected do not name, is an
-    error.
+    reinitialized. A classifier fills the backbone of a segmentation model, whose other layers keep their new
+    weights. Anything else that differs, and that init_missing and init_unexpected do not name, is an error.
     """
     path = settings.init_from
     other, other_info = load(path)
     heads = () if other_info.num_classes == info.num_classes else HEADS
-    shapes = {name: tuple(array.shape) for name, array in model_arrays(model).items()}
     saved = model_arrays(other)
+    if model_task(info.model) == "segmentation" and model_task(other_info.model) == "classification":
+        saved, heads = backbone_arrays(saved), NOT_IN_CLASSIFIERS
+    shapes = {name: tuple(array.shape) for name, array in model_arrays(model).items()}
     for prefix in settings.init_missing:
         if not any(name.startswith(prefix) for name in shapes):
             raise ValueError(
@@ -132,17 +147,27 @@ def _load_weights(settings: Model, model: nnx.Module, info: ModelInfo) -> nnx.Mo
     return model
 
 
+def backbone_arrays(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """The arrays of a classifier as those of the backbone of a segmentation model, without norm and heads."""
+    kept = {name: array for name, array in arrays.items() if not name.startswith((*HEADS, "norm/"))}
+    return {f"backbone/{name}": array for name, array in kept.items()}
+
+
 def _explain(path: str, other: ModelInfo, info: ModelInfo, error: ValueError) -> str:
     """The message for weights that do not fit: what the checkpoint holds and which settings to change."""
     what = f"config.model.init_from={path} does not fit:"
-    if other.model != info.model:
-        return (
-            f"{what} it holds a {other.model}, and this run trains a {info.model}. Set "
-            f"config.model.name={other.model}, or choose a checkpoint of a {info.model}."
-        )
     theirs = {**model_options(other.model), **other.options}
     ours = {**model_options(info.model), **info.options}
-    differing = [k for k in ours if k not in OF_THE_RUN and ours[k] != theirs[k]]
+    wanted, setting, apart = info.model, "name", OF_THE_RUN
+    if model_task(info.model) != model_task(other.model) and "backbone" in ours:
+        wanted, setting, apart = ours["backbone"], "options.backbone", (*OF_THE_RUN, *OF_CLASSIFIERS)
+        ours = {**model_options(wanted), **{k: v for k, v in ours.items() if k in theirs and v is not None}}
+    if other.model != wanted:
+        return (
+            f"{what} it holds a {other.model}, and this run trains a {wanted}. Set "
+            f"config.model.{setting}={other.model}, or choose a checkpoint of a {wanted}."
+        )
+    differing = [k for k in ours if k not in apart and ours[k] != theirs[k]]
     if not differing:
         return f"{what} {error}"
     return (
@@ -157,7 +182,7 @@ def _hint(missing: Iterable[str], unexpected: Iterable[str]) -> str:
     names = {"init_missing": _modules(missing), "init_unexpected": _modules(unexpected)}
     flags = [f"--config.model.{setting}={','.join(parts)}" for setting, parts in names.items() if parts]
     optional = {*HEADS, "dist_token"}.issuperset(names["init_missing"] + names["init_unexpected"])
-    return f" To accept that: {' '.join(flags)}." if flags and optional else ""
+    return f" To start from it all the same: {' '.join(flags)}." if flags and optional else ""
 
 
 def _modules(names: Iterable[str]) -> list[str]:

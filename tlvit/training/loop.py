@@ -16,11 +16,12 @@ from tlvit.checkpoints.model_info import ModelInfo
 from tlvit.checkpoints.native import Checkpoints
 from tlvit.checkpoints.native.step_folders import complete_steps
 from tlvit.class_names import write_class_names
-from tlvit.config import Config, to_dict
+from tlvit.config import Checkpoint as CheckpointSettings
+from tlvit.config import Config, Eval, to_dict
 from tlvit.files import as_path, is_local, write_text
 from tlvit.models.functional import functionalize
 from tlvit.training import checks, optimizer, run_data, run_log
-from tlvit.training.evaluation import best_weights, evaluate_state, score
+from tlvit.training.evaluation import best_score, best_weights, evaluate_state
 from tlvit.training.initialize import initial_state, take_options
 from tlvit.training.mesh import local_batch_size, make_mesh
 from tlvit.training.prefetch import Prefetch
@@ -29,6 +30,7 @@ from tlvit.training.run_warnings import run_warnings
 from tlvit.training.state import TrainState, abstract_model
 from tlvit.training.step import make_eval_step, make_train_step
 from tlvit.training.stop_request import Stopped, StopRequest, StopWatched
+from tlvit.training.tasks import TASKS
 from tlvit.training.teacher import load_step_teacher
 from tlvit.training.workdir import lock_workdir, make_workdir
 from tlvit.types import Batch
@@ -43,7 +45,8 @@ class TrainResult:
     Attributes:
       finished: False if the run was asked to stop (Ctrl-C, SIGTERM) and saved its state.
       step: number of optimizer steps done.
-      metrics: values of the last evaluation: eval/raw_top1, eval/ema_top1, … in percent.
+      metrics: values of the last evaluation: eval/raw_top1, eval/ema_top1, … in percent; in segmentation
+        eval/raw_miou, eval/ema_miou, …
     """
 
     finished: bool
@@ -120,15 +123,16 @@ def _train(
         checks.check_workdir(workdir, config, _saved_settings(checkpoints))
 
     # Data, model and state.
+    task = TASKS[config.task]
     data = run_data.open_data(config)
     info = run_data.model_info(config, data.train)
     net, shapes, _ = abstract_model(info.build)
     steps_per_epoch = run_data.steps_per_epoch(data, config)
-    total_steps = config.total_epochs * steps_per_epoch
+    total_steps = config.total_steps(steps_per_epoch)
     tx, schedule = optimizer.run_optimizer(
         config.optim,
         shapes,
-        epochs=config.epochs,
+        epochs=config.schedule_epochs(steps_per_epoch),
         steps_per_epoch=steps_per_epoch,
         batch_size=config.batch_size,
     )
@@ -149,9 +153,9 @@ def _train(
 
     # The compiled programs and the stream of batches, which starts at this run's first step.
     train_step = make_train_step(net, tx, mesh, config, info, teacher=teacher)
-    eval_step = make_eval_step(net, mesh, info.preprocessing)
+    eval_step = make_eval_step(net, mesh, info.preprocessing, config.segmentation)
     batches = Prefetch(run_data.train_batches(data, config, first_step, mesh), mesh)
-    eval_batches = lambda: stop.watch(Prefetch(run_data.eval_batches(data, config, info, mesh), mesh))
+    eval_batches = lambda: stop.watch(Prefetch(task.eval_batches(data.eval, config, info, mesh), mesh))
     metrics_file = stack.enter_context(
         run_log.MetricsFile(workdir, first_step, evaluate_again=evaluation_due, writers=writers)
     )
@@ -161,12 +165,12 @@ def _train(
 
     def evaluate_and_record(*, saved: bool) -> dict[str, float]:
         nonlocal info
-        values = evaluate_state(eval_step, state, eval_batches())
+        values = evaluate_state(eval_step, state, eval_batches(), task)
         metrics_file.write(int(state.step), values)
-        info = dataclasses.replace(info, best_weights=best_weights(values))
+        info = dataclasses.replace(info, best_weights=best_weights(values, task.score))
         if saved:
             extra = record(evaluation_due=False)
-            checkpoints.rate(int(state.step), score=score(values), extra=extra)
+            checkpoints.rate(int(state.step), score=best_score(values, task.score), extra=extra)
         return values
 
     # The loop.
@@ -197,8 +201,8 @@ def _train(
         if step == first_step + 1:
             batches.wait_s = 0.0  # filling the shuffle buffer belongs to the start
         last = step == total_steps
-        evaluating = last or _due(step, config.eval.every_epochs, steps_per_epoch)
-        saving = last or _due(step, config.checkpoint.every_epochs, steps_per_epoch)
+        evaluating = last or _due(step, config.eval, steps_per_epoch)
+        saving = last or _due(step, config.checkpoint, steps_per_epoch)
         stopping = not last and _asked_to_stop(stop, checkpoints, step)
         if step % config.log_every == 0 or evaluating or saving or stopping:
             line = progress.flush(step, lr=float(schedule(step - 1)), wait_s=batches.wait_s)
@@ -224,7 +228,7 @@ def _train(
     # The end.
     if first_step >= total_steps:
         log.info("this run is complete: %d of %d steps", first_step, total_steps)
-        result = result or evaluate_state(eval_step, state, eval_batches())
+        result = result or evaluate_state(eval_step, state, eval_batches(), task)
     checkpoints.wait()
     finished = int(state.step) >= total_steps and evaluated
     if not finished:
@@ -285,8 +289,10 @@ def _profiler(workdir: pathlib.Path, window: ProfileWindow | None) -> Callable[[
     )
 
 
-def _due(step: int, every_epochs: int, steps_per_epoch: int) -> bool:
-    return every_epochs > 0 and step % (every_epochs * steps_per_epoch) == 0
+def _due(step: int, settings: Eval | CheckpointSettings, steps_per_epoch: int) -> bool:
+    """Whether an evaluation or a checkpoint is due after a step."""
+    interval = settings.every_steps or settings.every_epochs * steps_per_epoch
+    return interval > 0 and step % interval == 0
 
 
 def _asked_to_stop(stop: StopRequest, checkpoints: Checkpoints, step: int) -> bool:

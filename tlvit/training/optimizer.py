@@ -25,16 +25,17 @@ def peak_learning_rate(optim: Optim, batch_size: int) -> float:
 
 
 def make_schedule(
-    optim: Optim, *, epochs: int, steps_per_epoch: int, batch_size: int, factor: float = 1.0
+    optim: Optim, *, epochs: float, steps_per_epoch: int, batch_size: int, factor: float = 1.0
 ) -> Schedule:
-    """The learning rate: linear warm-up, cosine to `optim.min_lr` at `epochs`, constant after that.
+    """The learning rate: linear warm-up, cosine or polynomial to `optim.min_lr` at `epochs`, constant after
+    that.
 
-    The cosine starts at epoch 0, so the rate right after the warm-up is a little below the peak, as
+    Cosine and polynomial start at step 0, so the rate right after the warm-up is a little below the peak, as
     published.
 
     Args:
       optim: settings.
-      epochs: end of the cosine.
+      epochs: end of the cosine or polynomial.
       steps_per_epoch: optimizer steps in an epoch.
       batch_size: images in a step, which scales the peak.
       factor: of the peak and the first rate, and of `optim.min_lr` with `optim.scale_min_lr`.
@@ -59,27 +60,40 @@ def make_schedule(
             f"config.optim.base_batch_size={batch_size} keeps the learning rate as it is given."
         )
 
+    warmup_epochs = optim.warmup_steps / steps_per_epoch if optim.warmup_steps else optim.warmup_epochs
+    total_steps = max(round(epochs * steps_per_epoch), 1)
+
+    def poly(step: jax.Array) -> jax.Array:
+        """The rate after the warm-up. The steps that are left are counted exactly."""
+        step = step // steps_per_epoch * steps_per_epoch if optim.schedule_unit == "epoch" else step
+        left = jnp.clip(total_steps + optim.lag_epochs * steps_per_epoch - step, 0, total_steps)
+        return lowest + (peak - lowest) * (left / total_steps) ** optim.power
+
     def schedule(step: ArrayLike) -> jax.Array:
         step = jnp.asarray(step, jnp.int32)
         # Integer division: a compiled float division can be one rounding below a whole epoch.
         t = step // steps_per_epoch if optim.schedule_unit == "epoch" else step / steps_per_epoch
         t = jnp.maximum(t.astype(jnp.float32) - optim.lag_epochs, 0.0)
-        warmup = first + t * (peak - first) / max(optim.warmup_epochs, 1e-9)
+        if optim.schedule == "poly":
+            start = first / peak if peak else 1.0
+            warm = jnp.where(t < warmup_epochs, start + (1 - start) * t / max(warmup_epochs, 1e-9), 1.0)
+            return poly(step) * warm
+        warmup = first + t * (peak - first) / max(warmup_epochs, 1e-9)
         cosine = lowest + 0.5 * (peak - lowest) * (1 + jnp.cos(math.pi * jnp.minimum(t / epochs, 1.0)))
-        return jnp.where(t < optim.warmup_epochs, warmup, cosine)
+        return jnp.where(t < warmup_epochs, warmup, cosine)
 
     return schedule
 
 
 def run_optimizer(
-    optim: Optim, params: PyTree, *, epochs: int, steps_per_epoch: int, batch_size: int
+    optim: Optim, params: PyTree, *, epochs: float, steps_per_epoch: int, batch_size: int
 ) -> tuple[optax.GradientTransformation, Schedule]:
     """The optimizer of a run and its learning rate.
 
     Args:
       optim: settings.
       params: parameters or their shapes.
-      epochs: end of the cosine.
+      epochs: end of the cosine or polynomial.
       steps_per_epoch: optimizer steps in an epoch.
       batch_size: images in a step.
 

@@ -2,17 +2,18 @@
 
 import dataclasses
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 from jax.sharding import Mesh
 
 from tlvit.checkpoints.model_info import ModelInfo, Preprocessing
-from tlvit.config import Config
+from tlvit.config import MAX_STEPS, Config
 from tlvit.host_memory import check_batch
 from tlvit.models.table import published_crop_pct
 from tlvit.ops.normalize import IMAGENET_MEAN, IMAGENET_STD
 from tlvit.training.mesh import batch_part, batch_shards
+from tlvit.training.tasks import TASKS
 from tlvit.types import Batch
 
 if TYPE_CHECKING:  # the modules import TensorFlow
@@ -45,11 +46,10 @@ def open_data(config: Config) -> RunData:
     """
     # TensorFlow is imported here, not above, so that the lower layers run without it.
     from tlvit.data.score_maps.reader import open_score_maps
-    from tlvit.data.sources.open import open_source
 
-    name, where = config.data.name, {"data_dir": config.data.dir or None, "exif": config.data.exif}
-    source = open_source(name, config.data.train_split, **where)
-    eval_source = open_source(name, config.data.eval_split, **where)
+    task = TASKS[config.task]
+    source = task.open_source(config, config.data.train_split)
+    eval_source = task.open_source(config, config.data.eval_split)
     maps = None
     if config.needs_maps and not config.data.annotator:
         maps = open_score_maps(config.data.score_maps)
@@ -59,13 +59,17 @@ def open_data(config: Config) -> RunData:
             f"The {source.num_examples} training images are fewer than a batch of {config.batch_size}."
         )
     processes = jax.process_count()
-    check_batch(config.batch_size // processes, config.image_size, "config.batch_size")
+    check_batch(config.batch_size // processes, config.crop_size, "config.batch_size")
     check_batch(config.eval_batch_size // processes, config.image_size, "config.eval.batch_size")
     return RunData(train=source, eval=eval_source, maps=maps)
 
 
 def model_info(config: Config, source: "Source") -> ModelInfo:
     """The record that the run's checkpoints keep of their model, for a source's classes."""
+    sizes: dict[str, Any] = {}
+    if config.task == "segmentation":
+        settings = config.segmentation
+        sizes = {"scale": settings.scale, "window": settings.window, "stride": settings.stride}
     return ModelInfo(
         model=config.model.name,
         num_classes=source.num_classes,
@@ -77,6 +81,7 @@ def model_info(config: Config, source: "Source") -> ModelInfo:
             std=_rgb(config.data.std, IMAGENET_STD),
             crop_pct=config.eval.crop_pct or published_crop_pct(config.model.name),
             interpolation=config.eval.interpolation,
+            **sizes,
         ),
     )
 
@@ -95,10 +100,10 @@ def steps_per_epoch(data: RunData, config: Config) -> int:
     from tlvit.data import pipeline
 
     steps = pipeline.steps_per_epoch(data.train, config.batch_size)
-    if config.total_epochs * steps >= 2**31:
+    if config.total_steps(steps) > MAX_STEPS:
         raise ValueError(
             f"{config.total_epochs} epochs of {steps} steps are {config.total_epochs * steps} steps, but a "
-            f"run has at most {2**31 - 1}: set a lower config.epochs."
+            f"run has at most {MAX_STEPS}: set a lower config.epochs."
         )
     return steps
 
@@ -116,20 +121,4 @@ def train_batches(data: RunData, config: Config, first_step: int, mesh: Mesh) ->
         process_index=part,
         process_count=parts,
         device_shards=batch_shards(mesh),
-    )
-
-
-def eval_batches(data: RunData, config: Config, info: ModelInfo, mesh: Mesh) -> Iterator[Batch]:
-    """The batches of the evaluation split of this process."""
-    from tlvit.data import pipeline
-
-    part, parts = batch_part(mesh)
-    return pipeline.eval_batches(
-        data.eval,
-        info,
-        batch_size=config.eval_batch_size,
-        max_corrupt=config.eval.max_corrupt,
-        threads=config.data.threads,
-        process_index=part,
-        process_count=parts,
     )

@@ -13,7 +13,7 @@ from tlvit.training.mesh import describe_mesh, state_bytes
 from tlvit.training.optimizer import learning_rate_factors, peak_learning_rate
 from tlvit.training.run_data import RunData
 from tlvit.training.state import TrainState
-from tlvit.training.step import Teacher
+from tlvit.training.task import Teacher
 
 # The settings that `_augmentation` describes in words.
 DESCRIBED = ("crop", "crop_padding", "crop_scale", "hflip", "interpolation", "randaugment", "randaugment_on",
@@ -57,6 +57,9 @@ def print_summary(
         "schedule": _schedule(config, total_steps),
         "start": _start(config, int(state.step)),
     }
+    if config.task == "segmentation":
+        del rows["token labels"]
+        rows |= {"augmentation": _scene_augmentation(config), "evaluation": _windows(config)}
     if config.optim.lr_scale or config.optim.layer_decay != 1:
         rows["lr scale"] = _learning_rate_scale(config, state)
     width = max(map(len, rows))
@@ -151,13 +154,43 @@ def _augmentation(config: Config) -> str:
     return ", ".join(step for step in steps + others if step)
 
 
+def _scene_augmentation(config: Config) -> str:
+    """The augmentations of segmentation in the order in which they run."""
+    settings, size = config.segmentation, "x".join(map(str, config.crop_size))
+    limits, (low, high) = "x".join(map(str, settings.scale)), settings.scale_range
+    ratio = settings.max_class_ratio
+    steps = [
+        f"resize within {limits} times {low:g}-{high:g}",
+        f"crop {size}" + (f" with less than {100 * ratio:g} % of one class" if ratio < 1 else ""),
+        f"flip {config.augment.hflip:g}",
+        "brightness, contrast, saturation and hue" if settings.photometric else "",
+        "padding",
+    ]
+    return ", ".join(step for step in steps if step)
+
+
+def _windows(config: Config) -> str:
+    """How images are evaluated."""
+    settings = config.segmentation
+    text = f"images within {'x'.join(map(str, settings.scale))}"
+    if settings.ratios != (1.0,):
+        text += f" times {', '.join(f'{ratio:g}' for ratio in settings.ratios)}"
+    text += ", also mirrored" if settings.flip else ""
+    if settings.window:
+        return f"{text}, in windows of {settings.window} at distances of {settings.stride}"
+    return f"{text}, as a whole"
+
+
 def _schedule(config: Config, total_steps: int) -> str:
     optim = config.optim
     peak = peak_learning_rate(optim, config.batch_size)
+    length = f"{config.epochs} + {config.cooldown_epochs} epochs = {total_steps} steps"
+    shape = f"{optim.schedule} + cooldown"
+    if config.steps:
+        length, shape = f"{total_steps} steps", optim.schedule
     return (
-        f"{config.epochs} + {config.cooldown_epochs} epochs = {total_steps} steps of {config.batch_size} "
-        f"images (cosine + cooldown); peak learning rate {peak:.2e} ({optim.learning_rate:g} for batch "
-        f"{optim.base_batch_size}), changes every {optim.schedule_unit}"
+        f"{length} of {config.batch_size} images ({shape}); peak learning rate {peak:.2e} "
+        f"({optim.learning_rate:g} for batch {optim.base_batch_size}), changes every {optim.schedule_unit}"
     )
 
 

@@ -20,18 +20,21 @@ def run_warnings(config: Config, num_images: int, steps_per_epoch: int) -> list[
     return [
         text
         for text in (
-            _warmup(config),
+            _warmup(config, steps_per_epoch),
             _learning_rate(config),
             _steps(config, num_images, steps_per_epoch),
             _average(config, steps_per_epoch),
             _token_head(config),
+            _score_maps(config),
         )
         if text
     ]
 
 
-def _warmup(config: Config) -> str:
+def _warmup(config: Config, steps_per_epoch: int) -> str:
     optim, total = config.optim, config.total_epochs
+    if config.steps or optim.warmup_steps:
+        return _warmup_steps(config, steps_per_epoch)
     if optim.warmup_epochs <= total / 2 or optim.learning_rate == 0:
         return ""
     peak = peak_learning_rate(optim, config.batch_size)
@@ -41,6 +44,19 @@ def _warmup(config: Config) -> str:
         what = f"{optim.warmup_epochs:g} of {total} epochs, so for most of the run the learning rate is below"
     return (
         f"The warm-up takes {what} its peak of {peak:.3g}. Try --config.optim.warmup_epochs={total / 20:g}."
+    )
+
+
+def _warmup_steps(config: Config, steps_per_epoch: int) -> str:
+    """As `_warmup`, for a run or a warm-up whose length is given in steps."""
+    optim, total = config.optim, config.total_steps(steps_per_epoch)
+    warmup = optim.warmup_steps or optim.warmup_epochs * steps_per_epoch
+    if warmup <= total / 2 or optim.learning_rate == 0:
+        return ""
+    return (
+        f"The warm-up takes {warmup:g} of {total} steps, so for most of the run the learning rate is below "
+        f"its peak of {peak_learning_rate(optim, config.batch_size):.3g}. Try "
+        f"--config.optim.warmup_steps={max(total // 20, 1)}."
     )
 
 
@@ -62,12 +78,12 @@ def _steps(config: Config, num_images: int, steps_per_epoch: int) -> str:
     smaller = max(2, num_images // 20 * 2)  # even, as mixing needs
     return (
         f"An epoch of {num_images} images has {steps_per_epoch} {steps}, and the whole run has "
-        f"{config.total_epochs * steps_per_epoch}. For more steps: --config.batch_size={smaller}."
+        f"{config.total_steps(steps_per_epoch)}. For more steps: --config.batch_size={smaller}."
     )
 
 
 def _average(config: Config, steps_per_epoch: int) -> str:
-    steps, ema = config.total_epochs * steps_per_epoch, config.ema
+    steps, ema = config.total_steps(steps_per_epoch), config.ema
     share = ema.decay**steps
     if ema.warmup or ema.decay == 0 or share < INITIAL_SHARE or config.model.init_from:
         return ""
@@ -85,3 +101,14 @@ def _token_head(config: Config) -> str:
         f"Nothing trains the token head, but it counts in the logits (rule {options['rule']}). Set "
         "--config.model.options.rule=class, or --config.model.options.token_head=False."
     )
+
+
+def _score_maps(config: Config) -> str:
+    if config.needs_maps or not config.data.score_maps:
+        return ""
+    why = (
+        "loss.dense_weight is 0 and loss.cls_target is label"
+        if config.token_labels
+        else "token_labels is off"
+    )
+    return f"Nothing learns from data.score_maps={config.data.score_maps}: {why}."

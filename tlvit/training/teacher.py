@@ -11,7 +11,7 @@ from tlvit.checkpoints.model_info import ModelInfo
 from tlvit.config import Config, parse_image_size
 from tlvit.models.functional import Net, functionalize
 from tlvit.training.mesh import replicated, state_shardings
-from tlvit.training.step import Teacher
+from tlvit.training.task import Teacher
 from tlvit.types import PyTree
 
 log = logging.getLogger("tlvit")

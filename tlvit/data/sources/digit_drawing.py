@@ -63,11 +63,13 @@ class Scenes:
       image: uint8 [n, S, S, 3].
       label: int32 [n], the class of the large digit, 0 to 9.
       box: float32 [n, 4], the ink of the large digit as (y0, x0, y1, x1), as fractions of the image.
+      mask: uint8 [n, S, S], the class of every pixel: 0 for the background, 1 + d for the ink of a digit d.
     """
 
     image: np.ndarray
     label: np.ndarray
     box: np.ndarray
+    mask: np.ndarray
 
 
 def make_scenes(
@@ -96,35 +98,41 @@ def make_scenes(
     images = np.empty((count, options.size, options.size, 3), np.uint8)
     scene_labels = np.empty(count, np.int32)
     boxes = np.empty((count, 4), np.float32)
+    masks = np.empty((count, options.size, options.size), np.uint8)
     for i in range(count):
         rng = np.random.default_rng([seed, SPLITS.index(split), i])
         chosen = choose_digits(
             rng, labels, int(rng.integers(options.distractors[0], options.distractors[1] + 1))
         )
-        images[i], boxes[i] = draw_scene(rng, digits[chosen], options)
+        images[i], boxes[i], masks[i] = draw_scene(rng, digits[chosen], labels[chosen], options)
         scene_labels[i] = labels[chosen[0]]
-    return Scenes(image=images, label=scene_labels, box=boxes)
+    return Scenes(image=images, label=scene_labels, box=boxes, mask=masks)
 
 
 def draw_scene(
-    rng: np.random.Generator, digits: np.ndarray, options: SceneOptions
-) -> tuple[np.ndarray, np.ndarray]:
-    """Draws the given digits [n, 8, 8], the class digit first; uint8 [S, S, 3] and its box [4]."""
+    rng: np.random.Generator, digits: np.ndarray, labels: np.ndarray, options: SceneOptions
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Draws the given digits [n, 8, 8] of classes [n], the class digit first.
+
+    Returns:
+      The image, uint8 [S, S, 3], the box [4] of the class digit, and the mask, uint8 [S, S]; see `Scenes`.
+    """
     image = draw_background(rng, options.size, options.contrast, options.texture)
     mean = image.mean(axis=(0, 1))
     taken = np.zeros((options.size, options.size), bool)
-    box = np.zeros(4)
+    box, mask = np.zeros(4), np.zeros((options.size, options.size), np.uint8)
     for k, digit in enumerate(digits):
         scale = options.digit_scale if k == 0 else options.distractor_scale
         ink = render_digit(rng, digit, max(4, round(options.size * rng.uniform(*scale))))
         alpha = position_ink(rng, ink, taken)
         taken |= alpha > 0.1
+        mask[alpha > 0.5] = 1 + labels[k]
         alpha3 = alpha[:, :, None]
         image = image * (1 - alpha3) + ink_color(rng, mean, options.contrast)[None, None] * alpha3
         if k == 0:
             box = ink_box(alpha)
     image += rng.normal(0, options.noise, image.shape)
-    return np.clip(np.rint(image * 255), 0, 255).astype(np.uint8), box
+    return np.clip(np.rint(image * 255), 0, 255).astype(np.uint8), box, mask
 
 
 @functools.cache

@@ -13,6 +13,8 @@ import tensorflow_datasets as tfds
 
 from tlvit.data.sources.digit_drawing import NUM_CLASSES, SceneOptions, make_scenes
 
+MASK_CLASSES = ("background", *map(str, range(NUM_CLASSES)))  # of the pixels, in the order of their indices
+
 
 def prepare(
     data_dir: str | os.PathLike,
@@ -28,7 +30,7 @@ def prepare(
     The progress bars of TFDS are turned off in this process.
 
     Args:
-      data_dir: folder of TFDS data sets. The data go to digit_scenes/CONFIG/1.0.0 below it.
+      data_dir: folder of TFDS data sets. The data go to digit_scenes/CONFIG/VERSION below it.
       num_train: scenes of the train split, at least 1.
       num_test: scenes of the test split, at least 1.
       seed: seeds the drawing of the scenes.
@@ -77,11 +79,12 @@ def find_digit_scenes(name: str, data_dir: str | None = None) -> str:
     """
     root = os.path.join(os.path.expanduser(data_dir or "~/tensorflow_datasets"), "digit_scenes")
     found = sorted(tf.io.gfile.glob(os.path.join(root, "*", "*", "dataset_info.json")))
+    newest = {path.split(os.sep)[-3]: os.path.dirname(path) for path in found}  # of the versions of a set
     config = name.partition("/")[2]
-    folders = [os.path.dirname(path) for path in found if config in ("", path.split(os.sep)[-3])]
+    folders = [folder for known, folder in newest.items() if config in ("", known)]
     if len(folders) == 1:
         return folders[0]
-    names = [path.split(os.sep)[-3] for path in found]
+    names = list(newest)
     if not names:
         raise ValueError(
             f"There are no digit scenes in {root}. Prepare them once: "
@@ -114,9 +117,11 @@ class DigitScenesConfig(tfds.core.BuilderConfig):
 
 
 class DigitScenes(tfds.core.GeneratorBasedBuilder):
-    """The TFDS data set `digit_scenes`: image, label, file_name (a unique key) and box of the class digit."""
+    """The TFDS data set `digit_scenes`: image, label, file_name (a unique key), box of the class digit, and
+    mask, the class of every pixel (see MASK_CLASSES)."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")
+    RELEASE_NOTES: ClassVar = {"1.1.0": "The same scenes with masks."}
     BUILDER_CONFIGS: ClassVar = [DigitScenesConfig(name="default", description="2,000 and 1,500 scenes")]
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -131,6 +136,7 @@ class DigitScenes(tfds.core.GeneratorBasedBuilder):
                     "label": tfds.features.ClassLabel(num_classes=NUM_CLASSES),
                     "file_name": tfds.features.Text(),
                     "box": tfds.features.BBoxFeature(),
+                    "mask": tfds.features.Image(shape=(size, size, 1), encoding_format="png"),
                 }
             ),
             supervised_keys=("image", "label"),
@@ -158,5 +164,6 @@ class DigitScenes(tfds.core.GeneratorBasedBuilder):
                     "label": int(scenes.label[i]),
                     "file_name": name,
                     "box": tfds.features.BBox(ymin=ymin, xmin=xmin, ymax=ymax, xmax=xmax),
+                    "mask": scenes.mask[i][:, :, None],
                 },
             )

@@ -36,16 +36,16 @@ def open_folder(root: str, split: str, *, exif: bool = True) -> Source:
       ValueError: there is no such folder, or as `list_images`.
     """
     root = os.path.expanduser(root)
-    asked, start, stop = _parse_split(split)
+    asked, start, stop = parse_split(split)
     folder_name = find_split(root, asked)
     split = folder_name + split[len(asked) :]
     folder = os.path.join(root, folder_name)
     files = list_images(root, folder_name)
     count = len(files.paths)
-    first, last = _bound(start, count, default=0), _bound(stop, count, default=count)
+    first, last = bound(start, count, default=0), bound(stop, count, default=count)
     if first >= last:
         raise ValueError(f"Split {split!r} of {printable(root)} is empty: {folder_name} has {count} images.")
-    origin, lengths = _cut(_identity(files, folder_name), count, first, last)
+    origin, lengths = cut(_identity(files, folder_name), count, first, last)
     picks = np.random.RandomState(ORDER_SEED).permutation(count)[first:last]
     return Source(
         name=root,
@@ -59,13 +59,13 @@ def open_folder(root: str, split: str, *, exif: bool = True) -> Source:
         key_kind="path",
         files=(folder,) * len(lengths),
         origin=origin,
-        records=_file_numbers(lengths),
+        records=file_numbers(lengths),
         parse=_file_reader(folder, files, picks),
         exif=exif,
     )
 
 
-def _parse_split(split: str) -> tuple[str, str | None, str | None]:
+def parse_split(split: str) -> tuple[str, str | None, str | None]:
     """Splits "train[10%:]" into the folder's name and the texts of its first and last bound."""
     match = re.fullmatch(r"([^\[\]]+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?", split)
     if not match:
@@ -76,7 +76,7 @@ def _parse_split(split: str) -> tuple[str, str | None, str | None]:
     return folder, first, last
 
 
-def _bound(text: str | None, count: int, *, default: int) -> int:
+def bound(text: str | None, count: int, *, default: int) -> int:
     """The index of a bound like "10%", "500" or "-9" among `count` images."""
     if text is None:
         return default
@@ -91,7 +91,7 @@ def _identity(files: ImageFiles, folder_name: str) -> str:
     return f"class_folders/{len(files.paths)}-images-{digest[:12]}:{folder_name}"
 
 
-def _cut(identity: str, count: int, first: int, last: int) -> tuple[Origin, tuple[int, ...]]:
+def cut(identity: str, count: int, first: int, last: int) -> tuple[Origin, tuple[int, ...]]:
     """The complete split of `count` images, and the lengths of the shards of its part [first, last)."""
     blocks = _block_lengths(count)
     starts = np.concatenate([[0], np.cumsum(blocks)])
@@ -114,7 +114,7 @@ def _keys(paths: tuple[str, ...]) -> list[str]:
     return [stem if counts[stem] == 1 else path for stem, path in zip(stems, paths, strict=True)]
 
 
-def _file_numbers(lengths: tuple[int, ...]) -> Records:
+def file_numbers(lengths: tuple[int, ...]) -> Records:
     """(shard, offset) -> Dataset of {"file": index of the image in the source}. No file is read."""
     starts = tf.constant(np.concatenate([[0], np.cumsum(lengths)]), tf.int64)
 

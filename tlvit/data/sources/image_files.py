@@ -111,11 +111,11 @@ def _walk(folder: str) -> tuple[dict[str, list[str]], collections.Counter, list[
         top = [entry for entry in entries if not entry.name.startswith(".")]
     for entry in top:
         if not _is_folder(entry):
-            skipped[_kind(entry)] += 1
+            skipped[file_kind(entry)] += 1
             continue
         found = []
-        for path, file in _files(entry.path, entry.name):
-            kind = _kind(file)
+        for path, file in walk_files(entry.path, entry.name):
+            kind = file_kind(file)
             if kind in SUFFIXES:
                 found.append(path)
             else:
@@ -128,19 +128,19 @@ def _walk(folder: str) -> tuple[dict[str, list[str]], collections.Counter, list[
     return by_class, skipped, sorted(empty, key=natural_key)
 
 
-def _files(folder: str, below: str) -> Iterator[tuple[str, os.DirEntry]]:
+def walk_files(folder: str, below: str) -> Iterator[tuple[str, os.DirEntry]]:
     """(path with `below` in place of `folder`, entry) of all files of a folder and the folders in it."""
     with os.scandir(folder) as entries:
         found = [entry for entry in entries if not entry.name.startswith(".")]
     for entry in found:
         path = f"{below}/{entry.name}"
         if entry.is_dir(follow_symlinks=False):
-            yield from _files(entry.path, path)
+            yield from walk_files(entry.path, path)
         elif not (entry.is_symlink() and _is_folder(entry)):
             yield path, entry
 
 
-def _kind(entry: os.DirEntry) -> str:
+def file_kind(entry: os.DirEntry) -> str:
     """The suffix of a regular file, in lower case, or what it is instead."""
     try:
         regular = entry.is_file()
@@ -172,7 +172,7 @@ def _class_names(root: str, split: str, by_class: dict[str, list[str]]) -> list[
     if split != "train" and os.path.isdir(train):
         with os.scandir(train) as entries:
             folders = [entry for entry in entries if not entry.name.startswith(".") and _is_folder(entry)]
-        names = [e.name for e in folders if any(_kind(f) in SUFFIXES for _, f in _files(e.path, ""))]
+        names = [e.name for e in folders if any(file_kind(f) in SUFFIXES for _, f in walk_files(e.path, ""))]
         return sorted(names, key=natural_key)
     return sorted(by_class, key=natural_key)
 

@@ -47,10 +47,13 @@ class Source:
       records: (shard, offset), scalar integers -> tf.data.Dataset of the raw records of that shard from
         `offset` on. Raw records are cheap to read in sequence. The shuffle buffer holds them.
       parse: a raw record -> {"image": encoded bytes, "label": int64, "key": string}, all scalar tensors; with
-        max_labels also "real_labels", int64 [R]. Runs in parallel, and only for records that are used.
+        max_labels also "real_labels", int64 [R]; with has_annotations also "annotation", encoded bytes. Runs
+        in parallel, and only for records that are used.
       max_labels: R, the number of labels that each image's set of correct labels is padded to with -1
         (ImageNet ReaL); 0 for data sets with one label for each image.
       exif: whether images are turned as their EXIF orientation says.
+      has_annotations: whether the images have annotations, images of the class of every pixel; `label` is
+        then 0.
     """
 
     name: str
@@ -68,6 +71,7 @@ class Source:
     parse: Callable[[Any], dict[str, tf.Tensor]]
     max_labels: int = 0
     exif: bool = False
+    has_annotations: bool = False
 
     @property
     def is_folder(self) -> bool:

@@ -11,6 +11,7 @@ import tensorflow_datasets as tfds
 from tlvit.data.sources.source import Origin, Records, Source
 
 MAX_LABELS = 32  # labels of one image in imagenet2012_real; a record with more raises an error
+ANNOTATIONS = ("annotation", "segmentation_mask", "mask")  # features with the class of every pixel
 
 
 def open_tfds(name: str, split: str, *, data_dir: str | None = None) -> Source:
@@ -24,6 +25,15 @@ def open_tfds(name: str, split: str, *, data_dir: str | None = None) -> Source:
     Raises:
       ValueError: TFDS does not know the data set, it is not prepared, or as `open_builder`.
     """
+    return open_builder(find_builder(name, data_dir), split, name=name)
+
+
+def find_builder(name: str, data_dir: str | None = None) -> tfds.core.DatasetBuilder:
+    """The builder of a prepared TFDS data set.
+
+    Raises:
+      ValueError: TFDS does not know the data set, or it is not prepared.
+    """
     try:
         builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
     except tfds.core.DatasetNotFoundError as error:
@@ -35,7 +45,7 @@ def open_tfds(name: str, split: str, *, data_dir: str | None = None) -> Source:
     if not tf.io.gfile.exists(os.path.join(str(builder.data_dir), "dataset_info.json")):
         command = f"tfds build {name}" + (f" --data_dir={data_dir}" if data_dir else "")
         raise ValueError(f"{name} is not prepared in {builder.data_dir}. Prepare it once: {command}")
-    return open_builder(builder, split, name=name)
+    return builder
 
 
 def open_builder(builder: tfds.core.DatasetBuilder, split: str, *, name: str) -> Source:
@@ -50,31 +60,77 @@ def open_builder(builder: tfds.core.DatasetBuilder, split: str, *, name: str) ->
       ValueError: the files are not TFRecords, the split is unknown or empty, or the data set has no image or
         no class label.
     """
-    if builder.info.file_format != tfds.core.FileFormat.TFRECORD:
-        raise ValueError(f"{builder.data_dir} has {builder.info.file_format} files; tlvit reads TFRECORD.")
     features = builder.info.features
     label_name = _label_name(features, name)
+    files = _files(builder, split, name)
+    names = features[label_name].names
+    return Source(
+        **files,
+        num_classes=features[label_name].num_classes,
+        class_names=tuple(names) if names else None,
+        parse=_record_parser(features, files["files"], label_name, files["key_kind"]),
+        max_labels=MAX_LABELS if "real_label" in features else 0,
+    )
+
+
+def open_annotated_builder(
+    builder: tfds.core.DatasetBuilder,
+    split: str,
+    *,
+    name: str,
+    num_classes: int,
+    class_names: tuple[str, ...] | None = None,
+) -> Source:
+    """Opens a split of a TFDS builder whose images have annotations, for segmentation.
+
+    Args:
+      builder: the builder.
+      split: TFDS split or a part of one.
+      name: the name that the data set was opened by.
+      num_classes: number of classes of the annotations.
+      class_names: their names.
+
+    Raises:
+      ValueError: the files are not TFRecords, the split is unknown or empty, or the data set has no image or
+        none of the features ANNOTATIONS.
+    """
+    features = builder.info.features
+    is_image = lambda key: key in features and isinstance(features[key], tfds.features.Image)
+    found = [key for key in ANNOTATIONS if is_image(key)]
+    if "image" not in features or not found:
+        raise ValueError(
+            f"{name} has the features {sorted(features)}; segmentation needs 'image' and an image with the "
+            f"class of every pixel, one of {', '.join(ANNOTATIONS)}."
+        )
+    files = _files(builder, split, name)
+    return Source(
+        **files,
+        num_classes=num_classes,
+        class_names=class_names,
+        parse=_annotated_parser(features, files["files"], found[0], files["key_kind"]),
+        has_annotations=True,
+    )
+
+
+def _files(builder: tfds.core.DatasetBuilder, split: str, name: str) -> dict[str, Any]:
+    """The fields of a `Source` that describe its files."""
+    if builder.info.file_format != tfds.core.FileFormat.TFRECORD:
+        raise ValueError(f"{builder.data_dir} has {builder.info.file_format} files; tlvit reads TFRECORD.")
     instructions = _instructions(builder, split, name)
     lengths = tuple(item.examples_in_shard if item.take == -1 else item.take for item in instructions)
     files = tuple(str(item.filename) for item in instructions)
-    key_kind = "file_name" if "file_name" in features else "tfds_id"
-    names = features[label_name].names
-    return Source(
-        name=name,
-        split=split,
-        identity=f"{builder.info.full_name}:{split}",
-        num_examples=sum(lengths),
-        num_classes=features[label_name].num_classes,
-        class_names=tuple(names) if names else None,
-        shard_lengths=lengths,
-        record_bytes=tf.io.gfile.stat(files[0]).length / instructions[0].examples_in_shard,
-        key_kind=key_kind,
-        files=files,
-        origin=_find_origin(builder, split, instructions, lengths),
-        records=_record_reader(files, tuple(item.skip for item in instructions), lengths),
-        parse=_record_parser(features, files, label_name, key_kind),
-        max_labels=MAX_LABELS if "real_label" in features else 0,
-    )
+    return {
+        "name": name,
+        "split": split,
+        "identity": f"{builder.info.full_name}:{split}",
+        "num_examples": sum(lengths),
+        "shard_lengths": lengths,
+        "record_bytes": tf.io.gfile.stat(files[0]).length / instructions[0].examples_in_shard,
+        "key_kind": "file_name" if "file_name" in builder.info.features else "tfds_id",
+        "files": files,
+        "origin": _find_origin(builder, split, instructions, lengths),
+        "records": _record_reader(files, tuple(item.skip for item in instructions), lengths),
+    }
 
 
 def _label_name(features: tfds.features.FeaturesDict, name: str) -> str:
@@ -144,22 +200,41 @@ def _record_parser(
     wanted = {"image": True, label_name: True} | ({"file_name": True} if key_kind == "file_name" else {})
     wanted |= {"real_label": True} if "real_label" in features else {}
     features = tfds.decode.PartialDecoding(wanted).extract_features(features)
-    names = [os.path.basename(file) for file in files]
 
     def parse(raw: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         example = features.deserialize_example(raw["record"], decoders={"image": tfds.decode.SkipDecoding()})
-        if key_kind == "file_name":
-            key = example["file_name"]
-        else:
-            key = tf.strings.join(
-                [tf.gather(tf.constant(names), raw["shard"]), tf.strings.as_string(raw["index"])], "__"
-            )
+        key = _key(raw, example, files)
         parsed = {"image": example["image"], "label": tf.cast(example[label_name], tf.int64), "key": key}
         if "real_label" in wanted:
             parsed["real_labels"] = _pad_labels(tf.cast(example["real_label"], tf.int64), key)
         return parsed
 
     return parse
+
+
+def _annotated_parser(
+    features: tfds.features.FeaturesDict, files: tuple[str, ...], annotation: str, key_kind: str
+) -> Callable[[dict[str, tf.Tensor]], dict[str, tf.Tensor]]:
+    """{"record", "shard", "index"} -> {"image", "annotation", "label", "key"}, both images encoded."""
+    wanted = {"image": True, annotation: True} | ({"file_name": True} if key_kind == "file_name" else {})
+    features = tfds.decode.PartialDecoding(wanted).extract_features(features)
+    encoded = {name: tfds.decode.SkipDecoding() for name in ("image", annotation)}
+
+    def parse(raw: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        example = features.deserialize_example(raw["record"], decoders=encoded)
+        key = _key(raw, example, files)
+        label = tf.constant(0, tf.int64)
+        return {"image": example["image"], "annotation": example[annotation], "label": label, "key": key}
+
+    return parse
+
+
+def _key(raw: dict[str, tf.Tensor], example: dict[str, tf.Tensor], files: tuple[str, ...]) -> tf.Tensor:
+    """The key of a record: its feature "file_name", or the name of its file and its index in it."""
+    if "file_name" in example:
+        return example["file_name"]
+    names = tf.constant([os.path.basename(file) for file in files])
+    return tf.strings.join([tf.gather(names, raw["shard"]), tf.strings.as_string(raw["index"])], "__")
 
 
 def _pad_labels(labels: tf.Tensor, key: tf.Tensor) -> tf.Tensor:

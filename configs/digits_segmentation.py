@@ -1,0 +1,62 @@
+"""Segments scenes of handwritten digits: the class of every pixel, a few minutes on two CPU cores.
+
+Without --config.model.init_from the backbone starts from new weights. With it, from the student of the demo,
+a classifier. The data set is that of the recipe `digits` (its docstring has the command that writes it):
+
+    python -m tlvit.main --config=configs/digits_segmentation.py --workdir=/tmp/demo/segmentation \\
+        --config.data.dir=/tmp/demo/data --config.model.init_from=/tmp/demo/student
+    python -m tlvit.predict --checkpoint=/tmp/demo/segmentation --out=/tmp/demo/maps photo.png
+
+Every digit of a scene is of its class, and the background is a class, too. Hardware: two CPU cores.
+Published: no result. Measured with tlvit: nothing yet.
+"""
+
+from tlvit.config import default
+
+
+def get_config():
+    config = default()
+    config.task = "segmentation"
+    config.image_size = (48, 48)
+    config.batch_size = 32
+    config.steps = 1000
+    config.token_labels = False
+    config.log_every = 50
+    config.data.name = "digits"
+    config.data.eval_split = "test"
+    config.model.name = "upernet"
+    config.model.dtype = "float32"
+    config.model.options = {
+        "backbone": "lvvit_s",  # at the size of the recipe digits
+        "patch_size": 8,
+        "dim": 96,
+        "depth": 4,
+        "num_heads": 4,
+        "stem_width": 32,
+        "skip_lam": 1.0,
+        "channels": 32,
+    }
+    config.augment.hflip = 0.0  # mirrored digits are not digits
+    config.augment.randaugment = ""
+    config.augment.random_erasing = 0.0
+    config.segmentation.scale = (96, 48)
+    config.segmentation.scale_range = (0.75, 1.5)
+    config.segmentation.max_class_ratio = 1.0  # most of a scene is background
+    config.segmentation.normalize = "valid"
+    config.segmentation.window = 48
+    config.segmentation.stride = 32
+    config.optim.base_batch_size = 32
+    config.optim.learning_rate = 1e-3
+    config.optim.weight_decay = 0.01
+    config.optim.schedule = "poly"
+    config.optim.schedule_unit = "step"
+    config.optim.warmup_steps = 100
+    config.optim.warmup_lr = 1e-6
+    config.optim.min_lr = 0.0
+    config.optim.clip_norm = 1.0
+    config.ema.decay = 0.99
+    config.ema.warmup = True
+    config.eval.every_steps = 250
+    config.eval.batch_size = 100
+    config.checkpoint.every_steps = 250
+    return config
