@@ -67,6 +67,8 @@ def test_published_accuracies_of_the_readme():
 
 def test_published_accuracies_of_the_recipes():
     for recipe, _, cells in rows("docs/recipes.md"):
+        if "CIFAR" in cells[-1]:
+            continue  # of another data set
         shown = [float(x) for x in re.findall(r"\d+\.\d", cells[-1])]
         assert set(shown) <= {entry.top1 for entry in published.PUBLISHED}, recipe
 

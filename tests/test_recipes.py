@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import importlib
 
+import jax
 import pytest
 from conftest import ROOT
 from flax import nnx
@@ -12,7 +13,7 @@ from tlvit.config import parse_image_size, resolve, to_dict
 from tlvit.main import recipe_names
 from tlvit.models.functional import count_parameters, functionalize
 from tlvit.models.table import published_crop_pct
-from tlvit.training.optimizer import decay_mask, make_schedule
+from tlvit.training.optimizer import decay_mask, learning_rate_factors, make_schedule
 from tlvit.training.run_data import model_info
 
 RECIPES = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem != "__init__")
@@ -31,6 +32,7 @@ VARIANTS = {
     "deit3": ["small", "base", "base_224", "small_384"],
     "relabel": ["deit_small_patch16_224", "lvvit_s", "t2t_vit_14"],
     "t2t_vit": ["t2t_vit_7", "t2t_vit_14", "t2t_vit_24", "t2t_vit_t_19", "t2t_vit_14_384"],
+    "transfer": ["cifar10", "cifar100", "deit_cars", "deit_inat2018", "folder"],
     "upernet_lvvit": ["s", "m", "l"],
 }
 CASES = [(name, variant) for name in RECIPES for variant in VARIANTS.get(name, [None])]
@@ -257,3 +259,39 @@ def test_published_schedule_at_known_epochs():
     assert float(schedule(0)) == pytest.approx(1e-6)
     assert float(schedule(150)) == pytest.approx((1.6e-3 + 1e-5) / 2)
     assert float(schedule(300)) == float(schedule(309)) == pytest.approx(1e-5)
+
+
+def test_the_published_transfer_of_t2t_vit():
+    """SGD without Nesterov, two learning rates that end at 2e-4, and decay of all that is trained."""
+    config = load("transfer", "cifar100")
+    optim, augment = config.optim, config.augment
+    assert (optim.name, optim.learning_rate, optim.min_lr, optim.weight_decay) == (
+        "momentum",
+        0.05,
+        2e-4,
+        5e-4,
+    )
+    assert (config.batch_size, config.epochs, config.total_epochs, optim.warmup_epochs) == (64, 60, 60, 0)
+    assert (augment.crop, augment.crop_padding, augment.hflip, augment.randaugment) == ("padded", 28, 0.5, "")
+    info = model_info(config, Source())
+    assert info.preprocessing.mean == (0.4914, 0.4822, 0.4465)
+    assert (info.preprocessing.crop_pct, info.preprocessing.interpolation) == (1.0, "bilinear")
+    _, params, _ = functionalize(nnx.eval_shape(info.build))
+    factors = learning_rate_factors(params, optim.lr_scale)
+    assert set(jax.tree.leaves([factors["tokens_to_token"], factors["blocks"]])) == {0.01}
+    assert set(jax.tree.leaves([factors["cls_token"], factors["norm"]])) == {0.0}
+    assert set(jax.tree.leaves(factors["head"])) == {1.0}
+    assert all(jax.tree.leaves(decay_mask(params, optim.no_decay)))
+
+
+def test_the_transfer_of_deit():
+    cars, inat = load("transfer", "deit_cars"), load("transfer", "deit_inat2018")
+    assert (cars.data.name, cars.optim.name, cars.optim.learning_rate, cars.epochs) == (
+        "cars196",
+        "sgd",
+        0.01,
+        1000,
+    )
+    assert (cars.augment.random_erasing, cars.model.options["drop_path"]) == (0.0, 0.0)
+    assert (inat.optim.name, inat.optim.learning_rate, inat.optim.base_batch_size) == ("adamw", 7.5e-5, 768)
+    assert (inat.augment.random_erasing, inat.model.options["drop_path"], inat.epochs) == (0.1, 0.1, 360)

@@ -256,7 +256,7 @@ SETTINGS = (
         "optim.accumulate=3",
         "A batch of 16 images cannot be split evenly over 1 device in 3 accumulated parts",
     ),
-    ("optim.name=adam", "config.optim.name must be adamw or lamb or sgd, not 'adam'."),
+    ("optim.name=adam", "config.optim.name must be adamw or lamb or sgd or momentum, not 'adam'."),
     ("optim.base_batch_size=0", "config.optim.base_batch_size must be at least 1, not 0."),
     ("optim.schedule_unit=days", "config.optim.schedule_unit must be epoch or step, not 'days'."),
     ("loss.dense_weight=-1", "config.loss.dense_weight must be at least 0, not -1.0."),

@@ -57,6 +57,10 @@ class PooledModel(Model):
         """The feature map that the classifier averages."""
         return self.final_map(self._stages(images, None)[-1])
 
+    def pooled_features(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B D"]:
+        """The average of the last feature map."""
+        return jnp.mean(self.features(images), axis=(1, 2), dtype=jnp.float32)
+
     def dense_logits(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w L"]:
         """The classifier's logits of every cell of the last feature map, in float32."""
         return self.head.dense(self.features(images))

@@ -48,6 +48,10 @@ class Model(nnx.Module):
         """The last feature map."""
         raise NotImplementedError
 
+    def pooled_features(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B D"]:
+        """One vector for each image: the input of the classifier."""
+        raise NotImplementedError
+
     def dense_logits(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w L"]:
         """The logits of every patch or cell, in float32."""
         raise NotImplementedError

@@ -92,9 +92,11 @@ class TokenModel(Model):
 
     def features(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w D"]:
         """The patch tokens after the last block, normalized."""
-        x = self._sequence(self._patches(images))
-        x = self.norm(run_blocks(self.blocks, x, None, remat=self.remat, scan=self.scan_blocks))
-        return self._on_grid(x[:, self._num_prefix :])
+        return self._on_grid(self._encode(images)[:, self._num_prefix :])
+
+    def pooled_features(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B D"]:
+        """The class token after the last block, normalized; with a distillation token, the mean of both."""
+        return jnp.mean(self._encode(images)[:, : self._num_prefix], axis=1)
 
     def dense_logits(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w L"]:
         """The logits of every patch, in float32: those of the token head.
@@ -200,6 +202,11 @@ class TokenModel(Model):
         if not self.prefix_positions:
             pos_embed = jnp.pad(pos_embed, ((0, 0), (len(prefix), 0), (0, 0)))
         return embed_tokens(x, prefix, pos_embed, grid=grid)
+
+    def _encode(self, images: Array) -> Array:
+        """[B, H, W, 3] -> [B, P + N, D], the tokens after the last block, normalized."""
+        x = self._sequence(self._patches(images))
+        return self.norm(run_blocks(self.blocks, x, None, remat=self.remat, scan=self.scan_blocks))
 
     def _on_grid(self, x: Array) -> Array:
         """[B, N, D] -> [B, h, w, D]."""
