@@ -1,13 +1,14 @@
-"""MkDocs hooks: writes the table of settings, shows CONTRIBUTING.md, and hides what only the tests read."""
+"""MkDocs hooks: writes the settings and the model zoo, shows CONTRIBUTING.md, hides what only tests read."""
 
 import pathlib
 import re
 from typing import Any
 
-from tlvit import config
+from tlvit import config, model_zoo
 
 ROOT = pathlib.Path(__file__).parent.parent
 SETTINGS_MARK = "<!-- settings -->"
+MODELS_MARK = "<!-- model zoo -->"
 CONTRIBUTING_MARK = "<!-- CONTRIBUTING.md -->"
 TEST_SETUP = re.compile(r"<!-- setup:.*?-->\n?", re.DOTALL)
 
@@ -16,6 +17,8 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     """Fills the marks of a page."""
     if SETTINGS_MARK in markdown:
         markdown = markdown.replace(SETTINGS_MARK, settings_tables())
+    if MODELS_MARK in markdown:
+        markdown = markdown.replace(MODELS_MARK, model_zoo.tables())
     if CONTRIBUTING_MARK in markdown:
         text = (ROOT / "CONTRIBUTING.md").read_text()
         markdown = markdown.replace(CONTRIBUTING_MARK, text.partition("\n")[2])

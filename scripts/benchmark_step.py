@@ -29,6 +29,7 @@ from scripts.program_costs import program_costs, topology_devices, with_sharding
 from tlvit import create_model
 from tlvit.checkpoints.model_info import ModelInfo
 from tlvit.config import Augment, Config, Loss, Model, Optim
+from tlvit.host_memory import keep_freed_memory
 from tlvit.models.functional import functionalize
 from tlvit.models.macs import count_macs
 from tlvit.models.table import published_image_size
@@ -181,6 +182,8 @@ def build(
         train_state = abstract_state(make, tx, mesh=mesh)
         batch = with_sharding(jax.eval_shape(lambda: make_batch(options)), batch_sharding(mesh))
     else:
+        if mesh.devices.flat[0].platform == "cpu":
+            keep_freed_memory()  # as training does
         train_state = init_state(make, tx, mesh=mesh)
         batch = make_batch(options)
     annotator = make_annotator(options, mesh, abstract=abstract) if options.annotator else None

@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.trained:
         every_epoch = {"eval.every_epochs": 1, "checkpoint.every_epochs": 1, "checkpoint.keep": 1000}
         budget = {"epochs": options.annotator_epochs, "seed": options.seed}
-        run("annotator", out / "annotator", out, **budget, changes=every_epoch)
+        run("annotator", out / "annotator", out, **budget, changes=every_epoch, recipe=recipe)
     accuracy = {
         int(line["step"]): line["eval/ema_top1"]
         for line in read_metrics(out / "annotator")
@@ -97,7 +97,8 @@ def _student(record: Mapping[str, Any], out: pathlib.Path) -> dict[str, float]:
         variant = "token_labels"
         changes |= {"data.score_maps": str(maps), "loss.cls_target": cls_target}
     workdir = out / f"student_{step}_{cls_target}_{record['epochs']}"
-    metrics = run(variant, workdir, out, epochs=record["epochs"], seed=record["seed"], changes=changes)
+    epochs, seed = record["epochs"], record["seed"]
+    metrics = run(variant, workdir, out, epochs=epochs, seed=seed, changes=changes, recipe=recipe)
     return {"ema_top1": metrics["eval/ema_top1"], "raw_top1": metrics["eval/raw_top1"]}
 
 

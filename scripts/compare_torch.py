@@ -8,6 +8,10 @@ the moving average, from the same uint8 images. PyTorch runs the model of tests/
 a channels-last stem, bfloat16 by autocast where tlvit has bfloat16, and torch.compile where a compiler is
 installed. Each side has a process of its own. Both may use the same cores, and they are timed in turns: one
 waits while the other works. TensorFlow is not needed.
+
+`ratio` compares the time of a step, `processor_ratio` the processor time of all threads of a side. On a CPU
+with other load, `processor_ratio` with --cores=1 is the fairer one: with more cores, threads of PyTorch that
+wait for each other use processor time too.
 """
 
 import argparse
@@ -47,13 +51,16 @@ def compare(options: argparse.Namespace, model: str, batch_size: int) -> dict[st
     workers: dict[str, subprocess.Popen] = {}
     reports: dict[str, dict[str, Any]] = {}
     seconds: dict[str, list[float]] = {side: [] for side in SIDES}
+    processor: dict[str, list[float]] = {side: [] for side in SIDES}
     try:
         for side in SIDES:  # one after the other: compiling uses all cores
             workers[side] = start(options, side, model, batch_size)
             reports[side] = ask(workers[side])
         for _ in range(options.rounds):
             for side in SIDES:
-                seconds[side] += ask(workers[side], "time")["seconds"]
+                times = ask(workers[side], "time")
+                seconds[side] += times["seconds"]
+                processor[side] += times["processor_seconds"]
         for side in SIDES:
             reports[side] |= ask(workers[side], "end")
     finally:
@@ -69,11 +76,13 @@ def compare(options: argparse.Namespace, model: str, batch_size: int) -> dict[st
         result[side] = {
             "images_per_s": rate,
             "step_s": step_s,
+            "processor_s": statistics.median(processor[side]),
             "mfu": rate * flops / peak if peak else None,
             "peak_memory_bytes": reports[side]["peak_memory_bytes"],
             "loss": reports[side]["loss"],
         }
-    result["ratio"] = result["tlvit"]["images_per_s"] / result["torch"]["images_per_s"]
+    result["ratio"] = result["torch"]["step_s"] / result["tlvit"]["step_s"]
+    result["processor_ratio"] = result["torch"]["processor_s"] / result["tlvit"]["processor_s"]
     print(describe(result), flush=True)
     return result
 
@@ -83,7 +92,8 @@ def describe(result: dict[str, Any]) -> str:
     ours, theirs = result["tlvit"], result["torch"]
     text = (
         f"{result['model']}  batch {result['batch']}  tlvit {ours['images_per_s']:.2f}  PyTorch "
-        f"{theirs['images_per_s']:.2f} images/s  ratio {result['ratio']:.2f}  memory "
+        f"{theirs['images_per_s']:.2f} images/s  ratio {result['ratio']:.2f} (processor "
+        f"time {result['processor_ratio']:.2f})  memory "
         f"{ours['peak_memory_bytes'] / 1e9:.1f} and {theirs['peak_memory_bytes'] / 1e9:.1f} GB"
     )
     return f"{text}  MFU {ours['mfu']:.0%} and {theirs['mfu']:.0%}" if ours["mfu"] else text
@@ -129,12 +139,13 @@ def work(options: argparse.Namespace) -> int:
     for line in sys.stdin:
         if line.strip() == "end":
             break
-        seconds = []
+        seconds, processor = [], []
         for _ in range(options.steps):
-            begin = time.perf_counter()
+            begin, processor_begin = time.perf_counter(), time.process_time()
             loss = step()
             seconds.append(time.perf_counter() - begin)
-        print(json.dumps({"seconds": seconds}), flush=True)
+            processor.append(time.process_time() - processor_begin)
+        print(json.dumps({"seconds": seconds, "processor_seconds": processor}), flush=True)
     print(json.dumps({"loss": loss, "peak_memory_bytes": peak_memory(options)}), flush=True)
     return 0
 

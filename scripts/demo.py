@@ -2,22 +2,26 @@
 
 The data are handwritten digits in cluttered scenes. An annotator learns from image labels alone and scores
 every cell of every training image once. An LV-ViT learns from these score maps with all of its tokens. The
-last steps export the student for PyTorch, check the export and draw report.png. Every step prints its
-command. The demo takes a few minutes on two CPU cores.
+last steps export the student for PyTorch, check the export and draw report.png, with the stored curve of a
+student that was trained without token labels beside it. Every step prints its command. The demo takes a few
+minutes on two CPU cores.
 """
 
 import argparse
+import json
 import pathlib
 import sys
 import time
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
 
-from configs import digits as recipe
+from configs import digits_small
+from scripts.comparison_table import read_lines
 from tlvit import command, visualize
 from tlvit.checkpoints import torch_files
 from tlvit.checkpoints.load import load
@@ -32,6 +36,11 @@ from tlvit.training.device_scorer import Annotator
 from tlvit.training.loop import train
 from tlvit.training.run_log import duration, read_metrics, start_logging
 
+ROOT = pathlib.Path(__file__).parent.parent
+STORED = ROOT / "docs/results/token_labels.jsonl"
+STORED_ARM = "labels"
+STUDENT_EPOCHS = 2 * digits_small.EPOCHS
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
@@ -41,16 +50,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def demo(options: argparse.Namespace) -> int:
     """Trains, annotates, exports and draws; prints the results. Returns 0."""
-    import tensorflow_datasets as tfds  # after tlvit.data, which prepares and checks TensorFlow
-
     out = pathlib.Path(options.out).absolute()
     out.mkdir(parents=True, exist_ok=True)
     start_logging()
-    tfds.disable_progress_bar()
     start = time.perf_counter()
 
     say("1/5  Scenes: one large digit gives the class, smaller ones of other classes surround it.")
-    builder = digit_scenes.prepare(out / "data", **recipe.SCENES)
+    builder = digit_scenes.prepare(out / "data", **digits_small.SCENES)
     splits = builder.info.splits
     print(f"     {splits['train'].num_examples} for training, {splits['test'].num_examples} for testing")
 
@@ -60,7 +66,7 @@ def demo(options: argparse.Namespace) -> int:
     say(
         "3/5  It scores every cell of every training image once: the score maps.",
         f"python -m tlvit.annotate --checkpoint={out}/annotator --data=digits --data-dir={out}/data "
-        f"--top-k={recipe.TOP_K} --out={out}/score_maps",
+        f"--top-k={digits_small.TOP_K} --out={out}/score_maps",
     )
     annotate_training_scenes(out)
 
@@ -68,14 +74,20 @@ def demo(options: argparse.Namespace) -> int:
         "4/5  The student, an LV-ViT, learns from the maps with all of its tokens.",
         run_command("token_labels", out / "student"),
     )
-    student = run("token_labels", out / "student", out, epochs=options.epochs)
+    student = run("token_labels", out / "student", out, epochs=options.epochs or STUDENT_EPOCHS)
 
     say(
         "5/5  Export the student for PyTorch, check the export, draw the report.",
         f"python -m tlvit.convert --checkpoint={out}/student --out={out}/student.safetensors",
     )
     difference = export(out / "student", out / "student.safetensors", builder)
-    picture = visualize.report(out / "student", annotator=out / "annotator")
+    stored = stored_baseline(out / "stored_baseline")
+    picture = visualize.report(
+        out / "student",
+        annotator=out / "annotator",
+        baseline=stored,
+        baseline_name=f"without token labels, {digits_small.EPOCHS} epochs (stored result)",
+    )
     picture = picture.replace(out / "report.png")
 
     rows = [
@@ -92,15 +104,16 @@ def demo(options: argparse.Namespace) -> int:
     ]
     width = max(len(label) for label, _ in rows)
     print("\n" + "\n".join(f"  {label.ljust(width)}   {text}" for label, text in rows))
-    print("\n  Without token labels, for comparison: " + run_command("no_token_labels", out / "baseline"))
+    print(f"\n  The curve without token labels is stored ({STORED.relative_to(ROOT)}, seed 0). Train it:")
+    print("    " + run_command("no_token_labels", out / "baseline"))
     return 0
 
 
 def run(
     variant: str, workdir: pathlib.Path, out: pathlib.Path, *, epochs: int | None = None, seed: int = 0,
-    changes: dict[str, Any] | None = None,
+    changes: dict[str, Any] | None = None, recipe: ModuleType = digits_small,
 ) -> dict[str, float]:  # fmt: skip
-    """Trains a variant of the recipe as `tlvit.main` does. A finished run is only evaluated again."""
+    """Trains a variant of a recipe as `tlvit.main` does. A finished run is only evaluated again."""
     config = recipe.get_config(variant)
     config.data.dir = str(out / "data")
     config.data.score_maps = str(out / "score_maps") if variant == "token_labels" else ""
@@ -113,18 +126,31 @@ def run(
     return result.metrics
 
 
+def stored_baseline(folder: pathlib.Path) -> pathlib.Path:
+    """Writes the stored accuracies of a student without token labels (seed 0) as a metrics.jsonl."""
+    line = next(line for line in read_lines(STORED) if (line["arm"], line["seed"]) == (STORED_ARM, 0))
+    metrics = [
+        {"step": i, "train/epoch": epoch, "eval/raw_top1": raw, "eval/ema_top1": ema}
+        for i, (epoch, raw, ema) in enumerate(line["curve"])
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(values) + "\n" for values in metrics))
+    return folder
+
+
 def annotate_training_scenes(out: pathlib.Path) -> None:
     """Writes the score maps of the training scenes with the annotator in `out`."""
     model, info = load(out / "annotator")
     source = open_source("digits", "train", data_dir=str(out / "data"))
-    annotate(Annotator(model, info), source, out / "score_maps", top_k=recipe.TOP_K)
+    annotate(Annotator(model, info), source, out / "score_maps", top_k=digits_small.TOP_K)
 
 
 def run_command(variant: str, workdir: pathlib.Path) -> str:
     """The command that does the same as `run`."""
-    name = "configs/digits.py" + ("" if variant == "token_labels" else f":{variant}")
+    name = "configs/digits_small.py" + ("" if variant == "token_labels" else f":{variant}")
     maps = f" --config.data.score_maps={workdir.parent}/score_maps" if variant == "token_labels" else ""
-    data = f"--config.data.dir={workdir.parent}/data{maps}"
+    epochs = "" if variant == "annotator" else f" --config.epochs={STUDENT_EPOCHS}"
+    data = f"--config.data.dir={workdir.parent}/data{maps}{epochs}"
     return f"python -m tlvit.main --config={name} --workdir={workdir} {data}"
 
 

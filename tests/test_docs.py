@@ -153,6 +153,13 @@ def test_the_settings_page_has_every_setting():
         assert meaning.replace("|", "\\|") in text
 
 
+def test_the_model_zoo_page_has_the_tables(monkeypatch):
+    hooks = importlib.import_module("docs.hooks")
+    monkeypatch.setattr(hooks.model_zoo, "tables", lambda: "## LV-ViT")
+    text = hooks.on_page_markdown((ROOT / "docs/models.md").read_text())
+    assert text.rstrip().endswith("\n\n## LV-ViT")
+
+
 def test_every_page_is_in_the_navigation():
     listed = re.findall(r"(\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
     assert sorted(listed) == sorted(str(p.relative_to(ROOT / "docs")) for p in (ROOT / "docs").rglob("*.md"))

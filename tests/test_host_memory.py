@@ -1,4 +1,7 @@
-"""tlvit.host_memory: the limit of a container counts, and batches that do not fit are refused."""
+"""tlvit.host_memory: the limit of a container counts, batches must fit, and freed memory is used again."""
+
+import subprocess
+import sys
 
 import pytest
 
@@ -24,3 +27,17 @@ def test_batches_that_do_not_fit_are_refused(monkeypatch):
     )
     with pytest.raises(ValueError, match=message):
         host_memory.check_batch(2000, (224, 224), "eval.batch_size")
+
+
+def test_freed_memory_is_used_again():
+    """Page faults of a process that allocates 32 MB five times, in pages of at least 4 KB."""
+    code = (
+        "import ctypes, resource, sys; from tlvit.host_memory import keep_freed_memory\n"
+        "sys.exit(0) if not keep_freed_memory() else None\n"
+        "size = 2**25; bytearray(size)\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "for _ in range(5): ctypes.memset((ctypes.c_char * size).from_buffer(bytearray(size)), 1, size)\n"
+        "faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
+        "sys.exit(faults > size // 4096 // 4)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -19,6 +19,7 @@ from tlvit.training.run_data import model_info
 RECIPES = sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem != "__init__")
 VARIANTS = {
     "digits": ["token_labels", "no_token_labels", "relabel", "annotator"],
+    "digits_small": ["token_labels", "no_token_labels", "annotator"],
     "lvvit_folder": ["token_labels", "no_token_labels", "annotator"],
     "lvvit_finetune": ["lvvit_s", "lvvit_m", "lvvit_l"],
     "lvvit_l": ["448", "224"],

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from tlvit import list_models, summary
+from tlvit import list_models, published, summary
 from tlvit.checkpoints.model_info import ModelInfo
 from tlvit.checkpoints.native import save_model_folder
 from tlvit.models.macs import count_macs
-from tlvit.summary import PUBLISHED_TOP1, _sizes, main, summarize, table
+from tlvit.summary import _sizes, main, summarize, table
 
 # Millions of parameters and billions of multiply-adds of the published implementations, rounded as published.
 PUBLISHED = {
@@ -170,6 +170,16 @@ def test_model_of_a_checkpoint(tmp_path, capsys):
     assert "missing" in capsys.readouterr().err
 
 
+def test_the_model_zoo_is_for_all_models_at_their_published_sizes(capsys, monkeypatch):
+    monkeypatch.setattr(summary.model_zoo, "tables", lambda: "## tables")
+    assert main(["--all", "--markdown"]) == 0
+    assert capsys.readouterr().out == "## tables\n"
+    for arguments in (["lvvit_t", "--markdown"], ["--all", "--markdown", "--image-size=64"]):
+        with pytest.raises(SystemExit):
+            main(arguments)
+        assert "--markdown goes with --all alone" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("arguments", [[], ["lvvit_t", "--all"], ["--all", "--checkpoint=x"]])
 def test_one_way_to_choose_models(arguments, capsys):
     with pytest.raises(SystemExit):
@@ -187,7 +197,7 @@ def test_table_of_all_models(capsys, monkeypatch):
 
 
 def test_all_sizes_with_a_published_accuracy_are_listed():
-    assert {model for model, _ in PUBLISHED_TOP1} <= set(list_models())
+    assert {entry.model for entry in published.PUBLISHED} <= set(list_models())
     assert _sizes("lvvit_m", None) == [224, 384, 448]
     assert _sizes("regnety_004", None) == [224]
     assert _sizes("lvvit_m", (64, 64)) == [(64, 64)]

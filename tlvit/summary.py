@@ -3,6 +3,7 @@
     tlvit summary lvvit_s                    # one model or several, with their options
     tlvit summary --checkpoint=runs/student  # the model of a checkpoint
     tlvit summary --all                      # all models, as a Markdown table
+    tlvit summary --all --markdown           # the page "Model zoo": also preprocessing and published weights
 
 Multiply-adds are counted in the traced program and activations in the arrays that its derivative keeps. No
 weights are allocated for named models.
@@ -20,11 +21,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tlvit import command
+from tlvit import command, model_zoo, published
 from tlvit.checkpoints.load import load
 from tlvit.checkpoints.model_info import ModelInfo
 from tlvit.config import parse_image_size
-from tlvit.models import deit3
 from tlvit.models.functional import Net, count_parameters, functionalize
 from tlvit.models.layers import Buffer
 from tlvit.models.macs import model_macs
@@ -35,61 +35,8 @@ from tlvit.types import Array, PyTree
 EXAMPLES = """  tlvit summary lvvit_s lvvit_m --image-size=384
   tlvit summary --checkpoint=runs/student
   tlvit summary --all
+  tlvit summary --all --markdown
 """
-
-PAPERS = {
-    "lvvit": "Jiang et al. 2021, arXiv:2104.10858",
-    "vit": "Jiang et al. 2021, arXiv:2104.10858",
-    "t2t": "Yuan et al. 2021, arXiv:2101.11986",
-    **dict.fromkeys(deit3.VARIANTS, "Touvron et al. 2022, arXiv:2204.07118"),
-    "deit": "Touvron et al. 2021, arXiv:2012.12877",
-    "regnety": "Touvron et al. 2021, arXiv:2012.12877 (DeiT's teacher)",
-    "dm_nfnet": "Brock et al. 2021, arXiv:2102.06171",
-}
-
-# ImageNet top-1 in percent by (model, image side in pixels), from the papers above and their repositories.
-PUBLISHED_TOP1 = {
-    ("lvvit_t", 224): 79.1,
-    ("lvvit_s", 224): 83.3,
-    ("lvvit_s", 384): 84.4,
-    ("lvvit_m", 224): 84.0,
-    ("lvvit_m", 384): 85.4,
-    ("lvvit_m", 448): 85.5,
-    ("lvvit_l", 448): 86.2,
-    ("lvvit_l", 512): 86.4,
-    ("t2t_vit_7", 224): 71.7,
-    ("t2t_vit_10", 224): 75.2,
-    ("t2t_vit_12", 224): 76.5,
-    ("t2t_vit_14", 224): 81.5,
-    ("t2t_vit_14", 384): 83.3,
-    ("t2t_vit_19", 224): 81.9,
-    ("t2t_vit_24", 224): 82.3,
-    ("t2t_vit_t_14", 224): 81.7,
-    ("t2t_vit_t_19", 224): 82.4,
-    ("t2t_vit_t_24", 224): 82.6,
-    ("deit_tiny_patch16_224", 224): 72.2,
-    ("deit_small_patch16_224", 224): 79.9,
-    ("deit_base_patch16_224", 224): 81.8,
-    ("deit_base_patch16_384", 384): 82.9,
-    ("deit_tiny_distilled_patch16_224", 224): 74.5,
-    ("deit_small_distilled_patch16_224", 224): 81.2,
-    ("deit_base_distilled_patch16_224", 224): 83.4,
-    ("deit_base_distilled_patch16_384", 384): 85.2,
-    ("deit_small_patch16_LS", 224): 81.4,
-    ("deit_small_patch16_LS", 384): 83.4,
-    ("deit_base_patch16_LS", 224): 83.8,
-    ("deit_base_patch16_LS", 384): 85.0,
-    ("deit_large_patch16_LS", 224): 84.9,
-    ("deit_large_patch16_LS", 384): 85.8,
-    ("regnety_160", 224): 82.9,
-    ("dm_nfnet_f0", 256): 83.6,
-    ("dm_nfnet_f1", 320): 84.7,
-    ("dm_nfnet_f2", 352): 85.1,
-    ("dm_nfnet_f3", 416): 85.7,
-    ("dm_nfnet_f4", 512): 85.9,
-    ("dm_nfnet_f5", 544): 86.0,
-    ("dm_nfnet_f6", 576): 86.5,  # trained with SAM, as its published weights are
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,8 +86,7 @@ def summarize(
     # Two images: BatchNorm cannot be trained with one value per channel, which UperNet has for one image.
     images = jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)
     is_published = size[0] == size[1] and num_classes == 1000 and not options
-    top1 = PUBLISHED_TOP1.get((name, size[0])) if is_published else None
-    papers = [paper for prefix, paper in PAPERS.items() if name.startswith(prefix)]
+    result = published.find(name, size[0]) if is_published else None
     return Summary(
         model=name,
         image_size=size,
@@ -148,8 +94,8 @@ def summarize(
         macs=model_macs(net, params, stats, size),
         activation_bytes=_kept_bytes(net, params, stats, images) // 2,
         tokens=model.grid,
-        top1=top1,
-        source=papers[0] if top1 is not None else None,
+        top1=result.top1 if result else None,
+        source=result.source if result and result.top1 is not None else None,
     )
 
 
@@ -184,7 +130,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     sizes = {"image_size": options.image_size, "num_classes": options.num_classes}
-    if options.all:
+    if options.markdown:
+        print(model_zoo.tables())
+    elif options.all:
         names = sorted(list_models(), key=_natural_key)
         rows = [(name, size) for name in names for size in _sizes(name, options.image_size)]
         print(table([summarize(n, image_size=s, num_classes=options.num_classes) for n, s in rows]))
@@ -240,7 +188,7 @@ def _sizes(name: str, requested: tuple[int, int] | None) -> list[int | tuple[int
     """The requested size; by default all sizes with a published accuracy, or the model's own size."""
     if requested is not None:
         return [requested]
-    return [size for model, size in PUBLISHED_TOP1 if model == name] or [published_image_size(name)]
+    return [*published.sides(name)] or [published_image_size(name)]
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -249,6 +197,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("names", nargs="*", metavar="NAME", help="names of models")
     add("--all", action="store_true", help="all models, as a Markdown table")
+    add("--markdown", action="store_true", help='with --all: the tables of the page "Model zoo"')
     add(
         "--checkpoint",
         metavar="PATH",
@@ -262,6 +211,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if bool(options.names) + options.all + bool(options.checkpoint) != 1:
         parser.error("give names of models, --checkpoint or --all")
+    if options.markdown and (not options.all or options.image_size or options.num_classes != 1000):
+        parser.error("--markdown goes with --all alone: the page has the published sizes and 1,000 classes")
     return options
 
 

@@ -14,7 +14,7 @@ def trained(monkeypatch):
     """The trainings, which are not made: (variant, changes, epochs)."""
     runs = []
 
-    def run(variant, workdir, out, *, epochs=None, seed=0, changes=None):
+    def run(variant, workdir, out, *, epochs=None, seed=0, changes=None, recipe=None):
         runs.append((variant, changes, epochs))
         return {"eval/ema_top1": 50.0 + len(runs), "eval/raw_top1": 50.0}
 

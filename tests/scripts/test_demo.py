@@ -1,65 +1,35 @@
-"""The demo and the comparison: tables, commands, the export check and (slow) complete runs at small size."""
+"""The demo: its commands, the export check and (slow) a complete run at small size."""
 
 import json
 import shlex
 
 import pytest
 
-from configs import digits as recipe
-from scripts import compare_token_labels, demo
+from configs import digits_small as recipe
+from scripts import demo
+from scripts.comparison_table import read_lines
+from tlvit.training.run_log import read_metrics
 
 TINY = {"patch_size": 8, "dim": 32, "depth": 1, "num_heads": 2, "stem_width": None, "rule": "class"}
 TINY_ANNOTATOR = {"widths": (8,), "depths": (1,), "strides": (2,), "group_width": 8, "stem_width": 8}
-
-
-def runs(*top1):
-    return [{"eval/ema_top1": t, "eval/images": 200.0} for t in top1]
-
-
-def test_table_has_every_seed_mean_and_sample_deviation():
-    text = compare_token_labels.table({"with": runs(80.0, 82.0, 87.0), "without": runs(70.0)}, runs(91.25)[0])
-    rows = [line for line in text.splitlines() if line.startswith("|")]
-    assert rows == [
-        "| student trained with | top-1 of each seed, % | mean ± standard deviation |",
-        "|---|---|---|",
-        "| with | 80.0 / 82.0 / 87.0 | 83.0 ± 3.6 |",
-        "| without | 70.0 | 70.0 |",
-    ]
-    assert "Averaged weights, 200 test scenes; the annotator has 91.2 %." in text
-
-
-def test_the_arms_differ_only_in_the_compared_settings():
-    """Student, budget and data order are the same; the labels and their crop differ."""
-    configs = {}
-    for variant, (name, changes) in compare_token_labels.VARIANTS.items():
-        config = recipe.get_config(name)
-        config.update_from_flattened_dict(changes)
-        configs[variant] = config.to_dict()
-    aligned = configs["token labels, aligned"]
-    published = configs["token labels, published (transposed) crop"]
-    plain = configs["no token labels"]
-    assert published["data"].pop("label_crop") == "published"
-    assert aligned["data"].pop("label_crop") == plain["data"].pop("label_crop") == "aligned"
-    assert published == aligned
-    assert (aligned.pop("token_labels"), plain.pop("token_labels")) == (True, False)
-    assert plain == aligned
 
 
 def test_commands_shown_are_commands_that_exist(tmp_path):
     """The flags of the printed commands set existing settings of the recipe."""
     text = demo.run_command("token_labels", tmp_path / "student")
     assert shlex.split(text) == [
-        "python", "-m", "tlvit.main", "--config=configs/digits.py", f"--workdir={tmp_path}/student",
+        "python", "-m", "tlvit.main", "--config=configs/digits_small.py", f"--workdir={tmp_path}/student",
         f"--config.data.dir={tmp_path}/data", f"--config.data.score_maps={tmp_path}/score_maps",
+        "--config.epochs=40",
     ]  # fmt: skip
     text = demo.run_command("annotator", tmp_path / "annotator")
-    assert "--config=configs/digits.py:annotator " in text
+    assert "--config=configs/digits_small.py:annotator " in text
     assert "score_maps" not in text
     flags = [a for a in shlex.split(demo.run_command("token_labels", tmp_path / "s")) if "--config." in a]
     config = recipe.get_config()
     for flag in flags:
         key, value = flag.removeprefix("--config.").split("=")
-        config.update_from_flattened_dict({key: value})
+        config.update_from_flattened_dict({key: int(value) if value.isdecimal() else value})
     assert config.data.score_maps == f"{tmp_path}/score_maps"
 
 
@@ -103,6 +73,16 @@ def test_a_faithful_export_shows_no_difference(tmp_path):
     assert demo.export(tmp_path / "m", tmp_path / "m.safetensors", builder) == 0.0
 
 
+def test_the_stored_curve_is_that_of_the_results(tmp_path):
+    line = next(r for r in read_lines(demo.STORED) if (r["arm"], r["seed"]) == (demo.STORED_ARM, 0))
+    metrics = read_metrics(demo.stored_baseline(tmp_path / "stored"))
+    assert [m["train/epoch"] for m in metrics] == [epoch for epoch, _, _ in line["curve"]]
+    assert (metrics[-1]["eval/ema_top1"], metrics[-1]["eval/raw_top1"]) == (
+        line["ema_top1"],
+        line["raw_top1"],
+    )
+
+
 @pytest.fixture
 def small(monkeypatch):
     """The recipe with smaller models and fewer scenes."""
@@ -134,18 +114,3 @@ def test_the_demo_from_beginning_to_end(small, tmp_path, capsys):
     assert (tmp_path / "score_maps" / "score_maps.json").exists()
     assert demo.main([f"--out={tmp_path}", "--epochs=1"]) == 0  # the second time, existing results are used
     assert "again" not in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_the_comparison_from_beginning_to_end(small, tmp_path, capsys):
-    assert compare_token_labels.main([f"--out={tmp_path}", "--epochs=1", "--seeds", "4"]) == 0
-    found = json.loads((tmp_path / "results.json").read_text())
-    assert found["seeds"] == [4]
-    assert found.keys() == {"seeds", "annotator", *compare_token_labels.VARIANTS}
-    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][1:]
-    assert [row.split("|")[1].strip() for row in rows] == list(compare_token_labels.VARIANTS)
-    for row, variant in zip(rows, compare_token_labels.VARIANTS, strict=True):
-        assert f"{found[variant][0]['eval/ema_top1']:.1f}" in row
-    configs = {p.parent.name: json.loads(p.read_text()) for p in tmp_path.glob("*_seed4/config.json")}
-    assert {c["seed"] for c in configs.values()} == {4}
-    assert len(configs) == 3

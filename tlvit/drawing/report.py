@@ -47,6 +47,7 @@ def report(
     weights: str = "auto",
     annotator: str | pathlib.Path | None = None,
     baseline: str | pathlib.Path | None = None,
+    baseline_name: str = "without token labels",
     count: int = 5,
 ) -> pathlib.Path:
     """Writes report.png into a workdir.
@@ -56,6 +57,7 @@ def report(
       weights: "ema", "raw" or "auto", as in `tlvit.load`.
       annotator: checkpoint of the annotator, to show its maps above the student's.
       baseline: another workdir, whose accuracy is drawn for comparison.
+      baseline_name: what the legend calls it.
       count: number of evaluation images, at least 1.
 
     Returns:
@@ -98,7 +100,7 @@ def report(
         views.append(class_map(label, opened.model, opened.info, images))
     names = info.class_names
     if baseline:
-        curves["without token labels"] = read_metrics(baseline)
+        curves[baseline_name] = read_metrics(baseline)
     figure = draw(images, labels, views, curves, class_names=names, title=_title(config, info))
     save(figure, path, dpi=110)
     return path

@@ -15,6 +15,7 @@ from flax import nnx
 from jax.extend.core import Primitive
 from jax.sharding import AxisType
 
+from tlvit.ops.convolution import convolve
 from tlvit.shapes import Float, Float32
 from tlvit.types import Array, Dtype, PyTree
 
@@ -74,6 +75,7 @@ class Conv(nnx.Conv):
             dtype=dtype,
             kernel_init=kernel_init or nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
             bias_init=uniform,
+            conv_general_dilated=convolve,
             rngs=rngs,
         )
 

@@ -19,6 +19,7 @@ from tlvit.class_names import write_class_names
 from tlvit.config import Checkpoint as CheckpointSettings
 from tlvit.config import Config, Eval, to_dict
 from tlvit.files import as_path, is_local, write_text
+from tlvit.host_memory import keep_freed_memory
 from tlvit.models.functional import functionalize
 from tlvit.training import checks, optimizer, run_data, run_log
 from tlvit.training.evaluation import best_score, best_weights, evaluate_state
@@ -111,6 +112,8 @@ def _train(
     # Checks that need no data.
     config = take_options(config, workdir)
     mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, model=config.mesh.model)
+    if mesh.devices.flat[0].platform == "cpu":
+        keep_freed_memory()
     mixed = checks.mixes_images(config)
     local_batch_size(config.batch_size, mesh, parts=config.optim.accumulate, mixed=mixed)
     local_batch_size(config.eval_batch_size, mesh)

@@ -1,7 +1,9 @@
 """Digit scenes as a TFDS data set: the data of the demo, made locally without a download."""
 
+import contextlib
 import dataclasses
 import hashlib
+import io
 import os
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
@@ -24,6 +26,8 @@ def prepare(
     **scene: Any,
 ) -> tfds.core.DatasetBuilder:
     """Writes the data set `digit_scenes` below `data_dir`, or reuses one that has exactly these options.
+
+    The progress bars of TFDS are turned off in this process.
 
     Args:
       data_dir: folder of TFDS data sets. The data go to digit_scenes/CONFIG/VERSION below it.
@@ -55,9 +59,11 @@ def prepare(
         scene=options,
     )
     builder = DigitScenes(data_dir=os.fspath(data_dir), config=config)
-    builder.download_and_prepare(
-        download_config=tfds.download.DownloadConfig(num_shards=num_shards, try_download_gcs=False)
-    )
+    tfds.disable_progress_bar()
+    with contextlib.redirect_stdout(io.StringIO()):  # nothing is downloaded, but TFDS says so
+        builder.download_and_prepare(
+            download_config=tfds.download.DownloadConfig(num_shards=num_shards, try_download_gcs=False)
+        )
     return builder
 
 

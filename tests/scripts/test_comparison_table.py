@@ -1,0 +1,109 @@
+"""Statistics and table of the comparison, and that the pages have the table of the stored results."""
+
+import math
+import re
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from scripts import comparison_table
+from scripts.compare_token_labels import ARMS, NAMES, ROOT, current_lines
+from scripts.comparison_table import (
+    accuracies,
+    bootstrap_interval,
+    read_lines,
+    statistics_of,
+    table,
+    write_pages,
+)
+
+RESULTS = ROOT / "docs/results/token_labels.jsonl"
+LABELS, ALIGNED = (70.0, 72.0, 71.0, 69.0), (75.0, 79.0, 74.0, 73.0)
+
+
+def lines(**arms):
+    return [
+        {"arm": arm, "seed": seed, "ema_top1": top1, "raw_top1": top1 - 1}
+        for arm, values in arms.items()
+        for seed, top1 in enumerate(values)
+    ]
+
+
+def test_statistics_of_pairs():
+    found = accuracies(lines(labels=LABELS, aligned=ALIGNED))
+    s = statistics_of("aligned", found, baseline="labels")
+    gains = np.subtract(ALIGNED, LABELS)
+    assert (s.count, s.mean, s.gain) == (4, 75.25, 4.75)
+    # t = mean / (standard deviation / sqrt(n)) with n - 1 degrees of freedom, two-sided.
+    t = gains.mean() / (gains.std(ddof=1) / math.sqrt(4))
+    assert s.p_value == pytest.approx(2 * stats.t.sf(t, 3))
+    assert min(gains) <= s.gain_low < 4.75 < s.gain_high <= max(gains)
+    assert min(ALIGNED) <= s.low < 75.25 < s.high <= max(ALIGNED)
+    baseline = statistics_of("labels", found, baseline="labels")
+    assert math.isnan(baseline.gain)
+    assert math.isnan(baseline.p_value)
+
+
+def test_the_bootstrap_interval_is_that_of_the_mean():
+    values = np.random.default_rng(1).normal(10, 2, 400)
+    low, high = bootstrap_interval(list(values))
+    margin = 1.96 * values.std(ddof=1) / math.sqrt(400)
+    assert (low, high) == pytest.approx((values.mean() - margin, values.mean() + margin), abs=0.03)
+    assert bootstrap_interval([1.0, 2.0, 4.0]) == bootstrap_interval([1.0, 2.0, 4.0])
+    assert all(math.isnan(v) for v in bootstrap_interval([5.0]))
+
+
+def test_a_gain_is_over_the_common_seeds():
+    found = accuracies(lines(labels=LABELS, aligned=ALIGNED[:2]))
+    s = statistics_of("aligned", found, baseline="labels")
+    assert (s.count, s.mean, s.gain) == (2, 77.0, 6.0)  # of seeds 0 and 1
+    assert statistics_of("labels", found, baseline="labels").count == 4
+    raw = accuracies(lines(labels=LABELS), "raw_top1")
+    assert raw["labels"] == {seed: top1 - 1 for seed, top1 in enumerate(LABELS)}
+
+
+def test_the_table_has_a_row_for_each_arm_with_runs():
+    names = {"labels": "image labels", "aligned": "aligned", "missing": "missing"}
+    rows = table(lines(labels=LABELS, aligned=ALIGNED), names).splitlines()[2:]
+    assert len(rows) == 2
+    assert re.fullmatch(r"\| image labels \| 4 \| 70\.5 \(\d\d\.\d to \d\d\.\d\) \|  \|  \|", rows[0])
+    assert re.fullmatch(
+        r"\| aligned \| 4 \| 75\.2 \(\d+\.\d to \d+\.\d\) \| \+4\.8 \(\+\d\.\d to \+\d\.\d\) \| 0\.\d+ \|",
+        rows[1],
+    )
+    one = table(lines(labels=LABELS[:1], aligned=ALIGNED[:1]), names).splitlines()[2:]
+    assert one == ["| image labels | 1 | 70.0 |  |  |", "| aligned | 1 | 75.0 | +5.0 |  |"]
+
+
+def test_pages_without_marks_are_refused(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{comparison_table.BEGIN}\nold\n{comparison_table.END}\nafter\n")
+    write_pages("| new |", [page])
+    assert (
+        page.read_text() == f"before\n{comparison_table.BEGIN}\n\n| new |\n\n{comparison_table.END}\nafter\n"
+    )
+    page.write_text("no marks")
+    with pytest.raises(ValueError, match="has no table between"):
+        write_pages("| new |", [page])
+
+
+@pytest.mark.parametrize("page", comparison_table.PAGES, ids=lambda page: page.name)
+def test_the_pages_have_the_table_of_the_stored_results(page):
+    """A table that was edited by hand, or results that were added without --table."""
+    text = page.read_text()
+    shown = text.partition(comparison_table.BEGIN)[2].partition(comparison_table.END)[0].strip()
+    assert shown == table(current_lines(read_lines(RESULTS)), NAMES)
+
+
+def test_the_stored_results_are_complete_records():
+    found = read_lines(RESULTS)
+    assert found
+    keys = {(line["arm"], line["seed"], line["settings"]) for line in found}
+    assert len(keys) == len(found), "a run is there twice"
+    for line in found:
+        assert line["arm"] in ARMS
+        assert 0 <= line["raw_top1"] <= 100
+        epoch, raw, ema = line["curve"][-1]
+        assert (raw, ema) == (line["raw_top1"], line["ema_top1"])
+        assert epoch == int(epoch) > 0
