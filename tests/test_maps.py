@@ -149,6 +149,8 @@ def test_maps_are_drawn(source, data_arguments, tmp_path, messages, capsys):
     assert "verified 19 score maps" in printed
     assert "the label is the best class of the mean map" in printed
     assert f"drawn: {picture}" in printed
+    assert main([*command, "--config.data.exif=apply"]) == 1
+    assert "EXIF orientation" in last(messages)
     assert main([*command, "--config=lvvit_folder:annotator"]) == 1
     assert "regnety_016 has no tokens" in last(messages)
     assert main([*command, f"--out={tmp_path / 'maps.jpg'}"]) == 1

@@ -64,8 +64,8 @@ def _run(options: argparse.Namespace) -> int:
         _print_description(options, "verified", verify(options.folder, source))
     if options.stats:
         _print_statistics(options, source)
-    if source is not None and options.images:
-        _draw(options, source)
+    if options.images:
+        _draw(options)
     return 0
 
 
@@ -74,14 +74,17 @@ def _print_description(options: argparse.Namespace, state: str, info: "ScoreMapI
     print(f"{options.folder}: {state} {info.num_images - info.num_missing} score maps\n{_describe(info)}")
 
 
-def _draw(options: argparse.Namespace, source: "Source") -> None:
-    """Draws maps, views and token targets."""
+def _draw(options: argparse.Namespace) -> None:
+    """Draws maps, views and token targets of images that are opened as the recipe opens them."""
     from tlvit.data.score_maps.reader import open_score_maps
+    from tlvit.data.sources.open import open_source
 
     recipe = load_recipe(options.config)
     for name, text in options.overrides:
         override(recipe, name, text)
     config = settings.resolve(recipe)
+    exif = config.data.exif
+    source = open_source(options.data, options.split, data_dir=options.data_dir, exif=exif)
     figure = draw_score_maps(
         source, open_score_maps(options.folder), config, count=options.images, recipe=options.config
     )
