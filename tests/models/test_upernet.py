@@ -378,7 +378,8 @@ def test_every_token_model_can_be_the_backbone(backbone, options, widths):
         )
     )
     net, params, stats = functionalize(model)
-    assert (net.grid, net.has_token_head, net.has_dense_logits) == (None, False, False)
+    declared = (net.task, net.grid, net.has_token_head, net.has_dense_logits)
+    assert declared == ("segmentation", model.grid, False, False)
     key = jax.random.key(0)
     run = lambda p, s: (
         net.bind(p, s).feature_maps(images(2, 64, 48)),
