@@ -94,7 +94,7 @@ def small(monkeypatch):
         return config
 
     monkeypatch.setattr(recipe, "get_config", get_config)
-    monkeypatch.setattr(recipe, "SCENES", {"num_train": 128, "num_test": 64})
+    monkeypatch.setattr(recipe, "SCENES", {**recipe.SCENES, "num_train": 128, "num_test": 64})
 
 
 @pytest.mark.slow
