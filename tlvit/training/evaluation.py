@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import pathlib
 from collections.abc import Iterable
+from typing import Any
 
 import jax
 from flax import nnx
@@ -16,6 +17,7 @@ from tlvit.models.functional import functionalize
 from tlvit.training.classification import CLASSIFICATION
 from tlvit.training.mesh import local_batch_size, make_mesh, state_shardings
 from tlvit.training.prefetch import Prefetch
+from tlvit.training.run_summary import scene_evaluation
 from tlvit.training.state import TrainState
 from tlvit.training.step import make_eval_step
 from tlvit.training.task import EvalStep, Task
@@ -90,7 +92,8 @@ def evaluate_checkpoint(
       path: a workdir (its best checkpoint), a model folder or a PyTorch file. A file whose tensors do not
         tell their model is opened as `config.model`.
       config: data and evaluation settings. The image size and crop_pct are the checkpoint's unless
-        `config.eval.image_size` and `config.eval.crop_pct` are set.
+        `config.eval.image_size` and `config.eval.crop_pct` are set. In segmentation the scale and the windows
+        are those of `config.segmentation`.
       weights: "ema", "raw" or "auto", see `tlvit.load`.
 
     Returns:
@@ -127,10 +130,17 @@ def _open(path: pathlib.Path, config: Config, weights: str) -> tuple[nnx.Module,
         options = dict(config.model.options)
         opened = open_checkpoint(path, weights=weights, image_size=size, model=config.model.name, **options)
     model, info = opened.model, opened.info
-    if config.eval.crop_pct:
-        preprocessing = dataclasses.replace(info.preprocessing, crop_pct=config.eval.crop_pct)
-        info = dataclasses.replace(info, preprocessing=preprocessing)
-    pixels = "x".join(map(str, info.image_size))
-    crop_pct = info.preprocessing.crop_pct
-    log.info("evaluating %s: %s, %s pixels, crop_pct %g", path, opened.section, pixels, crop_pct)
+    changes: dict[str, Any] = {"crop_pct": config.eval.crop_pct} if config.eval.crop_pct else {}
+    if config.task == "segmentation":
+        settings = config.segmentation
+        changes |= {"scale": settings.scale, "window": settings.window, "stride": settings.stride}
+    info = dataclasses.replace(info, preprocessing=dataclasses.replace(info.preprocessing, **changes))
+    log.info("evaluating %s: %s, %s", path, opened.section, _how(config, info))
     return model, info
+
+
+def _how(config: Config, info: ModelInfo) -> str:
+    """How the images of an evaluation are prepared."""
+    if config.task == "segmentation":
+        return scene_evaluation(config)
+    return f"{'x'.join(map(str, info.image_size))} pixels, crop_pct {info.preprocessing.crop_pct:g}"
