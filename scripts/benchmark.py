@@ -7,6 +7,7 @@
     python -m scripts.benchmark compile --topology=v5e:2x4 --mesh=data=2,fsdp=4
     python -m scripts.benchmark compile --annotator=dm_nfnet_f6             # with an annotator in the step
     python -m scripts.benchmark attention --help                            # memory traffic of attention
+    python -m scripts.benchmark inference --model=lvvit_s                   # images/s, latency and memory
     python -m scripts.benchmark annotate --help                             # images/s of annotation
     python -m scripts.benchmark input --help                                # images/s of the data pipeline
     python -m scripts.benchmark resume --help                               # resume in the middle of an epoch
@@ -22,6 +23,7 @@ PROGRAMS = {
     "step": "scripts.benchmark_step",
     "compile": "scripts.benchmark_step",
     "attention": "scripts.benchmark_attention",
+    "inference": "scripts.benchmark_inference",
     "annotate": "scripts.benchmark_annotate",
     "input": "scripts.benchmark_input",
     "resume": "scripts.benchmark_resume",

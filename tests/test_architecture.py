@@ -24,6 +24,7 @@ LAYERS = {
     "data": 4, "annotators": 4,
     "training": 5,
     "annotate": 6, "maps": 6, "convert": 6, "export": 6, "probe": 6, "predict": 6, "segment": 6,
+    "prediction_files": 6,
     "summary": 6, "visualize": 6, "draw_tokens": 6, "draw_classes": 6, "drawing": 6,
     "main": 6, "__main__": 6, "command": 6, "recipes": 6, "published": 6, "model_zoo": 6,
 }  # fmt: skip

@@ -1,5 +1,6 @@
 """tlvit.predict: probabilities, crop, the command's output and corrupt images."""
 
+import csv
 import dataclasses
 import json
 import os
@@ -12,6 +13,7 @@ from conftest import fill_model
 from flax import nnx
 from PIL import Image
 
+from tlvit.checkpoints.load import load
 from tlvit.checkpoints.model_info import ModelInfo, Preprocessing
 from tlvit.checkpoints.native import save_model_folder
 from tlvit.images import read_image
@@ -305,3 +307,48 @@ def test_an_output_that_is_nan_is_an_error_of_the_image(photos):
     result = next(predict(model, INFO, [photos / "a.jpg"], tokens=True))
     assert result.error == "the output of this lvvit_s is NaN or infinite"
     assert (result.top, result.tokens) == ((), None)
+
+
+def test_many_images_become_a_table(folder, photos, tmp_path, capsys):
+    """Every file has a row, a broken one with its error; the numbers are those of `predict`."""
+    table = tmp_path / "out.csv"
+    assert main([f"--checkpoint={folder}", str(photos), f"--out={table}", "--top=2", "--batch-size=4"]) == 0
+    assert "6 images, 1 of them with an error, written to" in capsys.readouterr().out
+    rows = list(csv.DictReader(table.open(newline="")))
+    files = list_images([photos])
+    assert [row["image"] for row in rows] == [str(path) for path in files]
+    expected = list(predict(*load(folder), files, top=2))
+    for row, result in zip(rows, expected, strict=True):
+        assert bool(row["error"]) == (result.error is not None) == (row["class_1"] in ("", None))
+        if result.error is None:
+            assert [int(row["class_1"]), int(row["class_2"])] == [s.index for s in result.top]
+            assert row["name_1"] == result.top[0].name
+            assert float(row["probability_2"]) == pytest.approx(result.top[1].probability, abs=1e-6)
+    records = tmp_path / "out.json"
+    assert main([f"--checkpoint={folder}", str(photos), f"--out={records}", "--top=2"]) == 0
+    found = json.loads(records.read_text())
+    assert [record["image"] for record in found] == [str(path) for path in files]
+    assert main([f"--checkpoint={folder}", str(photos), f"--out={tmp_path / 'out.txt'}"]) == 1
+    assert "to a .csv or .json file" in capsys.readouterr().err
+
+
+def test_views_are_averaged(model, tmp_path):
+    """Flip and crops: the mean of the probabilities of ten images that were cut by hand."""
+    image = Image.fromarray(np.random.RandomState(3).randint(0, 256, (90, 120, 3)).astype(np.uint8))
+    image.save(tmp_path / "photo.png")
+    info = dataclasses.replace(INFO, preprocessing=Preprocessing(crop_pct=0.8))
+    (found,) = predict(model, info, [tmp_path / "photo.png"], top=6, tta=("flip", "crops"))
+    resized = image.resize((106, 80), Image.Resampling.BICUBIC)
+    views = []
+    for top, left in ((8, 21), (0, 0), (0, 42), (16, 0), (16, 42)):
+        view = np.asarray(resized.crop((left, top, left + 64, top + 64)))
+        views += [view, view[:, ::-1]]
+    logits = np.asarray(model(normalize(np.stack(views))).logits, np.float64)
+    wanted = (np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)).mean(0)
+    np.testing.assert_allclose(
+        [s.probability for s in sorted(found.top, key=lambda s: s.index)], wanted, atol=1e-5
+    )
+    with pytest.raises(ValueError, match="flip and crops, not 'rotate'"):
+        predict(model, INFO, [], tta=("rotate",))
+    with pytest.raises(ValueError, match="Tokens belong to one view"):
+        predict(model, INFO, [], tta=("flip",), tokens=True)

@@ -2,6 +2,7 @@
 
 tlvit predict --checkpoint=WORKDIR photo.jpg                    # a run or a model folder
 tlvit predict --checkpoint=weights.pth photos/ 'more/*.png'     # a PyTorch file, many images
+tlvit predict --checkpoint=WORKDIR photos/ --out=photos.csv --tta=flip  # a table of many images
 tlvit predict --checkpoint=WORKDIR photo.jpg --json             # machine-readable
 tlvit predict --checkpoint=WORKDIR photo.jpg --tokens=out.png   # draw the classes of the tokens
 tlvit predict --checkpoint=WORKDIR photos/ --out=FOLDER         # segmentation: class maps and overlays
@@ -9,6 +10,7 @@ tlvit predict --checkpoint=WORKDIR photos/ --out=FOLDER         # segmentation: 
 
 import argparse
 import dataclasses
+import functools
 import glob
 import json
 import math
@@ -32,9 +34,12 @@ from tlvit.host_memory import check_batch
 from tlvit.images import SUFFIXES, printable, read_image
 from tlvit.models.functional import functionalize
 from tlvit.ops.normalize import normalize
+from tlvit.prediction_files import check_ending, progress, write_predictions
 from tlvit.segment import segment_files
 from tlvit.types import Array, PyTree
 
+VIEWS = ("flip", "crops")  # of test-time augmentation
+POSITIONS = ((0.5, 0.5), (0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0))  # of crops
 LONG = 8  # resized images of more than this many times the crop's pixels are not made completely
 
 
@@ -79,6 +84,7 @@ def predict(
     batch_size: int = 32,
     tokens: bool = False,
     exif: bool = True,
+    tta: Sequence[str] = (),
 ) -> Iterator[Prediction]:
     """Classifies image files in their order, one batch at a time.
 
@@ -90,13 +96,15 @@ def predict(
       tokens: also return the class probabilities of every token. They are weaker without a token head, see
         `dense_logits` of the model.
       exif: turn images as their EXIF orientation says.
+      tta: test-time augmentation, the views whose probabilities are averaged: "flip" adds the mirrored image,
+        "crops" the four corners of the resized image to its center; both together are ten views.
 
     Returns:
       An iterator with one Prediction for each path.
 
     Raises:
-      ValueError: the model is no classifier, `top` or `batch_size` is below 1, or the batches do not fit into
-        the memory of this host.
+      ValueError: the model is no classifier, `top` or `batch_size` is below 1, a view is unknown, tokens are
+        requested of several views, or the batches do not fit into the memory of this host.
 
     Example:
       >>> model, info = tlvit.load("runs/lvvit_s")
@@ -110,25 +118,33 @@ def predict(
     for name, value in (("top", top), ("batch_size", batch_size)):
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be at least 1, and an integer, not {value!r}.")
+    if unknown := sorted(set(tta) - set(VIEWS)):
+        raise ValueError(f"Views of test-time augmentation are {' and '.join(VIEWS)}, not {unknown[0]!r}.")
+    if tta and tokens:
+        raise ValueError("Tokens belong to one view of an image: leave out tta or tokens.")
     files = [pathlib.Path(path) for path in paths]
     batch_size = max(1, min(batch_size, len(files)))
-    check_batch(batch_size, info.image_size, "batch size")
+    views = (2 if "flip" in tta else 1) * (len(POSITIONS) if "crops" in tta else 1)
+    check_batch(batch_size * views, info.image_size, "batch size")
     run = _compile(model, info, tokens=tokens)
-    return _predictions(run, info, files, top=top, batch_size=batch_size, exif=exif)
+    read = functools.partial(_try_read, info=info, exif=exif, tta=frozenset(tta))
+    return _predictions(run, read, info, files, top=top, batch_size=batch_size)
 
 
 def _predictions(
-    run: Callable, info: ModelInfo, files: list[pathlib.Path], *, top: int, batch_size: int, exif: bool
+    run: Callable, read: Callable, info: ModelInfo, files: list[pathlib.Path], *, top: int, batch_size: int
 ) -> Iterator[Prediction]:
-    """The predictions of `predict`, for the compiled model `run`."""
+    """The predictions of `predict`, for the compiled model `run` and the function that reads an image."""
     for start in range(0, len(files), batch_size):
         chunk = files[start : start + batch_size]
-        inputs = [_try_read(path, info, exif=exif) for path in chunk]
+        inputs = [read(path) for path in chunk]
         images = [image for image in inputs if not isinstance(image, str)]
         probabilities, maps = np.empty((0, info.num_classes)), None
         if images:  # padded with zeros, so that all batches have one shape and compile once
             padding = [np.zeros_like(images[0])] * (batch_size - len(images))
-            probabilities, maps = run(np.stack(images + padding))
+            views = np.stack(images + padding)  # [B, V, H, W, 3]
+            probabilities, maps = run(views.reshape(-1, *views.shape[2:]))
+            probabilities = probabilities.reshape(*views.shape[:2], -1).mean(1)
         row = 0
         for path, image in zip(chunk, inputs, strict=True):
             if isinstance(image, str):
@@ -167,9 +183,17 @@ def _run(options: argparse.Namespace) -> int:
     results, exif = [], options.exif == "apply"
     if getattr(model, "task", "") == "segmentation":
         return _segment(options, model, info, paths)
-    if options.out or options.multi_scale:
-        raise ValueError(f"--out and --multi-scale are for segmentation; {info.model} is a classifier.")
+    if options.multi_scale:
+        raise ValueError(f"--multi-scale is for segmentation; {info.model} is a classifier.")
     how = {"top": options.top, "batch_size": options.batch_size, "tokens": bool(options.tokens)}
+    how["tta"] = options.tta
+    if options.out:
+        check_ending(options.out)
+        command.check_writable(options.out, folder=False)
+        records = progress(map(_record, predict(model, info, paths, exif=exif, **how)), len(paths))
+        done, errors = write_predictions(options.out, records, top=min(options.top, info.num_classes))
+        print(f"{done} images, {errors} of them with an error, written to {options.out}")
+        return 0 if errors < done else 1
     for result in predict(model, info, paths, exif=exif, **how):
         results.append(dataclasses.replace(result, tokens=None))
         _print_result(result, as_json=options.json)
@@ -223,7 +247,12 @@ def list_images(sources: Iterable[str | pathlib.Path]) -> list[pathlib.Path]:
 
 
 def crop(
-    image: Image.Image, *, image_size: tuple[int, int], crop_pct: float, interpolation: str = "bicubic"
+    image: Image.Image,
+    *,
+    image_size: tuple[int, int],
+    crop_pct: float,
+    interpolation: str = "bicubic",
+    position: tuple[float, float] = (0.5, 0.5),
 ) -> Image.Image:
     """Returns the part that the model sees: resized to cover image_size / crop_pct, then center-cropped.
 
@@ -234,6 +263,8 @@ def crop(
       image_size: (height, width) of the result in pixels.
       crop_pct: in (0, 1].
       interpolation: "bicubic" or "bilinear".
+      position: vertical and horizontal place of the crop: 0 is the top or left border, 0.5 the center, 1 the
+        other border.
     """
     size = (image.height, image.width)
     target = [math.floor(s / crop_pct) for s in image_size]
@@ -242,7 +273,7 @@ def crop(
         t if z >= max(zoom) else math.floor(max(zoom) * s + 1e-4)
         for t, z, s in zip(target, zoom, size, strict=True)
     ]
-    top, left = (round((s - i) / 2) for s, i in zip(scaled, image_size, strict=True))
+    top, left = (round((s - i) * p) for s, i, p in zip(scaled, image_size, position, strict=True))
     bottom, right, kernel = top + image_size[0], left + image_size[1], Image.Resampling[interpolation.upper()]
     if scaled[0] * scaled[1] <= LONG * image_size[0] * image_size[1]:
         return image.resize((scaled[1], scaled[0]), kernel).crop((left, top, right, bottom))
@@ -270,19 +301,30 @@ def _compile(
     return lambda images: jax.device_get(run(params, stats, images))
 
 
-def _try_read(path: pathlib.Path, info: ModelInfo, *, exif: bool) -> np.ndarray | str:
-    """The cropped image, uint8 [H, W, 3], or why the file cannot be read."""
+def _try_read(
+    path: pathlib.Path, info: ModelInfo, *, exif: bool, tta: frozenset[str] = frozenset()
+) -> np.ndarray | str:
+    """The views of an image, uint8 [V, H, W, 3], or why the file cannot be read."""
+    positions = POSITIONS if "crops" in tta else POSITIONS[:1]
     try:
-        return np.asarray(read_view(path, info, exif=exif))
+        views = np.stack([np.asarray(read_view(path, info, exif=exif, position=p)) for p in positions])
     except ValueError as error:
         return str(error)
+    return np.concatenate([views, views[:, :, ::-1]]) if "flip" in tta else views
 
 
-def read_view(path: pathlib.Path, info: ModelInfo, *, exif: bool = True) -> Image.Image:
-    """The part of an image file that the model sees."""
+def read_view(
+    path: pathlib.Path,
+    info: ModelInfo,
+    *,
+    exif: bool = True,
+    position: tuple[float, float] = (0.5, 0.5),
+) -> Image.Image:
+    """The part of an image file that the model sees, or the one at another position (see `crop`)."""
     rule, image = info.preprocessing, Image.fromarray(read_image(path, exif=exif))
     size, crop_pct = info.image_size, rule.crop_pct
-    return crop(image, image_size=size, crop_pct=crop_pct, interpolation=rule.interpolation)
+    how = {"interpolation": rule.interpolation, "position": position}
+    return crop(image, image_size=size, crop_pct=crop_pct, **how)
 
 
 def _best(probabilities: np.ndarray, info: ModelInfo, top: int) -> tuple[ClassScore, ...]:
@@ -305,6 +347,14 @@ def _record(result: Prediction) -> dict[str, Any]:
         return {"image": printable(result.path), "error": result.error}
     top = [{"class": s.index, "name": s.name, "probability": s.probability} for s in result.top]
     return {"image": printable(result.path), "top": top}
+
+
+def _tta(text: str) -> tuple[str, ...]:
+    """("flip", "crops") of "flip,crops"."""
+    names = tuple(text.split(","))
+    if not set(names) <= set(VIEWS):
+        raise ValueError(f"must be {' or '.join(VIEWS)} or both, such as flip,crops, not {text!r}")
+    return names
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -332,9 +382,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "out_0001_NAME.png and so on")  # fmt: skip
     add(
         "--out",
-        metavar="FOLDER",
-        help="folder of a segmentation model's NAME_classes.png (indices), NAME_overlay.png and legend.png",
+        metavar="PATH",
+        help="FILE.csv or FILE.json of a classifier's predictions; or folder of a segmentation model's "
+        "NAME_classes.png (indices), NAME_overlay.png and legend.png",
     )
+    add("--tta", type=command.parsed(_tta), default=(), metavar="LIST",
+        help="average the probabilities of several views: flip, crops (four corners and center) or "
+        "both")  # fmt: skip
     add("--multi-scale", action="store_true",
         help="with a segmentation model: average six image sizes, each also mirrored")  # fmt: skip
     add("--exif", choices=("apply", "ignore"), default="apply",

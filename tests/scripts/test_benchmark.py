@@ -193,6 +193,16 @@ def test_the_price_of_an_annotator_inside_the_step(what, capsys, small_annotator
 
 
 @pytest.mark.slow
+def test_inference_is_measured(capsys):
+    found = run(
+        capsys, "inference", "--model=lvvit_t", "--depth=1", "--image-size=32", "--batch-size=4", "--steps=2"
+    )
+    assert (found["model"], found["image_size"], found["batch"]) == ("lvvit_t", 32, 4)
+    assert found["images_per_s"] == pytest.approx(4 / found["batch_s"])
+    assert found["latency_s_quartiles"][0] <= found["latency_s"] <= found["latency_s_quartiles"][1]
+    assert found["peak_memory_bytes"] > 1e6
+
+
 def test_annotation_is_measured(capsys, small_annotator):
     small = ["--model=regnety_002", "--image-size=32", "--batch-size=16", "--images=64"]
     found = run(capsys, "annotate", *small)

@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import pathlib
 from collections.abc import Iterable
+from typing import Any
 
 import jax
 from flax import nnx
@@ -89,8 +90,8 @@ def evaluate_checkpoint(
     Args:
       path: a workdir (its best checkpoint), a model folder or a PyTorch file. A file whose tensors do not
         tell their model is opened as `config.model`.
-      config: data and evaluation settings. The image size and crop_pct are the checkpoint's unless
-        `config.eval.image_size` and `config.eval.crop_pct` are set.
+      config: data and evaluation settings. The image size, crop_pct and the channels' mean and std are the
+        checkpoint's unless they are set in `config.eval` and `config.data`.
       weights: "ema", "raw" or "auto", see `tlvit.load`.
 
     Returns:
@@ -127,9 +128,10 @@ def _open(path: pathlib.Path, config: Config, weights: str) -> tuple[nnx.Module,
         options = dict(config.model.options)
         opened = open_checkpoint(path, weights=weights, image_size=size, model=config.model.name, **options)
     model, info = opened.model, opened.info
-    if config.eval.crop_pct:
-        preprocessing = dataclasses.replace(info.preprocessing, crop_pct=config.eval.crop_pct)
-        info = dataclasses.replace(info, preprocessing=preprocessing)
+    given = {"crop_pct": config.eval.crop_pct, "mean": config.data.mean, "std": config.data.std}
+    changed: dict[str, Any] = {name: value for name, value in given.items() if value}
+    if changed:
+        info = dataclasses.replace(info, preprocessing=dataclasses.replace(info.preprocessing, **changed))
     pixels = "x".join(map(str, info.image_size))
     crop_pct = info.preprocessing.crop_pct
     log.info("evaluating %s: %s, %s pixels, crop_pct %g", path, opened.section, pixels, crop_pct)
