@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import pathlib
 from collections.abc import Iterable
+from typing import Any
 
 import jax
 from flax import nnx
@@ -128,7 +129,7 @@ def _open(path: pathlib.Path, config: Config, weights: str) -> tuple[nnx.Module,
         opened = open_checkpoint(path, weights=weights, image_size=size, model=config.model.name, **options)
     model, info = opened.model, opened.info
     given = {"crop_pct": config.eval.crop_pct, "mean": config.data.mean, "std": config.data.std}
-    changed = {name: value for name, value in given.items() if value}
+    changed: dict[str, Any] = {name: value for name, value in given.items() if value}
     if changed:
         info = dataclasses.replace(info, preprocessing=dataclasses.replace(info.preprocessing, **changed))
     pixels = "x".join(map(str, info.image_size))
