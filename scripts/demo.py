@@ -149,7 +149,7 @@ def run_command(variant: str, workdir: pathlib.Path) -> str:
     """The command that does the same as `run`."""
     name = "configs/digits_small.py" + ("" if variant == "token_labels" else f":{variant}")
     maps = f" --config.data.score_maps={workdir.parent}/score_maps" if variant == "token_labels" else ""
-    epochs = "" if variant == "annotator" else f" --config.epochs={STUDENT_EPOCHS}"
+    epochs = f" --config.epochs={STUDENT_EPOCHS}" if variant == "token_labels" else ""
     data = f"--config.data.dir={workdir.parent}/data{maps}{epochs}"
     return f"python -m tlvit.main --config={name} --workdir={workdir} {data}"
 

@@ -91,9 +91,9 @@ def evaluate_checkpoint(
     Args:
       path: a workdir (its best checkpoint), a model folder or a PyTorch file. A file whose tensors do not
         tell their model is opened as `config.model`.
-      config: data and evaluation settings. The image size and crop_pct are the checkpoint's unless
-        `config.eval.image_size` and `config.eval.crop_pct` are set. In segmentation the scale and the windows
-        are those of `config.segmentation`.
+      config: data and evaluation settings. The image size, crop_pct and the channels' mean and std are the
+        checkpoint's unless they are set in `config.eval` and `config.data`. In segmentation the scale and the
+        windows are those of `config.segmentation`.
       weights: "ema", "raw" or "auto", see `tlvit.load`.
 
     Returns:
@@ -130,7 +130,8 @@ def _open(path: pathlib.Path, config: Config, weights: str) -> tuple[nnx.Module,
         options = dict(config.model.options)
         opened = open_checkpoint(path, weights=weights, image_size=size, model=config.model.name, **options)
     model, info = opened.model, opened.info
-    changes: dict[str, Any] = {"crop_pct": config.eval.crop_pct} if config.eval.crop_pct else {}
+    given = {"crop_pct": config.eval.crop_pct, "mean": config.data.mean, "std": config.data.std}
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value}
     if config.task == "segmentation":
         settings = config.segmentation
         changes |= {"scale": settings.scale, "window": settings.window, "stride": settings.stride}
