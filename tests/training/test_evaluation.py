@@ -149,6 +149,15 @@ def test_another_number_of_classes_is_refused(tmp_path, data):
         evaluate_checkpoint(tmp_path / "m", config_for(data[0]))
 
 
+def test_a_model_of_another_task_is_refused(tmp_path, data):
+    save_model_folder(tmp_path / "m", INFO.build(), INFO)
+    changes = {"task": "segmentation", "token_labels": False, "augment.random_erasing": 0.0}
+    with pytest.raises(
+        ValueError, match=r"m is a model for classification \(lvvit_s\), but config.task is seg"
+    ):
+        evaluate_checkpoint(tmp_path / "m", config_for(data[0], **changes))
+
+
 def test_a_batch_that_does_not_fit_the_devices_is_refused(tmp_path, data):
     save_model_folder(tmp_path / "m", INFO.build(), INFO)
     with pytest.raises(ValueError, match=r"20 images cannot be split evenly over 8 devices"):

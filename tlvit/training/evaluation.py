@@ -14,6 +14,7 @@ from tlvit.checkpoints.model_info import ModelInfo
 from tlvit.config import Config, parse_image_size
 from tlvit.files import as_path
 from tlvit.models.functional import functionalize
+from tlvit.models.table import model_task
 from tlvit.training.classification import CLASSIFICATION
 from tlvit.training.mesh import local_batch_size, make_mesh, state_shardings
 from tlvit.training.prefetch import Prefetch
@@ -100,12 +101,17 @@ def evaluate_checkpoint(
       The values of `evaluate`.
 
     Raises:
-      ValueError: the checkpoint has another number of classes than the data, or the batch size does not fit
-        the devices.
+      ValueError: the checkpoint is of another task or has another number of classes than the data, or the
+        batch size does not fit the devices.
     """
     mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, model=config.mesh.model)
     local_batch_size(config.eval_batch_size, mesh)
     model, info = _open(as_path(path), config, weights)
+    if (kind := model_task(info.model)) != config.task:
+        raise ValueError(
+            f"{path} is a model for {kind} ({info.model}), but config.task is {config.task}. Give "
+            f"the --config of a recipe for {kind}."
+        )
     task = TASKS[config.task]
     source = task.open_source(config, config.data.eval_split)
     if info.num_classes != source.num_classes:
