@@ -1,7 +1,7 @@
 """Segments scenes of handwritten digits: the class of every pixel, a few minutes on two CPU cores.
 
-Without --config.model.init_from the backbone starts from new weights. With it, from the student of the demo,
-a classifier. The data set is that of the recipe `digits` (its docstring has the command that writes it):
+Without --config.model.init_from the backbone starts from new weights. With it, from a classifier, such as the
+student of the recipe `digits`, whose docstring has the commands that write the data set and train it:
 
     python -m tlvit.main --config=configs/digits_segmentation.py --workdir=/tmp/demo/segmentation \\
         --config.data.dir=/tmp/demo/data --config.model.init_from=/tmp/demo/student

@@ -18,7 +18,7 @@ PROMISED = {
     "make_optimizer", "resize_pos_embed", "annotate", "ScoreMapWriter", "open_score_maps", "open_source",
     "predict", "check_batch", "Batch", "ScoreMaps", "TokenTargets", "ModelOutput", "MixTokenMask", "Config",
     "SegmentationOutput", "segmentation_loss", "slide_logits", "multi_scale_probs", "confusion_matrix",
-    "iou_summary", "DenseAnnotator", "Scoring",
+    "iou_summary", "segment", "DenseAnnotator", "Scoring",
 }  # fmt: skip
 
 

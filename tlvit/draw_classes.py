@@ -56,6 +56,11 @@ def legend(fractions: Mapping[int, float], names: Sequence[str] | None = None) -
         column, row = divmod(place, rows)
         x, y = 6 + COLUMN * column, 5 + ROW * row
         drawing.rectangle((x, y, x + 12, y + 12), fill=class_color(index))
-        text = f"{names[index] if names else index}  {100 * fractions[index]:.1f} %"
+        text = f"{names[index] if names else index}  {percent(fractions[index])}"
         drawing.text((x + 18, y), writable(text, font), fill="black", font=font)
     return canvas
+
+
+def percent(fraction: float) -> str:
+    """A fraction as text, "12.3 %"; "<0.1 %" if it would be rounded to 0."""
+    return "<0.1 %" if 0 < fraction < 0.0005 else f"{100 * fraction:.1f} %"

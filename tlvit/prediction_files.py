@@ -40,12 +40,14 @@ def write_predictions(path: str, records: Iterable[dict[str, Any]], *, top: int)
 
 def progress(records: Iterable[dict[str, Any]], total: int) -> Iterator[dict[str, Any]]:
     """The records; prints how many there were to standard error from time to time."""
-    start = last = time.monotonic()
+    start = last = 0.0
     for done, record in enumerate(records, 1):
         yield record
         now = time.monotonic()
-        if now - last > SECONDS:
-            last, rate = now, done / (now - start)
+        if done == 1:  # the time before it is that of loading and compiling
+            start = last = now
+        elif now - last > SECONDS:
+            last, rate = now, (done - 1) / (now - start)
             left = (total - done) / rate / 60
             print(f"{done} of {total} images, {rate:.0f} images/s, {left:.0f} min left", file=sys.stderr)
 
@@ -56,7 +58,8 @@ def _write_csv(file: Any, records: Iterable[dict[str, Any]], top: int) -> Iterat
     writer.writerow(["image", "error", *columns])
     for record in records:
         cells = [cell for score in record.get("top", []) for cell in score.values()]
-        writer.writerow([record["image"], record.get("error", ""), *cells])
+        empty = [""] * (len(columns) - len(cells))
+        writer.writerow([record["image"], record.get("error", ""), *cells, *empty])
         file.flush()
         yield record
 

@@ -15,7 +15,7 @@ from flax import nnx
 from PIL import Image
 
 from tlvit.checkpoints.model_info import ModelInfo
-from tlvit.draw_classes import class_map_image, legend, overlay
+from tlvit.draw_classes import class_map_image, legend, overlay, percent
 from tlvit.images import printable, read_image
 from tlvit.models.functional import functionalize
 from tlvit.ops.normalize import normalize
@@ -197,4 +197,4 @@ def _record(
 def _print(record: dict[str, Any]) -> None:
     print(f"{record['image']} -> {record['classes']}")
     for item in record["found"][:SHOWN]:
-        print(f"  {100 * item['fraction']:5.1f} %  {item['name']}")
+        print(f"  {percent(item['fraction']):>7}  {item['name']}")

@@ -21,6 +21,7 @@ from tlvit.ops.normalize import normalize
 from tlvit.training.evaluation import evaluate, evaluate_checkpoint
 from tlvit.training.mesh import make_mesh, replicated
 from tlvit.training.prefetch import Prefetch
+from tlvit.training.segmentation import SEGMENTATION
 from tlvit.training.step import make_eval_step
 from tlvit.types import Batch
 
@@ -148,6 +149,15 @@ def test_another_number_of_classes_is_refused(tmp_path, data):
         evaluate_checkpoint(tmp_path / "m", config_for(data[0]))
 
 
+def test_a_model_of_another_task_is_refused(tmp_path, data):
+    save_model_folder(tmp_path / "m", INFO.build(), INFO)
+    changes = {"task": "segmentation", "token_labels": False, "augment.random_erasing": 0.0}
+    with pytest.raises(
+        ValueError, match=r"m is a model for classification \(lvvit_s\), but config.task is seg"
+    ):
+        evaluate_checkpoint(tmp_path / "m", config_for(data[0], **changes))
+
+
 def test_a_batch_that_does_not_fit_the_devices_is_refused(tmp_path, data):
     save_model_folder(tmp_path / "m", INFO.build(), INFO)
     with pytest.raises(ValueError, match=r"20 images cannot be split evenly over 8 devices"):
@@ -230,6 +240,13 @@ def test_another_image_size_than_the_checkpoints(tmp_path, data):
     resized = [transforms.eval_image(e, image_size=(64, 64), crop_pct=1.0)[0] for e in encoded]
     wanted = expected(net, {"params": params, "stats": stats}, np.stack(resized), labels)
     assert found == pytest.approx(wanted, rel=1e-5)
+
+
+def test_segmentation_in_several_processes_is_refused(monkeypatch):
+    """Before anything is opened. The images of a group would differ from process to process."""
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ValueError, match="runs in one process on all of its devices, not in 2 processes"):
+        SEGMENTATION.open_source(resolve({}), "train")
 
 
 def test_a_pytorch_file_of_the_configs_model(tmp_path, data):

@@ -308,6 +308,11 @@ def test_layer_decay_is_beits():
         "cls_token": 0.125,
         "patch_embed": {"kernel": 0.125, "bias": 0.125},
     }
+    model = {"backbone": {**params, "side_layer1": NESTED["head"]}, "decode_head": {"convs": NESTED["head"]}}
+    found = optimizer.learning_rate_factors(model, {}, 0.5)
+    assert found["decode_head"]["convs"] == found["backbone"]["side_layer1"] == {"kernel": 1, "bias": 1}
+    assert found["backbone"]["blocks"]["0"] == {"kernel": 0.25}
+    assert found["backbone"]["cls_token"] == 0.125
     with pytest.raises(ValueError, match=r"layer_decay needs a transformer .* start with head\. "):
         optimizer.learning_rate_factors({"head": NESTED["head"]}, {}, 0.5)
 

@@ -5,6 +5,7 @@ import logging
 import re
 import unittest.mock
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -101,6 +102,18 @@ def test_the_first_line_without_a_timed_step_has_no_speed(clock, caplog):
     line = progress.flush(1, lr=1.0, wait_s=5.0)
     assert np.isnan([line["train/images_per_s"], line["train/data_wait"]]).all()
     assert caplog.messages[-1].endswith("lr 1.00e+00")  # and nothing behind it
+
+
+def test_few_steps_are_in_flight():
+    """A run that is asked to stop waits for the steps that are started, so these must be few."""
+    progress = Progress(0, 40, steps_per_epoch=8, batch_size=32)
+    slow_step = jax.jit(lambda x: jax.lax.fori_loop(0, 20, lambda _, y: y @ y / 64, x))
+    state, losses = jnp.ones((512, 512)), []
+    for _ in range(6):
+        state = slow_step(state)
+        losses.append(state[0, 0])
+        progress.add({"loss": losses[-1], "grad_norm": losses[-1]})
+        assert all(loss.is_ready() for loss in losses[: -run_log.IN_FLIGHT])
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -23,7 +23,7 @@ from tlvit.checkpoints.torch_names import as_float32, to_torch
 from tlvit.records import parse_json
 
 # Keys of a checkpoint that hold a state dict, by the value of `weights`.
-EMA, RAW = ("state_dict_ema", "model_ema"), ("state_dict", "model")
+EMA, RAW = ("state_dict_ema", "model_ema"), ("state_dict", "model", "net")
 SECTIONS = {"auto": EMA + RAW, "ema": EMA, "raw": RAW}
 WRAPPERS = ("module.", "_orig_mod.")  # name prefixes of data-parallel and compiled models
 ENDINGS = (".safetensors", ".pth", ".pt", ".pth.tar")

@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import pathlib
 from collections.abc import Iterable
+from typing import Any
 
 import jax
 from flax import nnx
@@ -13,9 +14,11 @@ from tlvit.checkpoints.model_info import ModelInfo
 from tlvit.config import Config, parse_image_size
 from tlvit.files import as_path
 from tlvit.models.functional import functionalize
+from tlvit.models.table import model_task
 from tlvit.training.classification import CLASSIFICATION
 from tlvit.training.mesh import local_batch_size, make_mesh, state_shardings
 from tlvit.training.prefetch import Prefetch
+from tlvit.training.run_summary import scene_evaluation
 from tlvit.training.state import TrainState
 from tlvit.training.step import make_eval_step
 from tlvit.training.task import EvalStep, Task
@@ -89,20 +92,26 @@ def evaluate_checkpoint(
     Args:
       path: a workdir (its best checkpoint), a model folder or a PyTorch file. A file whose tensors do not
         tell their model is opened as `config.model`.
-      config: data and evaluation settings. The image size and crop_pct are the checkpoint's unless
-        `config.eval.image_size` and `config.eval.crop_pct` are set.
+      config: data and evaluation settings. The image size, crop_pct and the channels' mean and std are the
+        checkpoint's unless they are set in `config.eval` and `config.data`. In segmentation the scale and the
+        windows are those of `config.segmentation`.
       weights: "ema", "raw" or "auto", see `tlvit.load`.
 
     Returns:
       The values of `evaluate`.
 
     Raises:
-      ValueError: the checkpoint has another number of classes than the data, or the batch size does not fit
-        the devices.
+      ValueError: the checkpoint is of another task or has another number of classes than the data, or the
+        batch size does not fit the devices.
     """
     mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, model=config.mesh.model)
     local_batch_size(config.eval_batch_size, mesh)
     model, info = _open(as_path(path), config, weights)
+    if (kind := model_task(info.model)) != config.task:
+        raise ValueError(
+            f"{path} is a model for {kind} ({info.model}), but config.task is {config.task}. Give "
+            f"the --config of a recipe for {kind}."
+        )
     task = TASKS[config.task]
     source = task.open_source(config, config.data.eval_split)
     if info.num_classes != source.num_classes:
@@ -127,10 +136,18 @@ def _open(path: pathlib.Path, config: Config, weights: str) -> tuple[nnx.Module,
         options = dict(config.model.options)
         opened = open_checkpoint(path, weights=weights, image_size=size, model=config.model.name, **options)
     model, info = opened.model, opened.info
-    if config.eval.crop_pct:
-        preprocessing = dataclasses.replace(info.preprocessing, crop_pct=config.eval.crop_pct)
-        info = dataclasses.replace(info, preprocessing=preprocessing)
-    pixels = "x".join(map(str, info.image_size))
-    crop_pct = info.preprocessing.crop_pct
-    log.info("evaluating %s: %s, %s pixels, crop_pct %g", path, opened.section, pixels, crop_pct)
+    given = {"crop_pct": config.eval.crop_pct, "mean": config.data.mean, "std": config.data.std}
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value}
+    if config.task == "segmentation":
+        settings = config.segmentation
+        changes |= {"scale": settings.scale, "window": settings.window, "stride": settings.stride}
+    info = dataclasses.replace(info, preprocessing=dataclasses.replace(info.preprocessing, **changes))
+    log.info("evaluating %s: %s, %s", path, opened.section, _how(config, info))
     return model, info
+
+
+def _how(config: Config, info: ModelInfo) -> str:
+    """How the images of an evaluation are prepared."""
+    if config.task == "segmentation":
+        return scene_evaluation(config)
+    return f"{'x'.join(map(str, info.image_size))} pixels, crop_pct {info.preprocessing.crop_pct:g}"

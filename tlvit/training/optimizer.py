@@ -16,7 +16,10 @@ from tlvit.types import Array, PyTree
 
 Schedule = Callable[[ArrayLike], jax.Array]
 OPTIMIZERS = ("adamw", "lamb", "sgd", "momentum")
-ABOVE_THE_BLOCKS = ("norm", "head", "head_dist", "aux_head")  # layers of a transformer
+ABOVE_THE_BLOCKS = (  # layers of a transformer, then those of segmentation models
+    "norm", "head", "head_dist", "aux_head",
+    "side_layer1", "side_layer2", "side_layer3", "side_layer4", "decode_head", "auxiliary_head",
+)  # fmt: skip
 
 
 def peak_learning_rate(optim: Optim, batch_size: int) -> float:
@@ -274,6 +277,7 @@ def learning_rate_factors(params: PyTree, scales: Mapping[str, float], layer_dec
 
 def _last_block(params: PyTree) -> int:
     """The index of the last block."""
+    params = params.get("backbone", params)  # of a segmentation model
     if "blocks" not in params:
         raise ValueError(
             "config.optim.layer_decay needs a transformer with a list of blocks, but the parameters start "
@@ -284,6 +288,8 @@ def _last_block(params: PyTree) -> int:
 
 def _layers_above(parts: Sequence[str], last: int) -> int:
     """How many layers are between a parameter and the last norm, 0 for the norm and the heads."""
+    if parts[0] == "backbone":  # of a segmentation model, whose side layers and heads come after the blocks
+        parts = parts[1:]
     if parts[0] == "blocks":
         return last + 1 - int(parts[1])
     return 0 if parts[0] in ABOVE_THE_BLOCKS else last + 2

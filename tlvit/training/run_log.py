@@ -16,6 +16,8 @@ from tlvit.files import as_path, is_local, write_text
 from tlvit.training.workdir import make_workdir
 from tlvit.types import Array
 
+IN_FLIGHT = 2  # steps that are started before an earlier one is waited for; enough to keep a device busy
+
 log = logging.getLogger("tlvit")
 
 
@@ -41,7 +43,7 @@ def start_logging(workdir: pathlib.Path | None = None) -> None:
 
 
 class Progress:
-    """Collects the metrics of each step without waiting for the device and sums them up in one line.
+    """Collects the metrics of each step on the device and sums them up in one line.
 
     Args:
       first_step: number of steps done before this process started.
@@ -61,8 +63,15 @@ class Progress:
         self._created = time.perf_counter()
 
     def add(self, metrics: dict[str, Array]) -> None:
-        """Adds the metrics of a step, still on the device. The first step, which compiles, is waited for."""
+        """Adds the metrics of a step, still on the device.
+
+        Waits for the first step, which compiles, and for the step IN_FLIGHT steps before. Without a limit
+        all steps up to the next progress line would be queued, with their batches, and a run that is asked
+        to stop would first have to finish them.
+        """
         self._pending.append(metrics)
+        if len(self._pending) > IN_FLIGHT:
+            jax.block_until_ready(self._pending[-1 - IN_FLIGHT])
         if self._start is None:
             jax.block_until_ready(metrics)
             self._start = time.perf_counter()

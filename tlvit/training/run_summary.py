@@ -59,7 +59,7 @@ def print_summary(
     }
     if config.task == "segmentation":
         del rows["token labels"]
-        rows |= {"augmentation": _scene_augmentation(config), "evaluation": _windows(config)}
+        rows |= {"augmentation": _scene_augmentation(config), "evaluation": scene_evaluation(config)}
     if config.optim.lr_scale or config.optim.layer_decay != 1:
         rows["lr scale"] = _learning_rate_scale(config, state)
     width = max(map(len, rows))
@@ -169,8 +169,8 @@ def _scene_augmentation(config: Config) -> str:
     return ", ".join(step for step in steps if step)
 
 
-def _windows(config: Config) -> str:
-    """How images are evaluated."""
+def scene_evaluation(config: Config) -> str:
+    """How the images of a segmentation run are evaluated."""
     settings = config.segmentation
     text = f"images within {'x'.join(map(str, settings.scale))}"
     if settings.ratios != (1.0,):

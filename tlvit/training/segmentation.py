@@ -32,8 +32,19 @@ HALF = 2**16  # counts are summed in two parts, because one of int32 counts to 2
 
 
 def open_source(config: Config, split: str) -> "Source":
-    """The images of a split with the classes of their pixels."""
+    """The images of a split with the classes of their pixels.
+
+    Raises:
+      ValueError: there are several processes, which would have to evaluate images of the same size at the
+        same time; or the images cannot be opened.
+    """
     from tlvit.data.sources import open as sources
+
+    if jax.process_count() > 1:
+        raise ValueError(
+            f'config.task="segmentation" runs in one process on all of its devices, not in '
+            f"{jax.process_count()} processes: leave out --multihost."
+        )
 
     data, num_classes = config.data, config.segmentation.num_classes
     where = {"data_dir": data.dir or None, "exif": data.exif}
