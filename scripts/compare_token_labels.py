@@ -5,7 +5,7 @@
 Trains the student of configs/digits_small.py in the ways of `ARMS`, all with one annotator, which is trained
 first. Runs with the same seed have the same initialization, order of images and crops, so that they are
 pairs. Each finished run is a line of --results; lines that are there are not computed again, and an
-interrupted run resumes. Prints the table; --table also writes it into README.md and docs/results.md.
+interrupted run resumes. Prints the table; --table also writes it into docs/results.md.
 """
 
 import argparse
@@ -192,7 +192,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--seeds", type=int, nargs="*", default=list(range(10)), metavar="SEED", help="default: 0 to 9")
     add("--arms", nargs="+", default=list(ARMS), choices=list(ARMS), metavar="ARM",
         help="default: all, " + " ".join(ARMS))  # fmt: skip
-    add("--table", action="store_true", help="write the table into README.md and docs/results.md")
+    add("--table", action="store_true", help="write the table into docs/results.md")
     return parser.parse_args(arguments)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from scipy import stats
 
 ROOT = pathlib.Path(__file__).parent.parent
-PAGES = (ROOT / "README.md", ROOT / "docs/results.md")
+PAGES = (ROOT / "docs/results.md",)
 BEGIN = "<!-- the table of scripts/compare_token_labels.py: --table writes it -->"
 END = "<!-- end of the table -->"
 BASELINE = "labels"

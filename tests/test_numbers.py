@@ -2,6 +2,7 @@
 
 import json
 import re
+import statistics
 
 import pytest
 from conftest import ROOT
@@ -67,8 +68,8 @@ def test_published_accuracies_of_the_readme():
 
 def test_published_accuracies_of_the_recipes():
     for recipe, _, cells in rows("docs/recipes.md"):
-        if "CIFAR" in cells[-1]:
-            continue  # of another data set
+        if "CIFAR" in cells[-1] or "mIoU" in cells[-1]:
+            continue  # of another data set or task
         shown = [float(x) for x in re.findall(r"\d+\.\d", cells[-1])]
         assert set(shown) <= {entry.top1 for entry in published.PUBLISHED}, recipe
 
@@ -83,3 +84,18 @@ def test_the_accuracy_of_the_annotator_page_is_that_of_its_results():
     for line in table:
         for shown in re.findall(r"\d+\.\d", line.partition("|")[2].partition("|")[2]):
             assert any(abs(float(shown) - value) < 0.051 for value in stored), line
+
+
+def test_means_of_the_three_seeds():
+    """The table of version 0.1 is the same on both pages, and its means follow from its seeds."""
+    tables = []
+    for page in ("README.md", "docs/results.md"):
+        found = re.findall(r"^\| (.*) \| ([\d.]+(?: / [\d.]+)+) \| (.*) \|$", (ROOT / page).read_text(), re.M)
+        tables.append(found)
+        for _, seeds, shown in found:
+            values = [float(x) for x in seeds.split(" / ")]
+            mean, deviation = shown.strip("*").split(" ± ")
+            assert float(mean) == pytest.approx(statistics.mean(values), abs=0.051)
+            assert float(deviation) == pytest.approx(statistics.stdev(values), abs=0.051)
+    assert tables[0] == tables[1]
+    assert len(tables[0]) == 3

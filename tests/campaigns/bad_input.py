@@ -506,7 +506,7 @@ CASES = (
     Case(
         "train with an unknown recipe",
         ("train", "--config=digitz", "--workdir={s}/new"),
-        "'digitz' is not a shipped recipe or a .py file; recipes: deit, digits, lvvit_finetune, lvv",
+        "'digitz' is not a shipped recipe or a .py file; recipes: deit, deit3, digits, digits_se",
     ),
     Case(
         "train with an unknown variant",

@@ -34,6 +34,9 @@ def test_json_round_trip():
             "std": list(IMAGENET_STD),
             "crop_pct": 0.7,
             "interpolation": "bilinear",
+            "scale": [],  # of segmentation models, as window and stride
+            "window": 0,
+            "stride": 0,
         },
         "best_weights": "raw",
         "inference_rule": "max",

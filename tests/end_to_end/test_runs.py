@@ -176,7 +176,7 @@ def test_bad_settings_are_one_clear_sentence(change, message, scene, tmp_path, c
         (["--config.epochs=many"], "many"),
         (["--config.data.nmae=x"], "config.data.nmae is not a setting; did you mean config.data.name?"),
         (["--config=configs/digits.py:x"], "x is not a variant of digits; choose one of token_labels"),
-        (["--config=digitz"], "'digitz' is not a shipped recipe or a .py file; recipes: deit, digits"),
+        (["--config=digitz"], "'digitz' is not a shipped recipe or a .py file; recipes: deit, deit3, digits"),
         (["--config=configs/nothing.py"], "The recipe file configs/nothing.py does not exist; shipped"),
         (["--config.model.options.depht=2"], "lvvit_s has no option 'depht'; did you mean depth?"),
         (["--confg=x"], "config"),
