@@ -88,7 +88,7 @@ class FCNHead(SegmentationHead):
     """Convolutions and a classifier (Long et al. 2015, arXiv:1411.4038) for one of the feature maps.
 
     `level` is the index of that map, which has `width` channels. With `concat_input` a further convolution
-    sees the map beside the output of the others.
+    sees the map concatenated with the output of the others.
     """
 
     def __init__(
