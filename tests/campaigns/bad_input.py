@@ -511,17 +511,17 @@ CASES = (
     Case(
         "train with an unknown variant",
         ("train", "--config=digits:x", "--workdir={s}/new"),
-        "digits:x is not a variant of digits; choose one of token_labels, no_token_labels, annotato",
+        "digits:x is not a variant of digits; choose one of token_labels, no_token_labels, relabel, ",
     ),
     Case(
         "train with a recipe that is missing",
         ("train", "--config=nothing.py", "--workdir={s}/new"),
-        "The recipe file nothing.py does not exist; shipped recipes: deit, digits, lvvit_finetune, ",
+        "The recipe file nothing.py does not exist; shipped recipes: deit, deit3, digits, ",
     ),
     Case(
         "train with a recipe that is a folder",
         ("train", "--config={s}/student", "--workdir={s}/new"),
-        "'student' is not a shipped recipe or a .py file; recipes: deit, digits, lvvit_finetune, lv",
+        "'student' is not a shipped recipe or a .py file; recipes: deit, deit3, digits, ",
     ),
     Case(
         "train with a recipe of wrong syntax",
@@ -623,7 +623,7 @@ CASES = (
     Case(
         "a workdir with a bucket that does not exist in a scheme that does not exist",
         train("--workdir=abc://bucket/w"),
-        "abc://bucket/w cannot be opened: TensorFlow and Orbax read gs:// and local files, not abc:",
+        "abc://bucket/w cannot be opened: TensorFlow reads gs:// and local files, not abc:",
     ),
     *(
         Case(

@@ -11,6 +11,7 @@ from tlvit.shapes import Float
 from tlvit.types import Array
 
 PARTS = 8  # of a batch, for the gradient of a kernel on a CPU
+Function = Callable[..., Any]
 
 
 def convolve(
@@ -51,10 +52,30 @@ def convolve(
     height, width = kernel.shape[:2]
     is_patches = tuple(strides) == (height, width) and not any(map(any, padding))
     if is_patches and images.shape[1] % height == 0 and images.shape[2] % width == 0:
-        on_cpu = _project_patches
-    else:
-        on_cpu = functools.partial(_convolve_in_parts, plain)
-    return jax.lax.platform_dependent(images, kernel, cpu=on_cpu, default=plain)
+        return _convolve(plain, _project_patches, _gradients_of_patches, images, kernel)
+    return _convolve(plain, plain, functools.partial(_gradients_in_parts, plain), images, kernel)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _convolve(plain: Function, on_cpu: Function, gradients_on_cpu: Function, *arrays: Array) -> Array:
+    """The convolution of (images, kernel). The backward pass keeps these two on all platforms."""
+    return jax.lax.platform_dependent(*arrays, cpu=on_cpu, default=plain)
+
+
+def _forward(
+    plain: Function, on_cpu: Function, gradients_on_cpu: Function, *arrays: Array
+) -> tuple[Array, tuple[Array, ...]]:
+    return _convolve(plain, on_cpu, gradients_on_cpu, *arrays), arrays
+
+
+def _backward(
+    plain: Function, on_cpu: Function, gradients_on_cpu: Function, arrays: tuple[Array, ...], grad: Array
+) -> tuple[Array, Array]:
+    gradients = lambda images, kernel, grad: jax.vjp(plain, images, kernel)[1](grad)
+    return jax.lax.platform_dependent(*arrays, grad, cpu=gradients_on_cpu, default=gradients)
+
+
+_convolve.defvjp(_forward, _backward)
 
 
 def _project_patches(images: Array, kernel: Array) -> Array:
@@ -64,27 +85,14 @@ def _project_patches(images: Array, kernel: Array) -> Array:
     return patches @ rearrange(kernel, "p q c o -> (p q c) o")
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _convolve_in_parts(convolution: Callable[..., Array], images: Array, kernel: Array) -> Array:
-    """The convolution. The gradient of its kernel is the sum over PARTS parts of the batch."""
-    return convolution(images, kernel)
+def _gradients_of_patches(images: Array, kernel: Array, grad: Array) -> tuple[Array, Array]:
+    return jax.vjp(_project_patches, images, kernel)[1](grad)
 
 
-def _forward(
-    convolution: Callable[..., Array], images: Array, kernel: Array
-) -> tuple[Array, tuple[Array, Array]]:
-    return convolution(images, kernel), (images, kernel)
-
-
-def _backward(
-    convolution: Callable[..., Array], arrays: tuple[Array, Array], grad: Array
-) -> tuple[Array, Array]:
-    images, kernel = arrays
-    (grad_images,) = jax.vjp(lambda x: convolution(x, kernel), images)[1](grad)
+def _gradients_in_parts(plain: Function, images: Array, kernel: Array, grad: Array) -> tuple[Array, Array]:
+    """The gradient of the kernel is the sum over PARTS parts of the batch."""
+    (grad_images,) = jax.vjp(lambda x: plain(x, kernel), images)[1](grad)
     size = -(-images.shape[0] // PARTS)
     parts = [slice(start, start + size) for start in range(0, images.shape[0], size)]
-    of_part = lambda part: jax.vjp(lambda k: convolution(images[part], k), kernel)[1](grad[part])[0]
+    of_part = lambda part: jax.vjp(lambda k: plain(images[part], k), kernel)[1](grad[part])[0]
     return grad_images, sum(map(of_part, parts[1:]), of_part(parts[0]))
-
-
-_convolve_in_parts.defvjp(_forward, _backward)
