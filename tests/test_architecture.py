@@ -26,7 +26,8 @@ LAYERS = {
     "annotate": 6, "maps": 6, "convert": 6, "export": 6, "probe": 6, "predict": 6, "segment": 6,
     "prediction_files": 6,
     "summary": 6, "visualize": 6, "draw_tokens": 6, "draw_classes": 6, "drawing": 6,
-    "main": 6, "__main__": 6, "command": 6, "recipes": 6, "published": 6, "model_zoo": 6,
+    "main": 6, "__main__": 6, "command": 6, "checkpoint_flags": 6, "recipes": 6, "published": 6,
+    "model_zoo": 6,
 }  # fmt: skip
 COMMAND = 6
 # What may be imported from outside of the standard library in layers 0 to 2; a layer may use those under it.

@@ -20,8 +20,8 @@ from tlvit import command
 from tlvit.annotators.classes_map import read_classes_map
 from tlvit.annotators.dense import DenseAnnotator, annotator_classes, check_annotator
 from tlvit.annotators.scoring import GEOMETRIES, LOGITS, Scoring
+from tlvit.checkpoint_flags import add_flags
 from tlvit.checkpoints.load import load
-from tlvit.checkpoints.model_info import WEIGHTS
 from tlvit.config import MAX_BATCH, parse_image_size
 from tlvit.recipes import load_annotator
 from tlvit.training.annotation import annotate
@@ -128,13 +128,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="the annotator: a workdir, a model folder or a PyTorch file")  # fmt: skip
     which.add_argument("--annotator", metavar="ANNOTATOR",
         help="another annotator: timm:NAME, timm:NAME:WEIGHTS or FILE.py:FUNCTION")  # fmt: skip
-    add("--model", metavar="NAME", help="architecture of a PyTorch file, if several have its tensors")
-    add(
-        "--weights",
-        choices=WEIGHTS,
-        default="auto",
-        help="ema (averaged), raw (not averaged) or auto (those that scored best in the run)",
-    )
+    add_flags(parser, "--model", "--weights")
     add(
         "--data",
         metavar="NAME",

@@ -144,6 +144,12 @@ def parsed(convert: Callable[[str], Any]) -> Callable[[str], Any]:
     return parse
 
 
+def check_new(path: pathlib.Path) -> None:
+    """Raises ValueError if a file or a folder that is not empty exists at `path`."""
+    if path.exists() and (path.is_file() or any(path.iterdir())):
+        raise ValueError(f"{path} exists already; choose another name or remove it.")
+
+
 def check_writable(path: str | os.PathLike, *, folder: bool) -> None:
     """Checks, before any work is done, that an output can be written.
 

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from tlvit import command
+from tlvit.checkpoint_flags import add_flags
 from tlvit.checkpoints.load import open_checkpoint
-from tlvit.checkpoints.model_info import WEIGHTS
 from tlvit.checkpoints.native import save_model_folder
 from tlvit.checkpoints.torch_files import ENDINGS, check_ending, export
 from tlvit.class_names import read_class_names
@@ -38,8 +38,7 @@ def convert(options: argparse.Namespace) -> int:
       ImportError: torch is needed and not installed.
     """
     out = pathlib.Path(options.out)
-    if out.exists() and (out.is_file() or any(out.iterdir())):
-        raise ValueError(f"{out} exists already; choose another name or remove it.")
+    command.check_new(out)
     to_pytorch = (options.to or ("pytorch" if out.name.endswith(ENDINGS) else "tlvit")) == "pytorch"
     if to_pytorch:
         check_ending(out)
@@ -85,24 +84,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     description, examples = __doc__.replace("\ntlvit", "\n  tlvit").split("\n\n", 1)
     parser = command.parser("convert", description, examples)
     add = parser.add_argument
-    add(
-        "--checkpoint",
-        required=True,
-        metavar="PATH",
-        help="a workdir, a model folder, or a .pth, .pt, .pth.tar or .safetensors file",
-    )
+    add_flags(parser, "--checkpoint")
     add("--out", required=True, metavar="PATH", help="model folder, or .safetensors or .pth file, to write")
     add("--to", choices=("tlvit", "pytorch"), help="format of --out (default: by its ending)")
-    add("--model", metavar="NAME", help="architecture of a PyTorch file, if several have its tensors")
+    add_flags(parser, "--model")
     add("--option", action="append", default=[], type=_parse_option, metavar="NAME=VALUE",
         help="option of the model, such as depth=12 (see tlvit summary NAME); may be repeated")  # fmt: skip
-    add(
-        "--weights",
-        choices=WEIGHTS,
-        default="auto",
-        help="ema (averaged), raw (not averaged) or auto (those that scored best in the run)",
-    )
-    add("--classes", metavar="FILE", help="class names, one a line (default: the checkpoint's)")
+    add_flags(parser, "--weights", "--classes")
     add(
         "--heads",
         choices=("keep", "drop"),

@@ -13,11 +13,10 @@ import sys
 from collections.abc import Sequence
 
 from tlvit import command
+from tlvit.checkpoint_flags import add_flags
 from tlvit.checkpoints.load import open_checkpoint
-from tlvit.checkpoints.model_info import WEIGHTS
 from tlvit.checkpoints.program import PLATFORMS, USUAL_PLATFORMS, export_stablehlo
 from tlvit.class_names import read_class_names
-from tlvit.config import parse_image_size
 from tlvit.files import temporary_name
 
 
@@ -36,8 +35,7 @@ def export(options: argparse.Namespace) -> int:
       ImportError: TensorFlow is needed and not installed.
     """
     out = pathlib.Path(options.out)
-    if out.exists() and (out.is_file() or any(out.iterdir())):
-        raise ValueError(f"{out} exists already; choose another name or remove it.")
+    command.check_new(out)
     command.check_writable(out, folder=True)
     where = {"model": options.model, "weights": options.weights, "image_size": options.image_size}
     opened = open_checkpoint(options.checkpoint, **where)
@@ -80,12 +78,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser = command.parser("export", description, examples)
     add = parser.add_argument
-    add(
-        "--checkpoint",
-        required=True,
-        metavar="PATH",
-        help="a workdir, a model folder, or a .pth, .pt, .pth.tar or .safetensors file",
-    )
+    add_flags(parser, "--checkpoint")
     add("--out", required=True, metavar="FOLDER", help="folder to write")
     add("--to", choices=("stablehlo", "savedmodel"), default="stablehlo", help="kind of program")
     add(
@@ -96,16 +89,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help=f"devices that the program runs on, of {','.join(PLATFORMS)} "
         f"(default: {','.join(USUAL_PLATFORMS)})",
     )
-    add("--model", metavar="NAME", help="architecture of a PyTorch file, if several have its tensors")
-    add("--weights", choices=WEIGHTS, default="auto",
-        help="ema (averaged), raw (not averaged) or auto (those that scored best in the run)")  # fmt: skip
-    add("--classes", metavar="FILE", help="class names, one a line (default: the checkpoint's)")
-    add(
-        "--image-size",
-        type=command.parsed(parse_image_size),
-        metavar="SIZE",
-        help="384 or 384x256 (default: the checkpoint's)",
-    )
+    add_flags(parser, "--model", "--weights", "--classes", "--image-size")
     return parser.parse_args(arguments)
 
 

@@ -25,10 +25,11 @@ from flax import nnx
 from PIL import Image
 
 from tlvit import command
+from tlvit.checkpoint_flags import add_flags
 from tlvit.checkpoints.load import load
-from tlvit.checkpoints.model_info import WEIGHTS, ModelInfo
+from tlvit.checkpoints.model_info import ModelInfo
 from tlvit.class_names import read_class_names
-from tlvit.config import MAX_BATCH, parse_image_size
+from tlvit.config import MAX_BATCH
 from tlvit.draw_tokens import check_token_path, draw_tokens, token_path
 from tlvit.host_memory import check_batch
 from tlvit.images import SUFFIXES, printable, read_image
@@ -361,19 +362,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     description, examples = __doc__.replace("\ntlvit", "\n  tlvit").split("\n\n", 1)
     parser = command.parser("predict", description, examples)
     add = parser.add_argument
-    add("--checkpoint", required=True, metavar="PATH",
-        help="a workdir, a model folder, or a .pth, .pt, .pth.tar or .safetensors file")  # fmt: skip
+    add_flags(parser, "--checkpoint")
     add("images", nargs="+", metavar="IMAGE", help="image files, folders or glob patterns")
-    add("--model", metavar="NAME", help="architecture of a PyTorch file, if several have its tensors")
-    add("--weights", choices=WEIGHTS, default="auto",
-        help="ema (averaged), raw (not averaged) or auto (those that scored best in the run)")  # fmt: skip
-    add("--classes", metavar="FILE", help="class names, one a line (default: the checkpoint's)")
-    add(
-        "--image-size",
-        type=command.parsed(parse_image_size),
-        metavar="SIZE",
-        help="384 or 384x256 (default: the checkpoint's)",
-    )
+    add_flags(parser, "--model", "--weights", "--classes", "--image-size")
     add("--top", type=command.integer(1, 1_000_000), default=5, metavar="N", help="classes for each image")
     add("--batch-size", type=command.integer(1, MAX_BATCH), default=32, metavar="N", help="images in a batch")
     add("--json", action="store_true", help="print all results as one JSON list")

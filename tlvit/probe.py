@@ -17,9 +17,10 @@ import numpy as np
 from flax import nnx
 
 from tlvit import command
+from tlvit.checkpoint_flags import add_flags
 from tlvit.checkpoints.load import open_checkpoint
-from tlvit.checkpoints.model_info import WEIGHTS, ModelInfo
-from tlvit.config import MAX_BATCH, MAX_THREADS, parse_image_size
+from tlvit.checkpoints.model_info import ModelInfo
+from tlvit.config import MAX_BATCH, MAX_THREADS
 from tlvit.training.mesh import local_batch_size, make_mesh
 from tlvit.training.prefetch import Prefetch
 from tlvit.training.probe import KS, extract_features, knn_accuracy, linear_accuracy
@@ -100,8 +101,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     description, examples = __doc__.replace("\ntlvit", "\n  tlvit").split("\n\n", 1)
     parser = command.parser("probe", description, examples)
     add = parser.add_argument
-    add("--checkpoint", required=True, metavar="PATH",
-        help="a workdir, a model folder, or a .pth, .pt, .pth.tar or .safetensors file")  # fmt: skip
+    add_flags(parser, "--checkpoint")
     add("--data", required=True, metavar="NAME", help="a folder of class folders, or a TFDS data set")
     add("--data-dir", default="", metavar="DIR", help="folder of TFDS data sets")
     add("--train-split", default="train", metavar="SPLIT", help="images whose labels are known")
@@ -110,11 +110,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="knn, linear or both (default: both)")  # fmt: skip
     add("--k", type=command.parsed(_ks), default=KS, metavar="LIST",
         help=f"numbers of neighbors (default: {','.join(map(str, KS))})")  # fmt: skip
-    add("--model", metavar="NAME", help="architecture of a PyTorch file, if several have its tensors")
-    add("--weights", choices=WEIGHTS, default="auto",
-        help="ema (averaged), raw (not averaged) or auto (those that scored best in the run)")  # fmt: skip
-    add("--image-size", type=command.parsed(parse_image_size), metavar="SIZE",
-        help="384 or 384x256 (default: the checkpoint's)")  # fmt: skip
+    add_flags(parser, "--model", "--weights", "--image-size")
     add("--batch-size", type=command.integer(1, MAX_BATCH), default=64, metavar="N", help="images in a batch")
     add("--threads", type=command.integer(0, MAX_THREADS), default=0, metavar="N",
         help="threads that decode images (0: one for each core)")  # fmt: skip

@@ -14,10 +14,9 @@ import sys
 from collections.abc import Sequence
 
 from tlvit import command
+from tlvit.checkpoint_flags import add_flags
 from tlvit.checkpoints.load import Opened, open_checkpoint
-from tlvit.checkpoints.model_info import WEIGHTS
 from tlvit.class_names import read_class_names
-from tlvit.config import parse_image_size
 from tlvit.drawing.explanation import KINDS, draw_explanations
 from tlvit.drawing.panels import save
 from tlvit.drawing.report import report
@@ -115,12 +114,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     title = f"visualize {picture}" if named else "visualize"
     parser = command.parser(title, DESCRIPTIONS[picture], EXAMPLES)
     parser.set_defaults(picture=picture)
-    parser.add_argument(
-        "--weights",
-        choices=WEIGHTS,
-        default="auto",
-        help="ema (averaged), raw (not averaged) or auto (those that scored best in the run)",
-    )
+    add_flags(parser, "--weights")
     (_add_report_flags if picture == "report" else _add_image_flags)(parser, picture)
     return parser.parse_args(words)
 
@@ -144,13 +138,7 @@ def _add_image_flags(parser: argparse.ArgumentParser, picture: str) -> None:
     add("--model", action="append", metavar="NAME",
         help="architecture of a PyTorch file, if several have its tensors; for each checkpoint")  # fmt: skip
     add("--out", metavar="PNG", help=f"the picture (default: {picture}.png)")
-    add("--classes", metavar="FILE", help="class names, one a line (default: the checkpoint's)")
-    add(
-        "--image-size",
-        type=command.parsed(parse_image_size),
-        metavar="SIZE",
-        help="384 or 384x256 (default: the checkpoint's)",
-    )
+    add_flags(parser, "--classes", "--image-size")
     add("--exif", choices=("apply", "ignore"), default="apply",
         help="turn images as their EXIF orientation says")  # fmt: skip
     if picture == "compare":
