@@ -287,4 +287,5 @@ def _options(threads: int) -> tf.data.Options:
     options.threading.private_threadpool_size = threads
     options.threading.max_intra_op_parallelism = 1
     options.experimental_optimization.inject_prefetch = False
+    options.autotune.enabled = False  # nothing is left to tune; its thread delays the end of one-core runs
     return options
