@@ -1,7 +1,7 @@
 """Segments scenes of handwritten digits: the class of every pixel, a few minutes on two CPU cores.
 
 Without --config.model.init_from the backbone starts from new weights. With it, from a classifier, such as the
-student of the recipe `digits`, whose docstring has the commands that write the data set and train it:
+student of the recipe `digits_small`, whose docstring has the commands that write the data set and train it:
 
     python -m tlvit.main --config=configs/digits_segmentation.py --workdir=/tmp/demo/segmentation \\
         --config.data.dir=/tmp/demo/data --config.model.init_from=/tmp/demo/student
@@ -17,7 +17,7 @@ from tlvit.config import default
 def get_config():
     config = default()
     config.task = "segmentation"
-    config.image_size = (48, 48)
+    config.image_size = (24, 24)
     config.batch_size = 32
     config.steps = 1000
     config.token_labels = False
@@ -27,24 +27,24 @@ def get_config():
     config.model.name = "upernet"
     config.model.dtype = "float32"
     config.model.options = {
-        "backbone": "lvvit_s",  # at the size of the recipe digits
-        "patch_size": 8,
-        "dim": 96,
-        "depth": 4,
+        "backbone": "lvvit_s",  # at the size of the recipe digits_small
+        "patch_size": 4,
+        "dim": 48,
+        "depth": 3,
         "num_heads": 4,
-        "stem_width": 32,
+        "stem_width": 16,
         "skip_lam": 1.0,
         "channels": 32,
     }
     config.augment.hflip = 0.0  # mirrored digits are not digits
     config.augment.randaugment = ""
     config.augment.random_erasing = 0.0
-    config.segmentation.scale = (96, 48)
+    config.segmentation.scale = (48, 24)
     config.segmentation.scale_range = (0.75, 1.5)
     config.segmentation.max_class_ratio = 1.0  # most of a scene is background
     config.segmentation.normalize = "valid"
-    config.segmentation.window = 48
-    config.segmentation.stride = 32
+    config.segmentation.window = 24
+    config.segmentation.stride = 16
     config.optim.base_batch_size = 32
     config.optim.learning_rate = 1e-3
     config.optim.weight_decay = 0.01

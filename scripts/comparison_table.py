@@ -1,4 +1,4 @@
-"""Statistics, Markdown table and pages of the comparison of scripts/compare_token_labels.py.
+"""Statistics and Markdown tables of the studies of scripts/compare_token_labels.py.
 
 Runs with the same seed are pairs: they have the same initialization, order of images and crops. Means have a
 95 % bootstrap interval over the seeds, and an arm is compared with another by a paired t test.
@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-ROOT = pathlib.Path(__file__).parent.parent
-PAGES = (ROOT / "docs/results.md",)
-BEGIN = "<!-- the table of scripts/compare_token_labels.py: --table writes it -->"
+from scripts.comparison_arms import Arm, Study
+
+PAGE = pathlib.Path(__file__).parent.parent / "docs/results.md"
+BEGIN = "<!-- table of the study {}: scripts/compare_token_labels.py --table writes it -->"
 END = "<!-- end of the table -->"
-BASELINE = "labels"
 RESAMPLES = 10_000  # of the bootstrap
 
 
@@ -28,9 +28,9 @@ class ArmStatistics:
     Attributes:
       arm: name of the arm.
       count: number of seeds n.
-      mean: mean top-1.
+      mean: mean accuracy.
       low, high: 95 % bootstrap interval of the mean; NaN with one seed.
-      gain: mean paired difference to the baseline, in points; NaN for the baseline and without common seeds.
+      gain: mean paired difference to the baseline, in points; NaN without a baseline or common seeds.
       gain_low, gain_high: 95 % bootstrap interval of the gain; NaN with one pair.
       p_value: of the two-sided paired t test; NaN with fewer than two pairs.
     """
@@ -52,12 +52,12 @@ def read_lines(path: str | pathlib.Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def accuracies(lines: Sequence[Mapping[str, Any]], key: str = "ema_top1") -> dict[str, dict[int, float]]:
-    """arm -> seed -> top-1 in percent.
+def accuracies(lines: Sequence[Mapping[str, Any]], key: str = "ema") -> dict[str, dict[int, float]]:
+    """arm -> seed -> top-1 or mIoU in percent.
 
     Args:
       lines: records of finished runs, from `read_lines`.
-      key: "ema_top1" (averaged weights) or "raw_top1".
+      key: "ema" (averaged weights) or "raw".
     """
     found: dict[str, dict[int, float]] = {}
     for line in lines:
@@ -66,7 +66,7 @@ def accuracies(lines: Sequence[Mapping[str, Any]], key: str = "ema_top1") -> dic
 
 
 def statistics_of(arm: str, found: Mapping[str, Mapping[int, float]], *, baseline: str) -> ArmStatistics:
-    """The statistics of an arm of `accuracies`, compared with the arm `baseline`.
+    """The statistics of an arm of `accuracies`, compared with the arm `baseline`; with none if it is empty.
 
     Example:
       >>> found = {"labels": {0: 70.0, 1: 72.0}, "aligned": {0: 75.0, 1: 79.0}}
@@ -74,7 +74,7 @@ def statistics_of(arm: str, found: Mapping[str, Mapping[int, float]], *, baselin
       6.0
     """
     values = found[arm]
-    seeds = [] if arm == baseline else sorted(set(values) & set(found.get(baseline, {})))
+    seeds = sorted(set(values) & set(found.get(baseline, {})))
     pairs = [values[seed] - found[baseline][seed] for seed in seeds]
     low, high = bootstrap_interval(list(values.values()))
     gain_low, gain_high = bootstrap_interval(pairs)
@@ -102,39 +102,41 @@ def bootstrap_interval(values: Sequence[float]) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
-def table(lines: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> str:
-    """The Markdown table. An arm's gain is over the seeds that it and the baseline have.
+def table(lines: Sequence[Mapping[str, Any]], study: Study, arms: Mapping[str, Arm]) -> str:
+    """The Markdown table of a study. A gain is over the seeds that an arm and its baseline have.
 
     Args:
-      lines: records of the runs of one setting.
-      names: arm -> its words in the table, in the order of the rows. Arms without runs are left out.
+      lines: records of runs, of which those of other arms and of further seeds are left out.
+      study: what the table has.
+      arms: the words of each arm. Arms without runs have no row.
     """
-    found = accuracies([line for line in lines if line["arm"] in names])
+    found = accuracies([line for line in lines if line["seed"] < study.seeds])
     rows = [
-        "| student trained with | n | top-1, % (95 % interval) | gain over image labels (95 %) | p |",
+        f"| student trained with | n | {study.metric}, % (95 % interval) | difference (95 % interval) | p |",
         "|---|---|---|---|---|",
     ]
-    for arm, name in names.items():
+    for arm, baseline in study.arms.items():
         if found.get(arm):
-            rows.append(_row(name, statistics_of(arm, found, baseline=BASELINE)))
+            rows.append(_row(arms[arm].words, statistics_of(arm, found, baseline=baseline)))
     return "\n".join(rows)
 
 
-def write_pages(text: str, pages: Sequence[pathlib.Path] = PAGES) -> None:
-    """Replaces what stands between the two marks of each page.
+def write_tables(tables: Mapping[str, str], page: pathlib.Path = PAGE) -> None:
+    """Replaces the table of each study in the page, study -> table, where its mark stands.
 
     Raises:
-      ValueError: a page does not have the marks.
+      ValueError: the page does not have the mark of a study.
     """
-    for page in pages:
-        old = page.read_text()
-        before, begin, rest = old.partition(BEGIN)
+    old = text = page.read_text()
+    for name, rows in tables.items():
+        mark = BEGIN.format(name)
+        before, begin, rest = text.partition(mark)
         _, end, after = rest.partition(END)
         if not (begin and end):
-            raise ValueError(f"{page} has no table between {BEGIN!r} and {END!r}.")
-        new = f"{before}{begin}\n\n{text}\n\n{end}{after}"
-        if new != old:
-            page.write_text(new)
+            raise ValueError(f"{page} has no table between {mark!r} and {END!r}.")
+        text = f"{before}{begin}\n\n{rows}\n\n{end}{after}"
+    if text != old:
+        page.write_text(text)
 
 
 def _row(name: str, s: ArmStatistics) -> str:
