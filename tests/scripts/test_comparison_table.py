@@ -8,14 +8,15 @@ import pytest
 from scipy import stats
 
 from scripts import comparison_table
-from scripts.compare_token_labels import ARMS, NAMES, ROOT, current_lines
+from scripts.compare_token_labels import ROOT, current_lines
+from scripts.comparison_arms import ARMS, STUDIES, Arm, Study
 from scripts.comparison_table import (
     accuracies,
     bootstrap_interval,
     read_lines,
     statistics_of,
     table,
-    write_pages,
+    write_tables,
 )
 
 RESULTS = ROOT / "docs/results/token_labels.jsonl"
@@ -24,7 +25,7 @@ LABELS, ALIGNED = (70.0, 72.0, 71.0, 69.0), (75.0, 79.0, 74.0, 73.0)
 
 def lines(**arms):
     return [
-        {"arm": arm, "seed": seed, "ema_top1": top1, "raw_top1": top1 - 1}
+        {"arm": arm, "seed": seed, "ema": top1, "raw": top1 - 1}
         for arm, values in arms.items()
         for seed, top1 in enumerate(values)
     ]
@@ -40,7 +41,7 @@ def test_statistics_of_pairs():
     assert s.p_value == pytest.approx(2 * stats.t.sf(t, 3))
     assert min(gains) <= s.gain_low < 4.75 < s.gain_high <= max(gains)
     assert min(ALIGNED) <= s.low < 75.25 < s.high <= max(ALIGNED)
-    baseline = statistics_of("labels", found, baseline="labels")
+    baseline = statistics_of("labels", found, baseline="")
     assert math.isnan(baseline.gain)
     assert math.isnan(baseline.p_value)
 
@@ -58,42 +59,49 @@ def test_a_gain_is_over_the_common_seeds():
     found = accuracies(lines(labels=LABELS, aligned=ALIGNED[:2]))
     s = statistics_of("aligned", found, baseline="labels")
     assert (s.count, s.mean, s.gain) == (2, 77.0, 6.0)  # of seeds 0 and 1
-    assert statistics_of("labels", found, baseline="labels").count == 4
-    raw = accuracies(lines(labels=LABELS), "raw_top1")
+    assert statistics_of("labels", found, baseline="").count == 4
+    raw = accuracies(lines(labels=LABELS), "raw")
     assert raw["labels"] == {seed: top1 - 1 for seed, top1 in enumerate(LABELS)}
 
 
 def test_the_table_has_a_row_for_each_arm_with_runs():
-    names = {"labels": "image labels", "aligned": "aligned", "missing": "missing"}
-    rows = table(lines(labels=LABELS, aligned=ALIGNED), names).splitlines()[2:]
+    arms = {name: Arm(name) for name in ("labels", "aligned", "missing")}
+    study = Study({"labels": "", "aligned": "labels", "missing": "labels"}, seeds=4, metric="mIoU")
+    head, _, *rows = table(lines(labels=LABELS, aligned=ALIGNED), study, arms).splitlines()
+    assert "| mIoU, % (95 % interval) |" in head
     assert len(rows) == 2
-    assert re.fullmatch(r"\| image labels \| 4 \| 70\.5 \(\d\d\.\d to \d\d\.\d\) \|  \|  \|", rows[0])
+    assert re.fullmatch(r"\| labels \| 4 \| 70\.5 \(\d\d\.\d to \d\d\.\d\) \|  \|  \|", rows[0])
     assert re.fullmatch(
         r"\| aligned \| 4 \| 75\.2 \(\d+\.\d to \d+\.\d\) \| \+4\.8 \(\+\d\.\d to \+\d\.\d\) \| 0\.\d+ \|",
         rows[1],
     )
-    one = table(lines(labels=LABELS[:1], aligned=ALIGNED[:1]), names).splitlines()[2:]
-    assert one == ["| image labels | 1 | 70.0 |  |  |", "| aligned | 1 | 75.0 | +5.0 |  |"]
+    one = table(lines(labels=LABELS, aligned=ALIGNED), Study(study.arms, seeds=1), arms).splitlines()[2:]
+    assert one == ["| labels | 1 | 70.0 |  |  |", "| aligned | 1 | 75.0 | +5.0 |  |"]
 
 
 def test_pages_without_marks_are_refused(tmp_path):
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{comparison_table.BEGIN}\nold\n{comparison_table.END}\nafter\n")
-    write_pages("| new |", [page])
-    assert (
-        page.read_text() == f"before\n{comparison_table.BEGIN}\n\n| new |\n\n{comparison_table.END}\nafter\n"
-    )
-    page.write_text("no marks")
+    marks = [comparison_table.BEGIN.format(name) for name in ("a", "b")]
+    end = comparison_table.END
+    page.write_text(f"x\n{marks[0]}\nold\n{end}\ny\n{marks[1]}\n\n{end}\nz\n")
+    write_tables({"a": "| new |", "b": "| b |"}, page)
+    assert page.read_text() == (f"x\n{marks[0]}\n\n| new |\n\n{end}\ny\n{marks[1]}\n\n| b |\n\n{end}\nz\n")
     with pytest.raises(ValueError, match="has no table between"):
-        write_pages("| new |", [page])
+        write_tables({"a": "| newer |", "c": "| c |"}, page)
+    assert "| new |" in page.read_text()  # nothing is written
 
 
-@pytest.mark.parametrize("page", comparison_table.PAGES, ids=lambda page: page.name)
-def test_the_pages_have_the_table_of_the_stored_results(page):
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_page_has_the_tables_of_the_stored_results(name):
     """A table that was edited by hand, or results that were added without --table."""
-    text = page.read_text()
-    shown = text.partition(comparison_table.BEGIN)[2].partition(comparison_table.END)[0].strip()
-    assert shown == table(current_lines(read_lines(RESULTS)), NAMES)
+    text = comparison_table.PAGE.read_text().partition(comparison_table.BEGIN.format(name))[2]
+    shown = text.partition(comparison_table.END)[0].strip()
+    assert shown == table(current_lines(read_lines(RESULTS)), STUDIES[name], ARMS)
+
+
+def test_the_readme_has_the_table_of_the_main_study():
+    rows = table(current_lines(read_lines(RESULTS)), STUDIES["main"], ARMS)
+    assert rows in (ROOT / "README.md").read_text()
 
 
 def test_the_stored_results_are_complete_records():
@@ -101,9 +109,10 @@ def test_the_stored_results_are_complete_records():
     assert found
     keys = {(line["arm"], line["seed"], line["settings"]) for line in found}
     assert len(keys) == len(found), "a run is there twice"
+    assert len(current_lines(found)) == len(found), "a run has settings that the recipe does not have now"
     for line in found:
         assert line["arm"] in ARMS
-        assert 0 <= line["raw_top1"] <= 100
+        assert 0 <= line["raw"] <= 100
         epoch, raw, ema = line["curve"][-1]
-        assert (raw, ema) == (line["raw_top1"], line["ema_top1"])
-        assert epoch == int(epoch) > 0
+        assert (raw, ema) == (line["raw"], line["ema"])
+        assert epoch > 0
