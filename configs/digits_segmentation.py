@@ -8,7 +8,8 @@ student of the recipe `digits_small`, whose docstring has the commands that writ
     python -m tlvit.predict --checkpoint=/tmp/demo/segmentation --out=/tmp/demo/maps photo.png
 
 Every digit of a scene is of its class, and the background is a class, too. Hardware: two CPU cores.
-Published: no result. Measured with tlvit: nothing yet.
+Published: no result. Measured with tlvit: the table of segmentation in docs/results.md
+(python -m scripts.compare_token_labels --studies segmentation).
 """
 
 from tlvit.config import default

@@ -14,7 +14,7 @@ data set, once):
     python -m tlvit.main --config=configs/digits_small.py:no_token_labels --workdir=/tmp/demo/baseline \\
         --config.data.dir=/tmp/demo/data
 
-Hardware: two CPU cores. Published: no result. Measured with tlvit: the README's table
+Hardware: two CPU cores. Published: no result. Measured with tlvit: the tables of docs/results.md
 (python -m scripts.compare_token_labels).
 """
 

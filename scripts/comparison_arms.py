@@ -67,6 +67,7 @@ def _family(words: str, name: str, **options: Any) -> dict[str, Arm]:
 T2T = {"dim": 48, "depth": 3, "num_heads": 4, "mlp_ratio": 2.0}
 DEIT = {"patch_size": 4, "dim": 48, "depth": 3, "num_heads": 4}
 RANDAUGMENT = {"augment.randaugment": "rand-m9-n2-mstd0.5-inc1"}
+TWICE = {"epochs": 2 * digits_small.EPOCHS}
 LARGE_SCENE = 3 * digits_small.SCENES["size"]
 
 ARMS: dict[str, Arm] = {
@@ -74,7 +75,7 @@ ARMS: dict[str, Arm] = {
     "labels_mixed": Arm(
         "image labels, mixup 0.8 and cutmix 1.0", LABELS, {"augment.mixup": 0.8, "augment.cutmix": 1.0}
     ),
-    "labels_twice": Arm("image labels only, twice the epochs", LABELS, {"epochs": 2 * digits_small.EPOCHS}),
+    "labels_twice": Arm("image labels only, twice the epochs", LABELS, TWICE),
     "pooled": Arm(
         "one target for each crop, pooled from its score map (ReLabel)",
         changes={"loss.dense_weight": 0.0, "loss.cls_target": "annotator"},
@@ -83,6 +84,7 @@ ARMS: dict[str, Arm] = {
         "token labels, published (transposed) crop", changes={"data.label_crop": "published"}
     ),
     "aligned": Arm("token labels, aligned"),
+    "aligned_twice": Arm("token labels, aligned, twice the epochs", changes=TWICE),
     # The loss.
     "no_mixtoken": Arm("without MixToken", changes={"loss.mixtoken": False}),
     "dense_quarter": Arm("dense weight 0.25", changes={"loss.dense_weight": 0.25}),
@@ -155,6 +157,7 @@ STUDIES: dict[str, Study] = {
             "pooled": "labels",
             "published_crop": "labels",
             "aligned": "labels",
+            "aligned_twice": "labels_twice",
         },
         seeds=10,
     ),
