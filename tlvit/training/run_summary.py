@@ -81,7 +81,7 @@ def _state(state: TrainState) -> str:
 def _model(config: Config, net: Net, state: TrainState) -> str:
     millions = count_parameters(state.params) / 1e6
     macs = model_macs(net, state.params, state.stats, config.image_size) / 1e9
-    return f"{config.model.name}, {millions:.2f} M parameters, {macs:.2f} G MACs, {config.model.dtype}"
+    return f"{config.model.name}, {millions:.2f} M parameters, {macs:.3g} G MACs, {config.model.dtype}"
 
 
 def _token_labels(config: Config, data: RunData, teacher: Teacher | None) -> str:
@@ -92,7 +92,7 @@ def _token_labels(config: Config, data: RunData, teacher: Teacher | None) -> str
         resized = "" if size == student else f", resized from {student}"
         return (
             f"ON: {info.model} from {config.data.annotator} scores the augmented images in every step, at "
-            f"{size}{resized}, all {info.num_classes} classes, {macs:.2f} G MACs an image; "
+            f"{size}{resized}, all {info.num_classes} classes, {macs:.3g} G MACs an image; "
             f"{_class_token(config)}"
         )
     if data.maps is None:
