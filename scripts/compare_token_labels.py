@@ -6,7 +6,7 @@ Trains the arms of the studies of scripts/comparison_arms.py. Runs with the same
 initialization, order of images and crops, so that they are pairs. One annotator, which is trained first,
 makes the score maps of all students; the study "annotators" stops it early. Each finished run is a line of
 --results; lines that are there are not computed again, and an interrupted run resumes. Prints a table for
-each study; --table also writes them into docs/results.md.
+each study; --table also writes them into README.md and docs/results.md.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from typing import Any
 
 from configs import digits_segmentation, digits_small
 from scripts.comparison_arms import ARMS, SEGMENTATION, STUDIES, TOKENS, Arm
-from scripts.comparison_table import read_lines, table, write_tables
+from scripts.comparison_table import PAGES, read_lines, table, write_tables
 from tlvit.checkpoints.model_info import ModelInfo
 from tlvit.checkpoints.native import restore_for_inference
 from tlvit.config import Config, resolve, to_dict
@@ -57,7 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in options.studies:
         print(f"\n{name}\n\n{tables[name]}\n")
     if options.table:
-        write_tables(tables)
+        for page, names in PAGES.items():
+            write_tables({name: tables[name] for name in names}, page)
     return 0
 
 
@@ -239,7 +240,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="default: all, " + " ".join(STUDIES))  # fmt: skip
     add("--seeds", type=int, nargs="*", metavar="SEED", help="default: as many as each study has")
     add("--arms", nargs="+", choices=list(ARMS), metavar="ARM", help="only these arms of the studies")
-    add("--table", action="store_true", help="write the tables into docs/results.md")
+    add("--table", action="store_true", help="write the tables into README.md and docs/results.md")
     return parser.parse_args(arguments)
 
 

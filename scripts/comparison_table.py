@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from scripts.comparison_arms import Arm, Study
+from scripts.comparison_arms import STUDIES, Arm, Study
 
-PAGE = pathlib.Path(__file__).parent.parent / "docs/results.md"
+ROOT = pathlib.Path(__file__).parent.parent
+PAGES = {ROOT / "docs/results.md": tuple(STUDIES), ROOT / "README.md": ("main",)}  # page -> its studies
 BEGIN = "<!-- table of the study {}: scripts/compare_token_labels.py --table writes it -->"
 END = "<!-- end of the table -->"
 RESAMPLES = 10_000  # of the bootstrap
@@ -121,8 +122,8 @@ def table(lines: Sequence[Mapping[str, Any]], study: Study, arms: Mapping[str, A
     return "\n".join(rows)
 
 
-def write_tables(tables: Mapping[str, str], page: pathlib.Path = PAGE) -> None:
-    """Replaces the table of each study in the page, study -> table, where its mark stands.
+def write_tables(tables: Mapping[str, str], page: pathlib.Path) -> None:
+    """Replaces the table of each study in a page, study -> table, where its mark stands.
 
     Raises:
       ValueError: the page does not have the mark of a study.

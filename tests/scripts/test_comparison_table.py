@@ -91,17 +91,15 @@ def test_pages_without_marks_are_refused(tmp_path):
     assert "| new |" in page.read_text()  # nothing is written
 
 
-@pytest.mark.parametrize("name", STUDIES)
-def test_the_page_has_the_tables_of_the_stored_results(name):
+PLACES = [(page, name) for page, names in comparison_table.PAGES.items() for name in names]
+
+
+@pytest.mark.parametrize(("page", "name"), PLACES, ids=[f"{page.name} {name}" for page, name in PLACES])
+def test_the_pages_have_the_tables_of_the_stored_results(page, name):
     """A table that was edited by hand, or results that were added without --table."""
-    text = comparison_table.PAGE.read_text().partition(comparison_table.BEGIN.format(name))[2]
+    text = page.read_text().partition(comparison_table.BEGIN.format(name))[2]
     shown = text.partition(comparison_table.END)[0].strip()
     assert shown == table(current_lines(read_lines(RESULTS)), STUDIES[name], ARMS)
-
-
-def test_the_readme_has_the_table_of_the_main_study():
-    rows = table(current_lines(read_lines(RESULTS)), STUDIES["main"], ARMS)
-    assert rows in (ROOT / "README.md").read_text()
 
 
 def test_the_stored_results_are_complete_records():
