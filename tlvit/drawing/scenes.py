@@ -44,7 +44,8 @@ def draw_scenes(
     figure = Figure(figsize=(12.5, 4.1 + 2.45 * 3 + 1), layout="constrained")
     figure.suptitle(f"{opened.info.model} trained on the classes of pixels", fontsize=13, fontweight="bold")
     top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=[3.4, 2.45 * 3 + 1])[:, 0]
-    draw_curves(top, curves, metric="miou", title="mIoU on the evaluation images, %")
+    title = "mIoU on the evaluation images, %"
+    draw_curves(top, curves, unit="step" if config.get("steps") else "epoch", metric="miou", title=title)
     axes = bottom.subplots(3, len(images), squeeze=False)
     for j, (image, annotation, prediction) in enumerate(zip(images, annotations, predictions, strict=True)):
         axes[0, j].imshow(_small(image))
