@@ -479,8 +479,11 @@ class Eval(Section):
         low=0,
         high=1,
     )
-    interpolation: Literal["bilinear", "bicubic"] = setting(
-        "bicubic", "Interpolation of the resize.", choices=("bilinear", "bicubic")
+    interpolation: Literal["auto", "bilinear", "bicubic"] = setting(
+        "auto",
+        'Interpolation of the resize. "auto": bicubic. tlvit eval takes the checkpoint\'s own, unless a flag '
+        "sets it.",
+        choices=("auto", "bilinear", "bicubic"),
     )
     max_corrupt: float = setting(
         0.0, "Largest fraction of corrupt evaluation images. They are left out.", low=0, high=1
@@ -884,12 +887,6 @@ def unknown_setting(name: str) -> str:
     section = name.rpartition(".")[0]
     names = [setting for setting in known if setting.rpartition(".")[0] == section] or list(known)
     return f"config.{name} is not a setting; known: {', '.join(names)}."
-
-
-def multiples_near(number: int, divisor: int) -> str:
-    """The multiples of a divisor around a number, in words: (30, 8) -> "24 or 32"."""
-    lower = number // divisor * divisor
-    return f"{lower} or {lower + divisor}" if lower > 0 else str(divisor)
 
 
 def _section_class(field: dataclasses.Field) -> type[Section] | None:

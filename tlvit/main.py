@@ -97,8 +97,8 @@ def parse_flags(arguments: Sequence[str]) -> flags.FlagValues:
         raise ValueError(f"unknown arguments: {' '.join(unknown)} (--help shows examples and all flags)")
     _check_flags(options)
     options.config = _settings(options)
-    if options.mode == "eval":  # a file's own crop counts, unless a flag sets another one
-        options.config.eval.crop_pct = 0.0
+    if options.mode == "eval":  # a file's own resize and crop count, unless a flag sets other ones
+        options.config.eval.crop_pct, options.config.eval.interpolation = 0.0, "auto"
     for name, text in overrides:
         override(options.config, name, text)
     return options
