@@ -40,7 +40,7 @@ def read_image(path: str, model: dict[str, Any]) -> np.ndarray:
     return np.asarray(image.crop((left, top, left + width, top + height)))
 
 
-def open_stablehlo() -> Callable[[np.ndarray], dict[str, Any]]:
+def open_stablehlo() -> Callable[[np.ndarray], Any]:
     """The program for JAX: images uint8 [B, H, W, 3] -> {"logits", "probabilities"}, float32 [B, classes]."""
     import jax.export
 
@@ -49,7 +49,7 @@ def open_stablehlo() -> Callable[[np.ndarray], dict[str, Any]]:
     return lambda images: program.call(weights, images)
 
 
-def open_saved_model(signature: str) -> Callable[[np.ndarray], dict[str, Any]]:
+def open_saved_model(signature: str) -> Callable[[np.ndarray], Any]:
     """The program for TensorFlow: the same arguments and results as those of `open_stablehlo`."""
     import tensorflow as tf
 
