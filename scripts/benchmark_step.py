@@ -23,7 +23,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
+from jax.interpreters import partial_eval
+from jax.sharding import Mesh, Sharding
 
 from scripts.program_costs import program_costs, topology_devices, with_sharding
 from tlvit import create_model
@@ -115,13 +116,23 @@ def inspect_program(options: argparse.Namespace, mesh: Mesh) -> dict[str, Any]:
     compile_s, compile_cpu_s = time.perf_counter() - start, time.process_time() - cpu_start
     if options.text:
         pathlib.Path(options.text).write_text(compiled.as_text() or "")
-    products = lambda: 2 * count_macs(jax.make_jaxpr(train_step)(train_state, batch).jaxpr)
+    products = lambda: product_flops(train_step, train_state, batch)
     return {
         **program_costs(compiled, mesh, options.batch_size, products),
         "state_bytes": state_bytes(train_state)[0],
         "compile_s": compile_s,
         "compile_cpu_s": compile_cpu_s,
     }
+
+
+def product_flops(function: Callable[..., Any], *arguments: Any) -> int:
+    """FLOPs of the matrix products and convolutions that the results of a function depend on.
+
+    A traced gradient also has forward passes whose values nothing uses; XLA removes them.
+    """
+    jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
+    used, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    return 2 * count_macs(used)
 
 
 def annotator_price(
@@ -180,7 +191,7 @@ def build(
     tx = make_optimizer(params, learning_rate=1e-4)
     if abstract:
         train_state = abstract_state(make, tx, mesh=mesh)
-        batch = with_sharding(jax.eval_shape(lambda: make_batch(options)), batch_sharding(mesh))
+        batch = abstract_batch(options, batch_sharding(mesh))
     else:
         if mesh.devices.flat[0].platform == "cpu":
             keep_freed_memory()  # as training does
@@ -238,7 +249,7 @@ def make_batch(options: argparse.Namespace) -> Batch:
     geometry[:, [0, 1], [0, 1]] = extent
     geometry[:, :, 2] = rng.uniform(0, 1, (count, 2)) * (1 - extent)
     return Batch(
-        image=rng.integers(0, 256, (count, options.image_size, options.image_size, 3)).astype(np.uint8),
+        image=rng.integers(0, 256, (count, options.image_size, options.image_size, 3), dtype=np.uint8),
         label=rng.integers(0, options.num_classes, count).astype(np.int32),
         mask=np.ones(count, bool),
         maps=None
@@ -249,6 +260,13 @@ def make_batch(options: argparse.Namespace) -> Batch:
         ),
         geometry=geometry,
     )
+
+
+def abstract_batch(options: argparse.Namespace, sharding: Sharding) -> Batch:
+    """The shapes of `make_batch`, without its arrays: the batch of a pod does not fit in one host."""
+    one = make_batch(argparse.Namespace(**{**vars(options), "batch_size": 1}))
+    whole = lambda x: jax.ShapeDtypeStruct((options.batch_size, *x.shape[1:]), x.dtype)
+    return with_sharding(jax.tree.map(whole, one), sharding)
 
 
 def parse_mesh(text: str) -> dict[str, int]:

@@ -119,6 +119,44 @@ def test_the_figures_of_a_loop_are_those_of_all_its_blocks():
     assert loop["hbm_bytes_per_image"] == pytest.approx(plain["hbm_bytes_per_image"], rel=0.5)
 
 
+def test_products_that_nothing_uses_do_not_count():
+    """The gradient of a product has two products; its own value is traced, but not used."""
+
+    def gradient(x, w, grad):
+        return jax.vjp(jax.jit(lambda x, w: x @ w), x, w)[1](grad)
+
+    x, w, grad = np.ones((4, 5), np.float32), np.ones((5, 6), np.float32), np.ones((4, 6), np.float32)
+    assert benchmark_step.product_flops(gradient, x, w, grad) == 2 * 2 * 4 * 5 * 6
+
+
+def test_the_shapes_of_a_batch_are_those_of_its_arrays():
+    options = benchmark_step.parse(["compile", *ARGUMENTS])
+    found = benchmark_step.abstract_batch(options, sharding.batch_sharding(sharding.make_mesh()))
+    shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+    assert shapes(found) == shapes(benchmark_step.make_batch(options))
+
+
+@pytest.mark.slow
+def test_accumulation_and_rematerialization_save_memory():
+    """Parts of a batch need about their share of the temporaries, and the same products as the batch."""
+    more = {"plain": [], "parts": ["--accumulate=4"], "remat": ["--remat", "--scan-blocks"]}
+    common = ["compile", *ARGUMENTS, "--batch-size=64", "--image-size=64", "--depth=4"]
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    options = {name: benchmark_step.parse([*common, *flags]) for name, flags in more.items()}
+    found = {name: benchmark_step.inspect_program(each, mesh) for name, each in options.items()}
+    memory = {name: each["temp_bytes"] for name, each in found.items()}
+    assert len({each["argument_bytes"] for each in found.values()}) == 1
+    assert memory["parts"] < 0.4 * memory["plain"]
+    assert memory["remat"] < 0.8 * memory["plain"]
+    products = {
+        name: benchmark_step.product_flops(*benchmark_step.build(each, mesh, abstract=True))
+        for name, each in options.items()
+    }
+    assert products["parts"] == products["plain"]
+    # Forward and backward pass are three products each; a second forward pass adds at most a third.
+    assert 1.1 < products["remat"] / products["plain"] < 4 / 3
+
+
 @pytest.mark.slow
 def test_a_mesh_divides_the_state(compiled):
     options = benchmark_step.parse(["compile", *ARGUMENTS])

@@ -43,7 +43,8 @@ class MapDescription:
       ValueError: a value is outside of its range.
 
     Example:
-      >>> description = tlvit.MapDescription("my_model", "v1", top_k=5, grid=(18, 18), num_classes=1000)
+      >>> description = tlvit.MapDescription(
+      ...     annotator="my_model", annotator_hash="v1", top_k=5, grid=(18, 18), num_classes=1000)
       >>> writer = tlvit.ScoreMapWriter("score_maps", source, description)
     """
 

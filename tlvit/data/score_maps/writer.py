@@ -27,7 +27,7 @@ class ScoreMapWriter:
     are written.
 
     Example:
-      >>> description = MapDescription(
+      >>> description = tlvit.MapDescription(
       ...     annotator="my_model", annotator_hash="3f2a", top_k=5, grid=(18, 18), num_classes=1000)
       >>> writer = tlvit.ScoreMapWriter("/data/score_maps", source, description)
       >>> for shard in range(len(source.shard_lengths)):
