@@ -1,6 +1,7 @@
-"""The demo: token labels on scenes of handwritten digits, a few minutes for each training on two CPU cores.
+"""Token labels on scenes of handwritten digits of 48 pixels, minutes for each training on two CPU cores.
 
-`make demo` runs all of it. By hand (the first command writes the data set, once):
+The demo and the comparison of trainings use the smaller scenes of configs/digits_small.py. The first of these
+commands writes the data set, once:
 
     python -c "from tlvit.data.sources import digit_scenes; \\
         digit_scenes.prepare('/tmp/demo/data', num_train=2000, num_test=2000)"
@@ -15,8 +16,8 @@
     python -m tlvit.main --config=configs/digits.py:relabel --workdir=/tmp/demo/relabel \\
         --config.data.dir=/tmp/demo/data --config.data.score_maps=/tmp/demo/score_maps
 
-Hardware: two CPU cores. Published: no result. Measured with tlvit: the README's table
-(python -m scripts.compare_token_labels).
+Hardware: two CPU cores. Published: no result. Measured with tlvit: the README's table (version 0.1);
+"The accuracy of the annotator" in docs/results.md (python -m scripts.compare_annotators).
 """
 
 from tlvit.config import check_variant, default

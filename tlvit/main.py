@@ -175,10 +175,16 @@ def _define_flags() -> flags.FlagValues:
         "weights",
         "auto",
         ["auto", "ema", "raw"],
-        "With --mode=eval: ema (averaged), raw (not averaged) or auto (both for a workdir).",
+        "With --mode=eval: ema (averaged), raw (not averaged) or auto (both for a workdir, else those of the "
+        "file).",
         **own,
     )
-    text("profile", None, "START:STEPS, write a profiler trace of STEPS steps from step START.", **own)
+    text(
+        "profile",
+        None,
+        "START:STEPS, for example 100:5: write a profiler trace of STEPS steps from step START on.",
+        **own,
+    )
     text(
         "writer", None, "Python file whose make_writer(workdir, config) returns an experiment tracker.", **own
     )
