@@ -1,4 +1,4 @@
-"""Digit scenes as a TFDS data set: the data of the demo and of the digits recipes, made locally without a download."""
+"""Digit scenes as a TFDS data set, made without a download: the data of the demo and of the digits recipes."""
 
 import contextlib
 import dataclasses
