@@ -11,11 +11,11 @@ fine-tune the weights of 224 pixels for 30 epochs. The paper fine-tunes the dist
 too; the published code does not support that, so its settings here are those of the plain model. A distilled
 model starts from a plain one with --config.model.init_missing=dist_token,head_dist.
 
-The published loop runs its schedule one epoch late: --config.optim.lag_epochs=1 reproduces that.
+The published loop delays its schedule by one epoch: --config.optim.lag_epochs=1 reproduces that.
 
 Hardware: 8 GPUs or a TPU v5e-8 at batch 1024 (at 384 pixels: 512). Published top-1 after 300 epochs: 72.2,
 79.9 and 81.8 % (tiny, small, base), 82.9 % (base at 384); with a RegNetY-16GF as teacher 74.5, 81.2 and 83.4
-%; 85.2 % (base at 384, after 1000 epochs at 224). Measured with tlvit: nothing yet.
+% (tiny, small, base), 85.2 % (base at 384, after 1000 epochs at 224). Measured with tlvit: nothing yet.
 """
 
 from tlvit.config import check_variant, default

@@ -4,7 +4,7 @@
         --config.model.init_from=/runs/lvvit_s --config.data.score_maps=/data/score_maps
 
 The variant after the colon is lvvit_s, lvvit_m or lvvit_l. The image size is 384 (L: 512); another one is set
-with --config.image_size=448,448. Position embeddings are resized, and the token labels are sampled on the
+with --config.image_size=448. Position embeddings are resized, and the token labels are sampled on the
 larger token grid from the same score maps. The learning rate is scaled with the batch size and min_lr is not,
 so a smaller batch is refused: --config.batch_size=128 --config.optim.base_batch_size=128 keeps both at 5e-6.
 The published command has no moving average: --config.ema.decay=0.

@@ -23,8 +23,8 @@ of the token labels. --config.optim.lr_scale="{'*':0,'head/*':1}" then trains it
 "{'*':0.1,'head/*':1}" the other layers with a tenth of the learning rate.
 
 The settings are for 200 to 20,000 images; with more, take a larger batch, which also scales the learning
-rate. Hardware: one GPU. Published: no result. Measured with tlvit: nothing on photographs; configs/digits.py
-has results.
+rate. Hardware: one GPU; on a CPU add --config.model.dtype=float32. Published: no result. Measured with tlvit:
+nothing on photographs; docs/results.md has results on digits.
 """
 
 from tlvit.config import check_variant, default

@@ -1,4 +1,4 @@
-"""Fine-tunes an LV-ViT on other data: labels of images and MixToken, no score maps (arXiv:2104.10858).
+"""Fine-tunes an LV-ViT on another data set: image labels and MixToken, no score maps (arXiv:2104.10858).
 
     python -m tlvit.main --config=configs/lvvit_mixtoken.py:lvvit_s --workdir=/runs/lvvit_s_flowers \\
         --config.data.name=/data/flowers --config.data.eval_split=val \\
@@ -9,8 +9,8 @@ The class token learns the labels of the two images that MixToken has mixed, by 
 the colon is lvvit_t, lvvit_s, lvvit_m or lvvit_l.
 
 As published: 1.6e-3 at a batch of 512, 310 epochs, no moving average. The published model keeps its token
-head, which nothing trains here, and adds half of its maximum to the logits; this recipe leaves it out. For a
-small data set, configs/lvvit_folder.py has a lower learning rate and fewer epochs.
+head, which nothing trains here, and adds half of its maximum to the logits; this recipe has no token head.
+For a small data set, configs/lvvit_folder.py has a lower learning rate and fewer epochs.
 
 Hardware: 8 GPUs or a TPU v5e-8. Published: no result. Measured with tlvit: nothing yet.
 """

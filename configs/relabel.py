@@ -5,14 +5,15 @@
     python -m tlvit.main --config=configs/relabel.py:lvvit_s --workdir=/runs/relabel_lvvit \\
         --config.data.score_maps=/data/score_maps
 
-The baseline between image labels and token labels: the class token learns the score map of the crop, pooled
-by RoIAlign, and no patch token learns anything. So any model is trained with it; the variant after the colon
-is deit_small_patch16_224, lvvit_s or t2t_vit_14, without a token head. Mixup and cutmix mix the pooled
+A baseline between image labels and token labels: the class token learns the score map of the crop, pooled by
+RoIAlign, and the patch tokens have no targets. So any model can be trained this way; the variant after the
+colon is deit_small_patch16_224, lvvit_s or t2t_vit_14, without a token head. Mixup and cutmix mix the pooled
 targets, as in the published ReLabel + CutMix; the learning rate and its schedule, mixup and cutmix are those
 of DeiT.
 
 Hardware: 8 GPUs or a TPU v5e-8 at batch 1024. Published top-1 of a ResNet-50: 77.5 % with image labels, 78.9
-% with ReLabel, 80.2 % with ReLabel + CutMix; none of these models. Measured with tlvit: nothing yet.
+% with ReLabel, 80.2 % with ReLabel + CutMix. For the models of this recipe no result was published. Measured
+with tlvit: nothing yet.
 """
 
 from tlvit.config import check_variant, default

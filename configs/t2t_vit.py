@@ -4,9 +4,9 @@
     python -m tlvit.main --config=configs/t2t_vit.py:t2t_vit_7 --workdir=/runs/t2t_vit_7
     python -m tlvit.main --config=configs/t2t_vit.py:t2t_vit_14_384 --workdir=/runs/t2t_vit_14_384
 
-The variant after the colon is the name of a T2T-ViT. t2t_vit_14_384 trains at 384 pixels, from the start. Two
-learning rates were published for T2T-ViT-14, both for a batch of 512 images: 5e-4 in the command for 8 GPUs,
-which is that of t2t_vit_14 and t2t_vit_t_14, and 1e-3 in the one for 4 GPUs: t2t_vit_14_4gpu and
+The variant after the colon is the name of a T2T-ViT. t2t_vit_14_384 trains at 384 pixels from new weights.
+Two learning rates were published for T2T-ViT-14, both for a batch of 512 images: 5e-4 in the command for 8
+GPUs, which is that of t2t_vit_14 and t2t_vit_t_14, and 1e-3 in the one for 4 GPUs: t2t_vit_14_4gpu and
 t2t_vit_t_14_4gpu.
 
 With token labels, T2T-ViT gets a token head: --config.token_labels=True
@@ -15,7 +15,7 @@ With token labels, T2T-ViT gets a token head: --config.token_labels=True
 
 Hardware: 8 GPUs or a TPU v5e-8 at batch 512. Published top-1 after 310 epochs: 71.7, 75.2, 76.5 % (7, 10,
 12); 81.5, 81.9, 82.3 % (14, 19, 24); 81.7, 82.4, 82.6 % (t_14, t_19, t_24); 83.3 % (14 at 384); with token
-labels 84.2 % (24, without its settings). Measured with tlvit: nothing yet.
+labels 84.2 % (24; the settings of this run were not published). Measured with tlvit: nothing yet.
 """
 
 from tlvit.config import check_variant, default

@@ -17,8 +17,8 @@ deit_inat2018, deit_inat2019: AdamW, learning rate 7.5e-5 at batch 768, decay 0.
 0.1, drop path 0.1 (issue 105; 7.5e-5 is the rate after scaling, issue 141). TFDS has no iNaturalist 2019, so
 --config.data.name is a folder.
 
-folder: about 500 images of your own in ROOT/train/CLASS and ROOT/val/CLASS: AdamW with layer-wise decay and
-moderate augmentation. Not published.
+folder, the default: about 500 images of your own in ROOT/train/CLASS and ROOT/val/CLASS: AdamW with
+layer-wise decay and moderate augmentation. Not published.
 
 Hardware: one GPU for cifar10, cifar100 and folder, 8 GPUs for DeiT's. Measured with tlvit: nothing on these
 data sets; docs/transfer.md has a small run.

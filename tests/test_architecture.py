@@ -33,7 +33,8 @@ COMMAND = 6
 # What may be imported from outside of the standard library in layers 0 to 2; a layer may use those under it.
 LIBRARIES = {0: {"jax", "numpy"}, 1: {"einops"}, 2: {"flax"}}
 ONLY_IN = {
-    "tensorflow": "tlvit.data", "tensorflow_datasets": "tlvit.data", "keras": "tlvit.data",
+    "tensorflow": ("tlvit.data", "tlvit.checkpoints.program_example"),  # a program for users, not for tlvit
+    "tensorflow_datasets": "tlvit.data", "keras": "tlvit.data",
     "matplotlib": "tlvit.drawing", "orbax": "tlvit.checkpoints.native",
     "timm": "tlvit.annotators.timm_models",
     "torch": ("tlvit.checkpoints.torch_files", "tlvit.annotators.timm_models"),

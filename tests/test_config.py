@@ -13,7 +13,6 @@ from tlvit.config import (
     Loss,
     check_variant,
     default,
-    multiples_near,
     parse_image_size,
     resolve,
     settings,
@@ -259,7 +258,3 @@ def test_augmentations_that_exclude_each_other(changes, message):
         Config(augment=Augment(**changes))
     if "randaugment_on" in changes:
         Config(augment=Augment(randaugment="", **changes))
-
-
-def test_multiples_near_a_number():
-    assert [multiples_near(n, 8) for n in (30, 8, 3, 0)] == ["24 or 32", "8 or 16", "8", "8"]

@@ -23,11 +23,11 @@ WITHOUT_TLVIT = (
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A model folder of a T2T-ViT with mean and crop of its own, and two photos, one of them oblong."""
+    """A model folder of a T2T-ViT with mean, std and crop of its own, and two photos, one of them oblong."""
     folder = tmp_path_factory.mktemp("export")
     info = ModelInfo(
         "t2t_vit_7", 3, (32, 32), {"dim": 16, "depth": 1, "num_heads": 2}, class_names=("ant", "bee", "cat"),
-        preprocessing=Preprocessing(mean=(0.2, 0.4, 0.6), crop_pct=0.8, interpolation="bilinear"),
+        preprocessing=Preprocessing((0.2, 0.4, 0.6), (0.1, 0.2, 0.4), crop_pct=0.8, interpolation="bilinear"),
     )  # fmt: skip
     model = info.build()
     model.head.kernel[...] *= 20  # probabilities that differ

@@ -60,13 +60,15 @@ def photos(tmp_path):
 
 
 def test_probabilities_are_those_of_the_model(model, photos):
-    results = list(predict(model, INFO, [photos / "a.jpg", photos / "b.png"], top=6))
+    mean, std = (0.1, 0.5, 0.9), (0.1, 0.2, 0.4)
+    info = dataclasses.replace(INFO, preprocessing=Preprocessing(mean=mean, std=std, crop_pct=0.9))
+    results = list(predict(model, info, [photos / "a.jpg", photos / "b.png"], top=6))
     view = crop(
         Image.fromarray(read_image(photos / "a.jpg")),
         image_size=(64, 64),
-        crop_pct=INFO.preprocessing.crop_pct,
+        crop_pct=0.9,
     )
-    logits = np.asarray(model(normalize(np.asarray(view)[None])).logits[0], np.float64)
+    logits = np.asarray(model(normalize(np.asarray(view)[None], mean, std)).logits[0], np.float64)
     wanted = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
     found = {s.index: s.probability for s in results[0].top}
     np.testing.assert_allclose([found[i] for i in range(6)], wanted, atol=1e-5)

@@ -19,11 +19,11 @@ COMMANDS = {
     "eval": ("tlvit.main", "evaluate a run or a checkpoint"),
     "annotate": ("tlvit.annotate", "write the score maps of a data set"),
     "maps": ("tlvit.maps", "check and draw score maps, or import published ones"),
-    "predict": ("tlvit.predict", "classify image files"),
+    "predict": ("tlvit.predict", "classify image files, or segment them"),
     "probe": ("tlvit.probe", "evaluate frozen features: k-nearest neighbors, linear classifier"),
     "export": ("tlvit.export", "export a model as a program for JAX or TensorFlow"),
     "convert": ("tlvit.convert", "convert checkpoints from and to PyTorch"),
-    "summary": ("tlvit.summary", "parameters, multiply-adds and published accuracy of models"),
+    "summary": ("tlvit.summary", "print parameters, multiply-adds and published accuracy of models"),
     "visualize": ("tlvit.visualize", "draw the curves of a run, attention, relevance and classes of tokens"),
 }
 

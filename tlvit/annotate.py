@@ -140,18 +140,19 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--out", required=True, metavar="FOLDER", help="folder of the score maps")
     add("--top-k", type=command.integer(1, 65535), default=5, metavar="K", help="classes kept for each cell")
     add("--image-size", type=command.parsed(parse_image_size), metavar="SIZE",
-        help="384 or 384x256 (default: the annotator's image size)")  # fmt: skip
+        help="height and width in pixels, 384 or 384x256 (default: the annotator's)")  # fmt: skip
     add("--crop-grid", type=command.parsed(_crop_grid), default=(1, 1), metavar="RxC",
         help="score R x C overlapping crops, each of the annotator's image size (default: 1x1)")  # fmt: skip
     add("--flip", action="store_true", help="also score the mirror images, and average")
     add("--classes-map", metavar="FILE",
         help="CSV or JSON: the class of the images for each class of the annotator")  # fmt: skip
     add("--logits", choices=LOGITS, default="auto",
-        help="raw, or shifted so that the classes that are not kept have their share; auto: raw for a "
-        "checkpoint with the classes of the images")  # fmt: skip
+        help="raw: as computed; shifted: so that the K kept classes have exactly their probabilities when "
+        "all other logits are 0; auto: raw for a checkpoint with the classes of the images, else "
+        "shifted")  # fmt: skip
     add("--geometry", choices=GEOMETRIES, default="auto",
-        help="score the full image or the annotator's center crop; auto: full, and for models of timm the "
-        "crop that they were evaluated with")  # fmt: skip
+        help="score the full image or the annotator's center crop; auto: for models of timm as "
+        "they were evaluated, which is mostly center, and full for all others")  # fmt: skip
     add("--batch-size", type=command.integer(1, MAX_BATCH), metavar="N",
         help="images in a batch of each process (default: what the memory of its devices holds, at most 128 "
         "each; 64 on CPUs)")  # fmt: skip

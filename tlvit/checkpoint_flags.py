@@ -23,7 +23,7 @@ FLAGS: dict[str, dict[str, Any]] = {
     "--image-size": {
         "type": command.parsed(parse_image_size),
         "metavar": "SIZE",
-        "help": "384 or 384x256 (default: the checkpoint's)",
+        "help": "height and width in pixels, 384 or 384x256 (default: the checkpoint's)",
     },
 }
 

@@ -86,7 +86,7 @@ class Data(Section):
     )
     max_missing_maps: float = setting(
         0.0,
-        "Largest fraction of images without a score map. Their target is their label.",
+        "Largest fraction of images without a score map. These get maps that have their label in every cell.",
         low=0,
         high=1,
     )
@@ -164,7 +164,12 @@ class Augment(Section):
         False,
         "Resize from the fully decoded image with antialiasing, as Pillow does. About half the images/s.",
     )
-    randaugment: str = setting("rand-m9-n2-mstd0.5-inc1", "RandAugment policy. Empty: none.")
+    randaugment: str = setting(
+        "rand-m9-n2-mstd0.5-inc1",
+        "RandAugment policy in timm's notation: m is the magnitude, n the number of operations for an image, "
+        "mstd the standard deviation of the magnitude; with inc1 all operations get stronger with the "
+        "magnitude. Empty: none.",
+    )
     randaugment_on: str = setting(
         "host",
         'Where RandAugment runs: on the "host", or inside the training step on the "device" for hosts with '
@@ -200,8 +205,12 @@ class Augment(Section):
     erase_mixed: bool = setting(
         False, "Random erasing after mixup and cutmix instead of before them, as T2T-ViT does."
     )
-    mixup: float = setting(0.0, "Alpha of mixup, without token labels only. 0: none.", low=0, high=1000)
-    cutmix: float = setting(0.0, "Alpha of cutmix, without token labels only. 0: none.", low=0, high=1000)
+    mixup: float = setting(
+        0.0, "Alpha of mixup; not while patch tokens learn from score maps. 0: none.", low=0, high=1000
+    )
+    cutmix: float = setting(
+        0.0, "Alpha of cutmix; not while patch tokens learn from score maps. 0: none.", low=0, high=1000
+    )
 
     def __post_init__(self) -> None:
         pairs = {name: getattr(self, name) for name in ("crop_scale", "crop_ratio")}
@@ -319,7 +328,9 @@ class Segmentation(Section):
         low=0,
         high=MAX_IMAGE_SIZE,
     )
-    stride: int = setting(341, "Distance of the sliding windows, pixels.", low=1, high=MAX_IMAGE_SIZE)
+    stride: int = setting(
+        341, "Distance between the starts of neighboring sliding windows, pixels.", low=1, high=MAX_IMAGE_SIZE
+    )
     ratios: tuple[float, ...] = setting(
         (1.0,),
         "Factors of scale whose predictions are averaged in an evaluation. Published multi-scale: "
@@ -383,7 +394,7 @@ class Optim(Section):
     lr_scale: Mapping[str, float] = setting(
         {},
         "Factors of the learning rate, by patterns of parameter names: {'*': 0, 'head/*': 1} trains the head "
-        "alone. 0 freezes. Of several patterns that match, the longest counts; names are those of "
+        "alone. 0 freezes. Of several patterns that match, the longest is used; names are those of "
         "tlvit.functionalize, with slashes.",
     )
     schedule: str = setting(
@@ -406,7 +417,7 @@ class Optim(Section):
         "Whether lr_scale and layer_decay also multiply min_lr. The published transfer of T2T-ViT has one "
         "min_lr for all parameters.",
     )
-    warmup_epochs: float = setting(5.0, "Length of the linear warm-up.", low=0, high=MAX_EPOCHS)
+    warmup_epochs: float = setting(5.0, "Length of the linear warm-up, epochs.", low=0, high=MAX_EPOCHS)
     warmup_steps: int = setting(
         0,
         "Length of the warm-up in steps, in place of warmup_epochs. 0: warmup_epochs.",
@@ -416,11 +427,13 @@ class Optim(Section):
     warmup_lr: float = setting(1e-6, "First learning rate of the warm-up. Not scaled.", low=0, high=1000)
     min_lr: float = setting(1e-5, "Learning rate at the end of the schedule. Not scaled.", low=0, high=1000)
     schedule_unit: str = setting(
-        "epoch", "Whether the learning rate changes every epoch or every step.", choices=("epoch", "step")
+        "epoch",
+        "Whether the learning rate is updated once an epoch or at every step.",
+        choices=("epoch", "step"),
     )
     lag_epochs: int = setting(
         0,
-        "Epochs by which the schedule runs late. DeiT's published loop runs one epoch late.",
+        "Epochs by which the schedule is delayed. DeiT's published loop delays it by one epoch.",
         low=0,
         high=MAX_EPOCHS,
     )
@@ -444,7 +457,9 @@ class Ema(Section):
 
     prefix: ClassVar[str] = "config.ema."
 
-    decay: float = setting(0.99992, "Decay of the average. 0: no average.", low=0, below=1)
+    decay: float = setting(
+        0.99992, "Fraction of the average that a step keeps. 0: no average.", low=0, below=1
+    )
     warmup: bool = setting(False, "Use min(decay, (1 + step) / (10 + step)), for short runs.")
 
 
@@ -479,8 +494,11 @@ class Eval(Section):
         low=0,
         high=1,
     )
-    interpolation: Literal["bilinear", "bicubic"] = setting(
-        "bicubic", "Interpolation of the resize.", choices=("bilinear", "bicubic")
+    interpolation: Literal["auto", "bilinear", "bicubic"] = setting(
+        "auto",
+        'Interpolation of the resize. "auto": bicubic. tlvit eval takes the checkpoint\'s own, unless a flag '
+        "sets it.",
+        choices=("auto", "bilinear", "bicubic"),
     )
     max_corrupt: float = setting(
         0.0, "Largest fraction of corrupt evaluation images. They are left out.", low=0, high=1
@@ -884,12 +902,6 @@ def unknown_setting(name: str) -> str:
     section = name.rpartition(".")[0]
     names = [setting for setting in known if setting.rpartition(".")[0] == section] or list(known)
     return f"config.{name} is not a setting; known: {', '.join(names)}."
-
-
-def multiples_near(number: int, divisor: int) -> str:
-    """The multiples of a divisor around a number, in words: (30, 8) -> "24 or 32"."""
-    lower = number // divisor * divisor
-    return f"{lower} or {lower + divisor}" if lower > 0 else str(divisor)
 
 
 def _section_class(field: dataclasses.Field) -> type[Section] | None:

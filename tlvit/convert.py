@@ -107,13 +107,14 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--image-size",
         type=command.parsed(parse_image_size),
         metavar="SIZE",
-        help="224 or 384x256; position embeddings are resized (default: the checkpoint's)",
+        help="height and width in pixels, 224 or 384x256; position embeddings are resized (default: the "
+        "checkpoint's)",
     )
     add(
         "--pos-grid",
         type=command.parsed(parse_image_size),
         metavar="GRID",
-        help="height x width, such as 14x24, of a PyTorch file's position embeddings (default: a square)",
+        help="rows x columns of a PyTorch file's position embeddings, such as 14x24 (default: a square)",
     )
     add("--allow", action="append", default=[], metavar="PREFIX",
         help="accept tensors with this prefix that are missing, unexpected or of another shape; may be "

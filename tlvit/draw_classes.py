@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from tlvit.draw_tokens import class_color, drawing_font, writable
+from tlvit.types import IGNORE
 
 OPACITY = 0.6  # of the colors of classes over an image
 COLUMNS = 4  # of the legend
@@ -31,12 +32,12 @@ def overlay(image: np.ndarray, classes: np.ndarray) -> Image.Image:
 
     Args:
       image: uint8 [H, W, 3].
-      classes: integers [H, W]; pixels of the class 255 stay gray.
+      classes: integers [H, W]; pixels of the class IGNORE stay gray.
     """
     gray = image.mean(-1, keepdims=True)
     table = np.array([class_color(index) for index in range(int(classes.max(initial=0)) + 1)], np.float32)
     mixed = (1 - OPACITY) * gray + OPACITY * table[classes]
-    known = (classes != 255)[..., None]
+    known = (classes != IGNORE)[..., None]
     return Image.fromarray(np.where(known, mixed, gray).round().astype(np.uint8))
 
 

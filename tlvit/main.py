@@ -97,8 +97,8 @@ def parse_flags(arguments: Sequence[str]) -> flags.FlagValues:
         raise ValueError(f"unknown arguments: {' '.join(unknown)} (--help shows examples and all flags)")
     _check_flags(options)
     options.config = _settings(options)
-    if options.mode == "eval":  # a file's own crop counts, unless a flag sets another one
-        options.config.eval.crop_pct = 0.0
+    if options.mode == "eval":  # a file's own resize and crop count, unless a flag sets other ones
+        options.config.eval.crop_pct, options.config.eval.interpolation = 0.0, "auto"
     for name, text in overrides:
         override(options.config, name, text)
     return options
@@ -175,10 +175,16 @@ def _define_flags() -> flags.FlagValues:
         "weights",
         "auto",
         ["auto", "ema", "raw"],
-        "With --mode=eval: ema (averaged), raw (not averaged) or auto (both for a workdir).",
+        "With --mode=eval: ema (averaged), raw (not averaged) or auto (both for a workdir, else those of the "
+        "file).",
         **own,
     )
-    text("profile", None, "START:STEPS, write a profiler trace of STEPS steps from step START.", **own)
+    text(
+        "profile",
+        None,
+        "START:STEPS, for example 100:5: write a profiler trace of STEPS steps from step START on.",
+        **own,
+    )
     text(
         "writer", None, "Python file whose make_writer(workdir, config) returns an experiment tracker.", **own
     )

@@ -192,7 +192,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="recipe of the student, whose augmentation and token grid are drawn; --config.NAME=VALUE "
         "overrides a setting")  # fmt: skip
     add("--stats", action="store_true",
-        help="agreement with the labels, confidence, classes, bytes an image")  # fmt: skip
+        help="print agreement with the labels, confidence, classes, bytes an image")  # fmt: skip
     add("--least-plausible", metavar="PNG",
         help="with --stats: draw the 20 images whose label is least probable in their map")  # fmt: skip
     group = parser.add_argument_group("import of published score maps")

@@ -377,7 +377,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="FILE.csv or FILE.json of a classifier's predictions; or folder of a segmentation model's "
         "NAME_classes.png (indices), NAME_overlay.png and legend.png",
     )
-    add("--tta", type=command.parsed(_tta), default=(), metavar="LIST",
+    add("--tta", type=command.parsed(_tta), default=[], metavar="LIST",
         help="average the probabilities of several views: flip, crops (four corners and center) or "
         "both")  # fmt: skip
     add("--multi-scale", action="store_true",

@@ -75,7 +75,7 @@ def features_of(
 
     mesh = make_mesh()
     local_batch_size(options.batch_size, mesh)
-    source = open_source(options.data, split, data_dir=options.data_dir or None)
+    source = open_source(options.data, split, data_dir=options.data_dir)
     batches = eval_batches(source, info, batch_size=options.batch_size, threads=options.threads)
     log.info("features of %d images, %s", source.num_examples, source.identity)
     return extract_features(model, info, Prefetch(batches, mesh), mesh)
@@ -102,10 +102,21 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = command.parser("probe", description, examples)
     add = parser.add_argument
     add_flags(parser, "--checkpoint")
-    add("--data", required=True, metavar="NAME", help="a folder of class folders, or a TFDS data set")
-    add("--data-dir", default="", metavar="DIR", help="folder of TFDS data sets")
-    add("--train-split", default="train", metavar="SPLIT", help="images whose labels are known")
-    add("--eval-split", default="val", metavar="SPLIT", help="images that are classified")
+    add(
+        "--data",
+        required=True,
+        metavar="NAME",
+        help='a TFDS data set, "digits", or a folder with SPLIT/CLASS/IMAGE',
+    )
+    add("--data-dir", metavar="FOLDER",
+        help="folder of the TFDS data sets (default: ~/tensorflow_datasets)")  # fmt: skip
+    add(
+        "--train-split",
+        default="train",
+        metavar="SPLIT",
+        help="split whose labels the classifiers learn from",
+    )
+    add("--eval-split", default="val", metavar="SPLIT", help="split that is classified")
     add("--method", type=command.parsed(_methods), default=METHODS, metavar="LIST",
         help="knn, linear or both (default: both)")  # fmt: skip
     add("--k", type=command.parsed(_ks), default=KS, metavar="LIST",
@@ -113,7 +124,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add_flags(parser, "--model", "--weights", "--image-size")
     add("--batch-size", type=command.integer(1, MAX_BATCH), default=64, metavar="N", help="images in a batch")
     add("--threads", type=command.integer(0, MAX_THREADS), default=0, metavar="N",
-        help="threads that decode images (0: one for each core)")  # fmt: skip
+        help="threads that decode images; 0: one for each core")  # fmt: skip
     return parser.parse_args(arguments)
 
 

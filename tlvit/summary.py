@@ -205,7 +205,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--model", metavar="NAME", help="with --checkpoint: architecture, if several have its tensors")
     add("--image-size", type=command.parsed(parse_image_size), metavar="SIZE",
-        help="224 or 384x256 (default: the published size, or the checkpoint's)")  # fmt: skip
+        help="height and width in pixels, 224 or 384x256 (default: the published size, or the "
+        "checkpoint's)")  # fmt: skip
     add("--num-classes", type=command.integer(1, 1_000_000), default=1000, metavar="N",
         help="number of classes of named models")  # fmt: skip
     options = parser.parse_args(arguments)

@@ -22,6 +22,7 @@ from tlvit.shapes import Bool, Float, Float16, Float32, Int32, UInt8, UInt16
 Array = jax.Array | np.ndarray
 PyTree = Any
 Dtype = DTypeLike | None  # of a computation; None: that of the input and the parameters
+IGNORE = 255  # class of the pixels that do not count, in `Batch.segmentation`
 
 pytree = lambda cls: jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
 
@@ -58,8 +59,8 @@ class Batch:
         itself, the annotated image is the crop, before rotations, shears and translations.
       real_labels: all correct labels of an image (ImageNet ReaL), padded with -1; None for data sets with one
         label for each image. An image may have no correct label.
-      segmentation: in segmentation the class of every pixel, 255 for pixels that do not count, and `label` is
-        0; None in classification.
+      segmentation: in segmentation the class of every pixel, IGNORE for pixels that do not count, and `label`
+        is 0; None in classification.
 
     Example:
       >>> batch = Batch(

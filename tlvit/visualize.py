@@ -126,7 +126,7 @@ def _add_report_flags(parser: argparse.ArgumentParser, picture: str) -> None:
     add("--baseline", metavar="WORKDIR",
         help="workdir of a run without token labels, whose accuracy is drawn too")  # fmt: skip
     add("--count", type=command.integer(1, 100), default=5, metavar="N",
-        help="number of evaluation images, each of another class")  # fmt: skip
+        help="number of evaluation images that are drawn, each of another class")  # fmt: skip
 
 
 def _add_image_flags(parser: argparse.ArgumentParser, picture: str) -> None:
@@ -136,7 +136,8 @@ def _add_image_flags(parser: argparse.ArgumentParser, picture: str) -> None:
         help="a workdir, a model folder, or a .pth, .pt, .pth.tar or .safetensors file")  # fmt: skip
     add("images", nargs="+", metavar="IMAGE", help="image files, folders or glob patterns")
     add("--model", action="append", metavar="NAME",
-        help="architecture of a PyTorch file, if several have its tensors; for each checkpoint")  # fmt: skip
+        help="architecture of a PyTorch file, if several have its tensors; "
+        "compare takes it twice")  # fmt: skip
     add("--out", metavar="PNG", help=f"the picture (default: {picture}.png)")
     add_flags(parser, "--classes", "--image-size")
     add("--exif", choices=("apply", "ignore"), default="apply",
@@ -145,7 +146,7 @@ def _add_image_flags(parser: argparse.ArgumentParser, picture: str) -> None:
         add("--show", choices=KINDS, default="relevance", help="what is compared")
     if picture in ("relevance", "compare"):
         add("--class", action="append", default=[], metavar="CLASS",
-            help="name or index of a class, repeatable (default: the most probable ones)")  # fmt: skip
+            help="name or index of a class; may be repeated (default: the most probable ones)")  # fmt: skip
         add("--top", type=command.integer(1, 5), default=1 if picture == "compare" else 2, metavar="N",
             help="most probable classes of each model that are drawn")  # fmt: skip
     else:

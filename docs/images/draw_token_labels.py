@@ -1,6 +1,8 @@
-"""Draws token_labels.png, the picture of the README, with the annotator of a digits run.
+"""Draws token_labels.png, the picture of the README, with an annotator of the recipe configs/digits.py.
 
-python docs/images/draw_token_labels.py runs/demo/annotator docs/images/token_labels.png
+python docs/images/draw_token_labels.py /tmp/demo/annotator docs/images/token_labels.png
+
+The docstring of the recipe has the commands that train this annotator.
 """
 
 import sys

@@ -294,7 +294,7 @@ SETTINGS = (
     ("ema.decay=-1", "config.ema.decay must be at least 0, not -1.0."),
     ("eval.batch_size=1000000", "config.eval.batch_size must be at most 131072, not 1000000."),
     ("eval.crop_pct=2", "config.eval.crop_pct must be at most 1, not 2.0."),
-    ("eval.interpolation=best", "config.eval.interpolation must be bilinear or bicubic, not 'best'."),
+    ("eval.interpolation=best", "config.eval.interpolation must be auto or bilinear or bicubic, not 'best'."),
     ("checkpoint.keep=0", "config.checkpoint.keep must be at least 1, not 0."),
     ("mesh.data=0", "config.mesh: data 0 x fsdp 1 x model 1: sizes are at least 1, and one of"),
     ("mesh.data=100", "config.mesh: data 100 = 100 devices, but there are 1."),

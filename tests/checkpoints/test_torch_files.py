@@ -78,6 +78,9 @@ def test_pickles_of_both_formats(torch, tensors, tmp_path, legacy, name):
         ("model model_ema", "auto", "model_ema", 2),
         ("model model_ema", "raw", "model", 1),
         ("state_dict_ema", "auto", "state_dict_ema", 2),
+        ("net", "auto", "net", 1),  # T2T-ViT's files of CIFAR
+        ("net", "raw", "net", 1),
+        ("net model_ema", "auto", "model_ema", 2),
     ],
 )
 def test_sections(torch, tmp_path, sections, weights, section, factor):

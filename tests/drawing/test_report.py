@@ -142,6 +142,23 @@ def test_curves():
         "this run, weights not averaged (raw): 30.0 %": (2.0, 30.0),
         "without, weights not averaged (raw): 20.0 %": (2.0, 20.0),
     }
+    assert losses.get_xlabel() == accuracy.get_xlabel() == "epoch"
+
+
+def test_curves_of_a_run_whose_length_is_given_in_steps():
+    """Of the baseline, too. An evaluation may have a line of its own."""
+    lines = [
+        {"step": 50, "train/epoch": 0.5, "train/loss": 3.0},
+        {"step": 100, "train/epoch": 1.0, "train/loss": 2.0},
+        {"step": 100, "eval/raw_top1": 30.0},
+        {"step": 150, "eval/raw_top1": 35.0},
+    ]
+    figure = draw(IMAGE, np.array([0]), [], {"this run": lines, "other": lines[1:3]}, unit="step")
+    losses, accuracy = figure.axes
+    np.testing.assert_array_equal(losses.lines[0].get_data(), [[50, 100], [3, 2]])
+    np.testing.assert_array_equal(accuracy.lines[0].get_data(), [[100, 150], [30, 35]])
+    np.testing.assert_array_equal(accuracy.lines[1].get_data(), [[100], [30]])
+    assert losses.get_xlabel() == accuracy.get_xlabel() == "step"
 
 
 def test_class_map_has_the_probabilities_of_the_model():

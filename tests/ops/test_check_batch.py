@@ -25,6 +25,9 @@ GOOD = Batch(
 )
 
 
+CLASSES = np.random.RandomState(1).choice([0, 4, 9, 255], (3, 32, 32)).astype(np.uint8)
+
+
 def put(array, index, value):
     array = array.copy()
     array[index] = value
@@ -34,6 +37,7 @@ def put(array, index, value):
 def test_good_batches():
     check_batch(GOOD, L)
     check_batch(dataclasses.replace(GOOD, maps=None, real_labels=None), L)
+    check_batch(dataclasses.replace(GOOD, maps=None, segmentation=CLASSES), L)
     check_batch(dataclasses.replace(GOOD, label=jnp.asarray(GOOD.label), mask=jnp.asarray(GOOD.mask)), L)
 
 
@@ -55,6 +59,8 @@ def test_padding_is_not_checked():
         ({"geometry": put(GOOD.geometry, (1, 0, 2), np.nan)}, r"geometry: 1 of 18 .* finite; .*\[1, 0, 2\]"),
         ({"geometry": np.eye(2, 3)[None]}, r"geometry must be floating \[3, 2, 3\], not float64 \[1, 2, 3\]"),
         ({"real_labels": put(GOOD.real_labels, (0, 1), -2)}, "real_labels: 1 of 6 values are not from -1"),
+        ({"segmentation": CLASSES[:, :16]}, r"segmentation must be integer \[3, 32, 32\], not uint8 \[3, 16"),
+        ({"segmentation": put(CLASSES, (1, 2, 3), 10)}, r"segmentation: 1 of 3,072 .* 0 to 9 or 255; .* 10"),
         ({"maps": ScoreMaps(MAPS.value, put(MAPS.index, (2, 1, 0, 3), 60000))}, r"60000, at \[2, 1, 0, 3\]"),
         ({"maps": ScoreMaps(MAPS.value, MAPS.index[:, :1])}, r"maps.index must be integer \[3, 2, 4, 4\]"),
         ({"maps": ScoreMaps(MAPS.value, MAPS.index.astype(np.float32))}, "maps.index must be integer"),

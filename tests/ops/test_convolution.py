@@ -41,6 +41,17 @@ def test_values_and_gradients_are_those_of_the_convolution(case):
         np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5 * float(jnp.abs(wanted).max()))
 
 
+@pytest.mark.parametrize("name", ["lhs_dilation", "rhs_dilation"])
+def test_dilated_convolutions_are_not_products_of_patches(name):
+    images, kernel = arrays(2, 1)
+    options = {name: (2, 2), **LAYOUT}
+    found, wanted = (
+        function(images, kernel, (2, 2), ((0, 0), (0, 0)), **options)
+        for function in (convolve, jax.lax.conv_general_dilated)
+    )
+    np.testing.assert_array_equal(found, wanted)
+
+
 @pytest.mark.parametrize(
     ("platform", "overlapping", "patches"), [("cpu", 2 + 8, 0), ("tpu", 3, 3), ("cuda", 3, 3)]
 )

@@ -52,9 +52,9 @@ def weights():
     return net, {"a": {"params": params, "stats": stats}, "b": {"params": other, "stats": stats}}
 
 
-def expected(net, weights, images, labels):
+def expected(net, weights, images, labels, *mean_and_std):
     """By numpy, from one pass over all images without padding."""
-    logits = net.apply(weights["params"], weights["stats"], normalize(images))[0].logits
+    logits = net.apply(weights["params"], weights["stats"], normalize(images, *mean_and_std))[0].logits
     logits = np.asarray(logits, np.float64)
     best = np.argsort(-logits, axis=1)
     shifted = logits - logits.max(1, keepdims=True)
@@ -142,6 +142,17 @@ def test_model_folder(tmp_path, data, weights):
     assert found == pytest.approx(expected(weights[0], weights[1]["a"], images, labels), rel=1e-5)
 
 
+def test_the_channels_mean_and_std_of_the_settings(tmp_path, data, weights):
+    """They replace those of a file, which does not record them if PyTorch wrote it."""
+    folder, images, labels = data
+    save_model_folder(tmp_path / "m", INFO.build(seed=1), INFO)
+    mean, std = (0.1, 0.5, 0.9), (0.1, 0.2, 0.4)
+    wanted = expected(weights[0], weights[1]["a"], images, labels, mean, std)
+    assert abs(wanted["loss"] - expected(weights[0], weights[1]["a"], images, labels)["loss"]) > 1e-4
+    found = evaluate_checkpoint(tmp_path / "m", config_for(folder, **{"data.mean": mean, "data.std": std}))
+    assert found == pytest.approx(wanted, rel=1e-5)
+
+
 def test_another_number_of_classes_is_refused(tmp_path, data):
     info = ModelInfo("lvvit_s", 7, SIZE, OPTIONS)
     save_model_folder(tmp_path / "m", info.build(), info)
@@ -218,10 +229,10 @@ def test_a_files_own_crop_counts_unless_a_flag_sets_another(tmp_path, data, capf
     info = dataclasses.replace(INFO, preprocessing=Preprocessing(crop_pct=0.7))
     save_model_folder(tmp_path / "m", info.build(), info)
     words = ["--mode=eval", "--config=digits", f"--checkpoint={tmp_path}/m", f"--config.data.dir={data[0]}"]
-    for flags, crop_pct in (((), 0.7), (("--config.eval.crop_pct=0.9",), 0.9)):
+    changed = ("--config.eval.crop_pct=0.9", "--config.eval.interpolation=bilinear")
+    for flags, text in (((), "crop_pct 0.7, bicubic"), (changed, "crop_pct 0.9, bilinear")):
         assert command.main([*words, "--config.eval.batch_size=16", *flags]) == 0
-        printed = "".join(capfd.readouterr())
-        assert f"model folder, {SIZE[0]}x{SIZE[1]} pixels, crop_pct {crop_pct}" in printed
+        assert f"model folder, {SIZE[0]}x{SIZE[1]} pixels, {text}" in "".join(capfd.readouterr())
 
 
 def test_the_command_line_says_what_is_missing(capfd):

@@ -17,11 +17,12 @@ from flax import nnx
 
 from configs import digits as recipe
 from tlvit.checkpoints.load import load
-from tlvit.checkpoints.model_info import ModelInfo
+from tlvit.checkpoints.model_info import ModelInfo, Preprocessing
 from tlvit.checkpoints.native import Checkpoints, restore_for_inference, save_model_folder
 from tlvit.config import resolve
 from tlvit.data.score_maps.format import MapDescription
 from tlvit.data.score_maps.writer import ScoreMapWriter
+from tlvit.recipes import load_recipe
 from tlvit.training import run_log
 from tlvit.training.loop import ProfileWindow
 from tlvit.training.loop import train as train_resolved
@@ -442,6 +443,15 @@ def test_model_info(data):
         (48, 64),
         tuple("0123456789"),
         0.8,
+    )
+    assert info.preprocessing == Preprocessing(crop_pct=0.8)
+
+
+def test_model_info_of_the_published_transfer_to_cifar():
+    """Checkpoints record what prediction and export need: CIFAR's statistics and the bilinear resize."""
+    info = model_info(resolve(load_recipe("transfer:cifar10")), Source())
+    assert info.preprocessing == Preprocessing(
+        mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010), crop_pct=1.0, interpolation="bilinear"
     )
 
 

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec
 import tlvit
 from tlvit.config import Mesh
 from tlvit.training import mesh as sharding
-from tlvit.training.mesh import describe_mesh, local_batch_size, make_mesh, state_shardings
+from tlvit.training.mesh import describe_mesh, local_batch_size, make_mesh, multiples_near, state_shardings
 from tlvit.training.optimizer import make_optimizer
 from tlvit.training.state import abstract_model, abstract_state
 
@@ -201,3 +201,7 @@ def test_processes_that_share_a_model_provide_the_same_images(monkeypatch):
     assert parts(machine(4, 8)) == [(0, 2), (0, 2), (1, 2), (1, 2)]
     with pytest.raises(ValueError, match=r"data 2 x model 6 divides the images unevenly among 3 processes"):
         sharding.batch_part(machine(3, 6))
+
+
+def test_multiples_near_a_number():
+    assert [multiples_near(n, 8) for n in (30, 8, 3, 0)] == ["24 or 32", "8 or 16", "8", "8"]

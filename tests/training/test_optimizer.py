@@ -349,6 +349,32 @@ def test_the_published_transfer_of_t2t_vit_ends_at_one_rate(monkeypatch):
         run_rates(Optim(**published, min_lr=1e-3, lr_scale=scales, scale_min_lr=False))
 
 
+def test_rates_of_zero_stay_finite():
+    """A warm-up from 0, and a cosine that ends at 0 before the run does."""
+    zero = {"warmup_lr": 0.0, "warmup_epochs": 2, "min_lr": 0.0, "weight_decay": 0}
+    scales = {"scale_min_lr": False, "lr_scale": {"blocks/*": 0.01}}
+    tx, schedule = optimizer.run_optimizer(
+        Optim(**zero, **scales), NESTED, epochs=3, steps_per_epoch=1, batch_size=1024
+    )
+    state, ones = tx.init(NESTED), jax.tree.map(jnp.ones_like, NESTED)
+    assert float(schedule(0)) == float(schedule(4)) == 0
+    for step in range(5):
+        updates, state = tx.update(ones, state, NESTED)
+        rate = float(schedule(step))
+        np.testing.assert_allclose(updates["head"]["bias"], -rate, rtol=1e-4)
+        np.testing.assert_allclose(updates["blocks"]["0"]["kernel"], -0.01 * rate, rtol=1e-4)
+
+
+def test_layer_decay_multiplies_the_learning_rate_of_a_run(monkeypatch):
+    monkeypatch.setattr(optax, "sgd", lambda rate, **_: optax.scale_by_learning_rate(rate))
+    optim = Optim(name="sgd", weight_decay=0, base_batch_size=64, warmup_epochs=0, layer_decay=0.5)
+    rates, schedule = run_rates(optim)
+    for name, factor in (("0", 0.25), ("1", 0.5)):
+        found = [rate["blocks"][name]["kernel"] for rate in rates]
+        np.testing.assert_allclose(found, factor * np.array(schedule), rtol=1e-5)
+    np.testing.assert_allclose([rate["head"]["bias"] for rate in rates], schedule, rtol=1e-5)
+
+
 def test_decay_of_all_parameters():
     """As torch's optimizers decay without parameter groups."""
     params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2), "cls_token": jnp.ones((1, 1, 2))}

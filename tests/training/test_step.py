@@ -280,33 +280,48 @@ def test_pooled_targets_may_be_mixed_with_the_images():
     assert abs(run(batch)["loss"] - float(expected)) < 1e-5
 
 
+class Recorder:
+    """The part of a Net that a step uses; it keeps the images that the model would see."""
+
+    grid, task = None, "classification"
+
+    def __init__(self):
+        self.seen = []
+
+    def apply(self, params, stats, images, **options):
+        self.seen.append(np.asarray(images))
+        cls = params["a"][None, :] * jnp.ones((len(images), 1))
+        return ModelOutput(logits=cls, cls=cls), stats
+
+
+def test_images_are_normalized_by_the_mean_and_std_of_the_model():
+    rule = Preprocessing(mean=(0.1, 0.5, 0.9), std=(0.1, 0.2, 0.4))
+    net, tx, batch = Recorder(), optax.sgd(0.0), make_batch(4, maps=False)
+    info = dataclasses.replace(INFO, preprocessing=rule)
+    step = make_train_step(net, tx, make_mesh(jax.devices()[:1]), LABELS, info)
+    with jax.disable_jit():
+        step(state_from({"a": jnp.zeros(CLASSES)}, {}, tx, ema=False), batch)
+    (images,) = net.seen
+    np.testing.assert_allclose(images, (batch.image / 255.0 - rule.mean) / rule.std, atol=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("erase_mixed", [False, True])
 def test_erasing_before_or_after_mixing(erase_mixed):
     """Of equal images mixup changes the noise of erased boxes only: blended, it has a smaller variance."""
-    seen = []
-
-    class Recorder:
-        """The part of a Net that a step uses; it records what the model would see."""
-
-        grid, task = None, "classification"
-
-        def apply(self, params, stats, images, **options):
-            seen.append(np.asarray(images))
-            cls = params["a"][None, :] * jnp.ones((len(images), 1))
-            return ModelOutput(logits=cls, cls=cls), stats
-
     augment = {"mixup": 1000.0, "random_erasing": 1.0, "erase_mixed": erase_mixed}
     config = settings(augment=augment, token_labels=False)
-    step = make_train_step(Recorder(), optax.sgd(0.0), make_mesh(jax.devices()[:1]), config, INFO)
+    net = Recorder()
+    step = make_train_step(net, optax.sgd(0.0), make_mesh(jax.devices()[:1]), config, INFO)
     image = np.full((16, SIZE, SIZE, 3), 255, np.uint8)
     batch = dataclasses.replace(make_batch(maps=False), image=image)
     state = state_from({"a": jnp.zeros(CLASSES)}, {}, optax.sgd(0.0), seed=0, ema=False)
     with jax.disable_jit():
         step(state, batch)
     white = np.asarray(normalize(image[:1, :1, :1]))
-    changed = np.abs(seen[0] - white).max(-1) > 1e-5
-    values = seen[0][changed]
+    (images,) = net.seen
+    changed = np.abs(images - white).max(-1) > 1e-5
+    values = images[changed]
     if erase_mixed:  # standard normal noise in place of white
         assert abs(values.mean()) < 0.1
         assert 0.9 < values.std() < 1.1

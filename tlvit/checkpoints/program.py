@@ -105,7 +105,6 @@ def export_stablehlo(
     arrays: dict[str, Any] = {name: np.asarray(x) for name, x in what.weights.items()}
     np.savez(folder / WEIGHTS, **arrays)
     write_description(folder, info, {"platforms": list(platforms), "jax": jax.__version__})
-    shutil.copyfile(program_example.__file__, folder / EXAMPLE)
 
 
 def check_outputs(what: Inference, exported: Callable[[np.ndarray], Any]) -> None:
@@ -123,7 +122,14 @@ def check_outputs(what: Inference, exported: Callable[[np.ndarray], Any]) -> Non
 
 
 def write_description(folder: pathlib.Path, info: ModelInfo, more: dict[str, Any]) -> None:
-    """Writes model.json: how images are prepared, what goes in and out, and the class names."""
+    """Writes model.json (how images are prepared, what goes in and out, the class names) and example.py.
+
+    Args:
+      folder: of the exported program.
+      info: the model.
+      more: entries of model.json that only one kind of program has. The example opens a SavedModel if
+        "signature" is one of them, and program.stablehlo otherwise.
+    """
     rule = info.preprocessing
     record = {
         "model": info.model,
@@ -138,3 +144,4 @@ def write_description(folder: pathlib.Path, info: ModelInfo, more: dict[str, Any
         **more,
     }
     write_text(folder / DESCRIPTION, json.dumps(record, indent=2) + "\n")
+    shutil.copyfile(program_example.__file__, folder / EXAMPLE)

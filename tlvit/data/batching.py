@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from tlvit.types import Batch, ScoreMaps
+from tlvit.types import IGNORE, Batch, ScoreMaps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ def to_batch(arrays: dict[str, np.ndarray]) -> Batch:
 
 def pad_batch(batch: Batch, size: int) -> Batch:
     """Pads a batch without score maps to `size` images. The padding is zero, in
-    segmentation of the class 255, and has mask False."""
+    segmentation of the class IGNORE, and has mask False."""
     count = size - len(batch.label)
     if not count:
         return batch
@@ -48,7 +48,7 @@ def pad_batch(batch: Batch, size: int) -> Batch:
         maps=None,
         geometry=pad(batch.geometry),
         real_labels=None if batch.real_labels is None else pad(batch.real_labels, -1),
-        segmentation=None if batch.segmentation is None else pad(batch.segmentation, 255),
+        segmentation=None if batch.segmentation is None else pad(batch.segmentation, IGNORE),
     )
 
 

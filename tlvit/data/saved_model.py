@@ -2,7 +2,6 @@
 
 import pathlib
 import re
-import shutil
 from typing import Any
 
 import numpy as np
@@ -13,15 +12,7 @@ from jaxlib.mlir.dialects import stablehlo
 from tensorflow.compiler.tf2xla.python import xla as tfxla
 
 from tlvit.checkpoints.model_info import ModelInfo
-from tlvit.checkpoints.program import (
-    EXAMPLE,
-    USUAL_PLATFORMS,
-    check_outputs,
-    inference,
-    trace,
-    write_description,
-)
-from tlvit.data import saved_model_example
+from tlvit.checkpoints.program import USUAL_PLATFORMS, check_outputs, inference, trace, write_description
 
 SIGNATURE = "serving_default"
 # The format of StableHLO that is written. TensorFlow reads old formats, but not those of a newer JAX.
@@ -62,7 +53,6 @@ def export_saved_model(
         check_outputs(what, lambda images: read(tf.constant(images)))
     more = {"platforms": list(platforms), "tensorflow": tf.__version__, "signature": SIGNATURE}
     write_description(folder, info, more)
-    shutil.copyfile(saved_model_example.__file__, folder / EXAMPLE)
 
 
 def _caller(program: export.Exported, num_classes: int) -> Any:

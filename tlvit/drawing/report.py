@@ -4,7 +4,7 @@ cell of a few evaluation images."""
 import dataclasses
 import pathlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import numpy as np
@@ -101,7 +101,8 @@ def report(
     names = info.class_names
     if baseline:
         curves[baseline_name] = read_metrics(baseline)
-    figure = draw(images, labels, views, curves, class_names=names, title=_title(config, info))
+    unit = "step" if config.get("steps") else "epoch"
+    figure = draw(images, labels, views, curves, unit=unit, class_names=names, title=_title(config, info))
     save(figure, path, dpi=110)
     return path
 
@@ -126,6 +127,7 @@ def draw(
     views: Sequence[ClassMap],
     curves: dict[str, list[dict[str, float]]],
     *,
+    unit: Literal["epoch", "step"] = "epoch",
     class_names: Sequence[str] | None = None,
     title: str = "",
 ) -> "Figure":
@@ -138,6 +140,7 @@ def draw(
       labels: int [B], class indices.
       views: class maps to draw over the images.
       curves: name of a run -> its lines of metrics, as returned by `read_metrics`.
+      unit: of the horizontal axes of the curves.
       class_names: name of each class; None: class indices are shown.
       title: title of the figure.
 
@@ -153,10 +156,10 @@ def draw(
     figure = Figure(figsize=(12.5, 4.1 + 2.45 * rows + (1 if views else 0)), layout="constrained")
     figure.suptitle(title, fontsize=13, fontweight="bold")
     if not rows:
-        draw_curves(figure, curves)
+        draw_curves(figure, curves, unit=unit)
         return figure
     top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=[3.4, 2.45 * rows + 1])[:, 0]
-    draw_curves(top, curves)
+    draw_curves(top, curves, unit=unit)
     axes = bottom.subplots(rows, len(images), squeeze=False)
     side = 72 * min(2.0, 11.5 / len(images))
     for j, image in enumerate(images):

@@ -12,6 +12,7 @@ from tlvit.drawing.curves import draw_curves
 from tlvit.drawing.panels import color_of, draw_legend, namer
 from tlvit.segment import segment_pixels
 from tlvit.training.tasks import TASKS
+from tlvit.types import IGNORE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,18 +40,19 @@ def draw_scenes(
     predictions = [classes for classes, _ in segment_pixels(opened.model, opened.info, images)]
     name = namer(opened.info.class_names)
     shown = np.concatenate([classes.ravel() for classes in (*annotations, *predictions)]).astype(int)
-    shown = shown[shown != 255]
+    shown = shown[shown != IGNORE]
     colors = {int(k): color_of(int(k)) for k in np.unique(shown)}
     figure = Figure(figsize=(12.5, 4.1 + 2.45 * 3 + 1), layout="constrained")
     figure.suptitle(f"{opened.info.model} trained on the classes of pixels", fontsize=13, fontweight="bold")
     top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=[3.4, 2.45 * 3 + 1])[:, 0]
-    draw_curves(top, curves, metric="miou", title="mIoU on the evaluation images, %")
+    title = "mIoU on the evaluation images, %"
+    draw_curves(top, curves, unit="step" if config.get("steps") else "epoch", metric="miou", title=title)
     axes = bottom.subplots(3, len(images), squeeze=False)
     for j, (image, annotation, prediction) in enumerate(zip(images, annotations, predictions, strict=True)):
         axes[0, j].imshow(_small(image))
         axes[1, j].imshow(_small(np.asarray(overlay(image, annotation))))
         axes[2, j].imshow(_small(np.asarray(overlay(image, prediction))))
-        known = annotation != 255
+        known = annotation != IGNORE
         right = 100 * np.mean(prediction[known] == annotation[known]) if known.any() else float("nan")
         axes[2, j].set_xlabel(f"{right:.1f} % of the pixels are right", fontsize=9)
     for i, text in enumerate(["evaluation images", "annotation", f"prediction:\n{opened.section}"]):

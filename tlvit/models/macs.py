@@ -30,8 +30,8 @@ def count_macs(jaxpr: Jaxpr) -> int:
     Args:
       jaxpr: as from `jax.make_jaxpr(f)(x).jaxpr`. The body of a `scan` or kernel counts once for each
         iteration, that of a `shard_map` once for each device, that of a `while` once, and a `cond` counts as
-        its most expensive branch. Products with the zeros between
-        the values of a dilated input, as in the gradient of a strided convolution, do not count.
+        its most expensive branch. Products with the zeros between the values of a dilated input, as in the
+        gradient of a strided convolution, do not count.
     """
     total = 0
     for equation in jaxpr.eqns:

@@ -18,8 +18,7 @@ class Model(nnx.Module):
     Attributes:
       task: what the model is trained for, "classification" or "segmentation".
       grid: (h, w) of the patch tokens that the model is built for. None for convolutional networks, which
-      take
-        images of any size and have no tokens to mix.
+        take images of any size and have no tokens to mix.
     """
 
     task: str = "classification"

@@ -33,7 +33,7 @@ def attend(
       [B, heads, N, d] in the type of `value`.
     """
     weights = dropout(attention_weights(query, key, scale=scale).astype(value.dtype), drop_rate, drop_key)
-    return jnp.einsum("bhnm,bhmd->bhnd", weights, value)
+    return apply_weights(weights, value)
 
 
 def attention_weights(

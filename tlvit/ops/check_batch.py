@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tlvit.types import Array, Batch
+from tlvit.types import IGNORE, Array, Batch
 
 
 def check_batch(batch: Batch, num_classes: int) -> None:
@@ -14,7 +14,8 @@ def check_batch(batch: Batch, num_classes: int) -> None:
 
     Args:
       batch: NumPy or JAX arrays.
-      num_classes: L. Labels and the classes of score maps must be in [0, L).
+      num_classes: L. Labels, the classes of score maps and those of pixels must be in [0, L). The class of a
+        pixel may also be IGNORE, 255.
 
     Raises:
       ValueError: names the field, the number of wrong values and the first of them.
@@ -42,6 +43,11 @@ def check_batch(batch: Batch, num_classes: int) -> None:
     if batch.real_labels is not None:
         _check_type("real_labels", batch.real_labels, "integer", (count, None))
         _check_range("real_labels", batch.real_labels, mask, -1, num_classes - 1)
+    if batch.segmentation is not None:
+        _check_type("segmentation", batch.segmentation, "integer", batch.image.shape[:3])
+        classes = np.asarray(batch.segmentation)
+        wrong = (classes < 0) | ((classes >= num_classes) & (classes != IGNORE))
+        _report("segmentation", classes, wrong, mask, f"from 0 to {num_classes - 1} or {IGNORE}")
     if batch.maps is not None:
         _check_type("maps.value", batch.maps.value, "floating", (count, None, None, None))
         _check_type("maps.index", batch.maps.index, "integer", batch.maps.value.shape)

@@ -32,7 +32,8 @@ def convolve(
       kernel: [kh, kw, C / groups, O].
       strides: of the rows and columns, pixels.
       padding: pixels of zeros (before, after) the rows and the columns.
-      **options: further arguments of `conv_general_dilated`, such as `feature_group_count`.
+      **options: further arguments of `conv_general_dilated`: its `dimension_numbers` for these layouts, and
+        others such as `feature_group_count`. Grouped and dilated convolutions are the same on all platforms.
 
     Returns:
       [B, h, w, O].
@@ -46,8 +47,10 @@ def convolve(
     plain = functools.partial(
         jax.lax.conv_general_dilated, window_strides=strides, padding=padding, **options
     )
+    is_dilated = any(max(options.get(name) or (1,)) > 1 for name in ("lhs_dilation", "rhs_dilation"))
     # Devices that share the batch would exchange images to make its parts.
-    if options.get("feature_group_count", 1) > 1 or jax.sharding.get_abstract_mesh().size > 1:
+    is_shared = jax.sharding.get_abstract_mesh().size > 1
+    if options.get("feature_group_count", 1) > 1 or is_dilated or is_shared:
         return plain(images, kernel)
     height, width = kernel.shape[:2]
     is_patches = tuple(strides) == (height, width) and not any(map(any, padding))

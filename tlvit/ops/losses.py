@@ -172,6 +172,8 @@ def distillation_loss(
         raise ValueError(
             f"Teacher logits are {list(teacher_logits.shape)} but the student's {list(output.dist.shape)}."
         )
+    if kind not in DISTILLATION:
+        raise ValueError(f"kind must be one of {', '.join(DISTILLATION)}, not {kind!r}.")
     if not (0 <= alpha <= 1 and tau > 0):
         raise ValueError(f"alpha must be in [0, 1] and tau above 0, not {alpha} and {tau}.")
     student = output.dist.astype(jnp.float32)
@@ -180,12 +182,10 @@ def distillation_loss(
         distilled = jnp.mean(
             soft_cross_entropy(student, jax.nn.one_hot(jnp.argmax(teacher, -1), teacher.shape[-1]))
         )
-    elif kind == "soft":
+    else:
         log_teacher = jax.nn.log_softmax(teacher / tau, axis=-1)
         log_student = jax.nn.log_softmax(student / tau, axis=-1)
         distilled = jnp.mean(jnp.exp(log_teacher) * (log_teacher - log_student)) * tau**2
-    else:
-        raise ValueError(f'distillation kind must be "hard" or "soft", not {kind!r}.')
     return (1 - alpha) * jnp.mean(soft_cross_entropy(output.cls, label_probs)) + alpha * distilled
 
 

@@ -3,9 +3,8 @@
 The operations and ranges are those of `tlvit.data.transforms.randaugment` (Cubuk et al. 2019,
 arXiv:1909.13719). There are no branches: every image goes through the formula of every family of operations,
 with parameters that change nothing if another operation was drawn for it. There are no gathers, which are
-slow
-on TPU: colors go through a 3x3 matrix, histograms and tables through products with one-hot half bytes, and
-geometric operations through three shears (Paeth 1986), which shift rows by selecting between slices.
+slow on TPUs: colors go through a 3x3 matrix, histograms and tables through products with one-hot half bytes,
+and geometric operations through three shears (Paeth 1986), which shift rows by selecting between slices.
 """
 
 import functools
@@ -24,7 +23,6 @@ from tlvit.types import Array
 
 GRAY = (0.299, 0.587, 0.114)
 CHUNKS = 16  # `_equalize` processes the images in up to this many parts, to save memory
-
 
 Pixels = UInt8[Array, "B H W 3"] | Float[Array, "B H W 3"]
 

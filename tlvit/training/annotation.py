@@ -142,20 +142,12 @@ def write_shards(
         max_corrupt=max_corrupt,
         threads=threads,
     )
-    start, images, agreed, written, clock = time.perf_counter(), 0, 0, 0, DeviceClock()
+    progress, clock, parts = _Progress(len(todo)), DeviceClock(), ShardParts()
 
     def write(shard: int, scores: ShardScores) -> None:
-        nonlocal images, agreed, written
         writer.write_shard(shard, scores.keys, scores.value, scores.index, scores.missing)
-        images, agreed = images + int(np.sum(~scores.missing)), agreed + scores.agreed
-        written, elapsed = written + 1, time.perf_counter() - start
-        log.info(
-            "shard %d/%d  %.0f images/s  mean map agrees with the label on %.1f%% of %d images  ETA %s",
-            written, len(todo), images / elapsed, 100 * agreed / max(images, 1), images,
-            duration(elapsed / written * (len(todo) - written)),
-        )  # fmt: skip
+        progress.add(scores)
 
-    parts = ShardParts()
     with concurrent.futures.ThreadPoolExecutor(1, "write") as executor:
         writing = executor.submit(lambda: None)
         for shard, item, scores in scored_batches(todo, open_shard, scorer.score, clock):
@@ -165,14 +157,39 @@ def write_shards(
                 writing, parts = executor.submit(write, shard, parts.joined()), ShardParts()
         writing.result()
     log.info("the devices waited for images in %.1f%% of the time", 100 * clock.idle_fraction)
-    if near_chance(agreed, images, info.num_classes):
-        log.warning(
-            "The mean map agrees with the label on %.1f%% of %d images, and chance is %.1f%%: a student "
-            "learns little from such score maps. Train the annotator further, or check that its classes are "
-            "those of the images, in the same order.",
-            100 * agreed / images, images, 100 / info.num_classes,
-        )  # fmt: skip
+    progress.warn_near_chance(info.num_classes)
     return clock
+
+
+class _Progress:
+    """Counts the images of the shards that are written, and those whose mean map agrees with the label."""
+
+    def __init__(self, num_shards: int):
+        self._num_shards, self._start = num_shards, time.perf_counter()
+        self._shards = self._images = self._agreed = 0
+
+    def add(self, scores: ShardScores) -> None:
+        """Counts a shard and logs the progress."""
+        self._shards += 1
+        self._images += int(np.sum(~scores.missing))
+        self._agreed += scores.agreed
+        elapsed = time.perf_counter() - self._start
+        log.info(
+            "shard %d/%d  %.0f images/s  mean map agrees with the label on %.1f%% of %d images  ETA %s",
+            self._shards, self._num_shards, self._images / elapsed,
+            100 * self._agreed / max(self._images, 1), self._images,
+            duration(elapsed / self._shards * (self._num_shards - self._shards)),
+        )  # fmt: skip
+
+    def warn_near_chance(self, num_classes: int) -> None:
+        """Warns about score maps from which a student learns little."""
+        if near_chance(self._agreed, self._images, num_classes):
+            log.warning(
+                "The mean map agrees with the label on %.1f%% of %d images, and chance is %.1f%%: a student "
+                "learns little from such score maps. Train the annotator further, or check that its classes "
+                "are those of the images, in the same order.",
+                100 * self._agreed / self._images, self._images, 100 / num_classes,
+            )  # fmt: skip
 
 
 def near_chance(agreed: int, images: int, num_classes: int) -> bool:

@@ -26,9 +26,10 @@ def check_model(config: Config, net: Net) -> None:
     """Checks what the settings ask of the model.
 
     Raises:
-      ValueError: a recipe that fine-tunes without weights to start from, token labels without a token head,
-        MixToken without patch tokens, token labels without score maps, a distillation token without a teacher
-        or a teacher without a distillation token, or a malformed RandAugment policy.
+      ValueError: a model of another task, a recipe that fine-tunes without weights to start from, token
+        labels without a token head, MixToken without patch tokens, token labels without score maps, a
+        distillation token without a teacher or a teacher without a distillation token, or a malformed
+        RandAugment policy.
     """
     parse_policy(config.augment.randaugment)
     name, teacher = config.model.name, config.distill.teacher

@@ -16,17 +16,16 @@ from tlvit.annotators.scoring import Scoring, best_logits, merge_classes
 from tlvit.annotators.views import Views
 from tlvit.checkpoints.model_info import ModelInfo, Preprocessing
 from tlvit.checkpoints.torch_names import to_torch
-from tlvit.config import multiples_near
 from tlvit.models.functional import Net, functionalize
 from tlvit.ops.normalize import normalize
 from tlvit.training.annotation_batch import choose_batch
 from tlvit.training.annotation_stream import Scores
-from tlvit.training.mesh import batch_sharding, make_mesh, map_devices, replicated
+from tlvit.training.mesh import batch_sharding, make_mesh, map_devices, multiples_near, replicated
 from tlvit.training.prefetch import to_global
 from tlvit.types import Array, PyTree
 
 if TYPE_CHECKING:  # importing tlvit.data imports TensorFlow
-    from tlvit.data.pipeline import KeyedBatch
+    from tlvit.data.batching import KeyedBatch
 
 
 @dataclasses.dataclass(frozen=True)

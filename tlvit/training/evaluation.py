@@ -92,9 +92,9 @@ def evaluate_checkpoint(
     Args:
       path: a workdir (its best checkpoint), a model folder or a PyTorch file. A file whose tensors do not
         tell their model is opened as `config.model`.
-      config: data and evaluation settings. The image size, crop_pct and the channels' mean and std are the
-        checkpoint's unless they are set in `config.eval` and `config.data`. In segmentation the scale and the
-        windows are those of `config.segmentation`.
+      config: data and evaluation settings. The image size, crop_pct, the interpolation and the channels' mean
+        and std are the checkpoint's unless they are set in `config.eval` and `config.data`. In segmentation
+        the scale and the windows are those of `config.segmentation`.
       weights: "ema", "raw" or "auto", see `tlvit.load`.
 
     Returns:
@@ -136,7 +136,13 @@ def _open(path: pathlib.Path, config: Config, weights: str) -> tuple[nnx.Module,
         options = dict(config.model.options)
         opened = open_checkpoint(path, weights=weights, image_size=size, model=config.model.name, **options)
     model, info = opened.model, opened.info
-    given = {"crop_pct": config.eval.crop_pct, "mean": config.data.mean, "std": config.data.std}
+    interpolation = config.eval.interpolation
+    given = {
+        "crop_pct": config.eval.crop_pct,
+        "interpolation": "" if interpolation == "auto" else interpolation,
+        "mean": config.data.mean,
+        "std": config.data.std,
+    }
     changes: dict[str, Any] = {name: value for name, value in given.items() if value}
     if config.task == "segmentation":
         settings = config.segmentation
@@ -150,4 +156,5 @@ def _how(config: Config, info: ModelInfo) -> str:
     """How the images of an evaluation are prepared."""
     if config.task == "segmentation":
         return scene_evaluation(config)
-    return f"{'x'.join(map(str, info.image_size))} pixels, crop_pct {info.preprocessing.crop_pct:g}"
+    rule = info.preprocessing
+    return f"{'x'.join(map(str, info.image_size))} pixels, crop_pct {rule.crop_pct:g}, {rule.interpolation}"

@@ -14,7 +14,6 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from tlvit import config
-from tlvit.config import multiples_near
 from tlvit.types import Array, PyTree
 
 AXES = ("data", "fsdp", "model")
@@ -216,6 +215,12 @@ def local_batch_size(batch_size: int, mesh: Mesh, *, parts: int = 1, mixed: bool
             f"mix the images of a device in pairs, and {alone}. {fitting} images can be mixed."
         )
     return batch_size // batch_part(mesh)[1]
+
+
+def multiples_near(number: int, divisor: int) -> str:
+    """The multiples of a divisor around a number, in words: (30, 8) -> "24 or 32"."""
+    lower = number // divisor * divisor
+    return f"{lower} or {lower + divisor}" if lower > 0 else str(divisor)
 
 
 def _shardings(tree: PyTree, mesh: Mesh, axes: Sequence[str]) -> PyTree:

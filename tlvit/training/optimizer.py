@@ -210,7 +210,9 @@ def _follow_schedules(
     def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
         del params
         rate = schedule(state.count)
-        ratios = {0.0: 0.0, **{factor: s(state.count) / rate for factor, s in schedules.items()}}
+        # With a rate of 0, as in a warm-up from 0, all updates are 0 and stay so.
+        safe = jnp.where(rate > 0, rate, 1.0)
+        ratios = {0.0: 0.0, **{factor: s(state.count) / safe for factor, s in schedules.items()}}
         scaled = jax.tree.map(lambda u, factor: ratios[factor] * u, updates, factors)
         return scaled, optax.ScaleByScheduleState(count=state.count + 1)
 

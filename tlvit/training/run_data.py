@@ -80,7 +80,7 @@ def model_info(config: Config, source: "Source") -> ModelInfo:
             mean=_rgb(config.data.mean, IMAGENET_MEAN),
             std=_rgb(config.data.std, IMAGENET_STD),
             crop_pct=config.eval.crop_pct or published_crop_pct(config.model.name),
-            interpolation=config.eval.interpolation,
+            interpolation="bicubic" if config.eval.interpolation == "auto" else config.eval.interpolation,
             **sizes,
         ),
     )

@@ -23,7 +23,7 @@ from tlvit.ops.segmentation import (
 from tlvit.shapes import Float, Float32
 from tlvit.training.mesh import gather, mesh_context, replicated
 from tlvit.training.task import EvalStep, Objective, Task, Teacher
-from tlvit.types import Array, Batch, PyTree
+from tlvit.types import IGNORE, Array, Batch, PyTree
 
 if TYPE_CHECKING:  # the module imports TensorFlow
     from tlvit.data.sources.source import Source
@@ -105,14 +105,14 @@ def eval_step(net: Net, mesh: Mesh, preprocessing: Preprocessing, settings: Segm
 
     @functools.partial(jax.jit, out_shardings=replicated(mesh))
     def sums(probs: Array, classes: Array, mask: Array) -> dict[str, Array]:
-        classes = jnp.where(mask[:, None, None], classes, 255)
+        classes = jnp.where(mask[:, None, None], classes, IGNORE)
         counts = confusion_matrix(probs.argmax(-1), classes, probs.shape[-1])
         own = jnp.take_along_axis(probs, jnp.minimum(classes, probs.shape[-1] - 1)[..., None], axis=-1)
         loss = -jnp.log(jnp.maximum(own[..., 0], jnp.finfo(jnp.float32).tiny))
         return {
             "low": counts % HALF,
             "high": counts // HALF,
-            "loss": jnp.sum(jnp.where(classes != 255, loss, 0.0)),
+            "loss": jnp.sum(jnp.where(classes != IGNORE, loss, 0.0)),
             "images": jnp.sum(mask),
         }
 

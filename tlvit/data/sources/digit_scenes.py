@@ -1,4 +1,4 @@
-"""Digit scenes as a TFDS data set: the data of the demo, made locally without a download."""
+"""Digit scenes as a TFDS data set, made without a download, for the demo and the digits recipes."""
 
 import contextlib
 import dataclasses

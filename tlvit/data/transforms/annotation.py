@@ -5,8 +5,7 @@ import tensorflow as tf
 from tlvit.config import Segmentation
 from tlvit.data.transforms.decode import PNG_SIGNATURE
 from tlvit.images import decode_annotation as decode_with_pillow
-
-IGNORE = 255  # class of the pixels that do not count, in batches
+from tlvit.types import IGNORE
 
 
 def decode_annotation(encoded: tf.Tensor) -> tf.Tensor:

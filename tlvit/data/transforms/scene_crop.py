@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from tlvit.config import Segmentation
 from tlvit.data.transforms import geometry
-from tlvit.data.transforms.annotation import IGNORE
+from tlvit.types import IGNORE
 
 TRIES = 10  # crops that are checked for `max_class_ratio`; the one after them is taken unchecked
 BRIGHTNESS = 32.0  # largest change, of 255
