@@ -152,15 +152,14 @@ STUDIES: dict[str, Study] = {
     "main": Study(
         {
             "labels": "",
-            "labels_mixed": "labels",
             "labels_twice": "labels",
-            "pooled": "labels",
             "published_crop": "labels",
             "aligned": "labels",
             "aligned_twice": "labels_twice",
         },
         seeds=10,
     ),
+    "baselines": Study({"labels": "", "labels_mixed": "labels", "pooled": "labels"}, seeds=10),
     "alignment": Study({"published_crop": "", "aligned": "published_crop"}, seeds=10),
     "annotators": Study(
         {

@@ -17,7 +17,7 @@ from scripts.comparison_arms import Arm, Study
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = {  # page -> its studies
-    ROOT / "docs/results.md": ("main", "alignment", "families", "annotators", "segmentation"),
+    ROOT / "docs/results.md": ("main", "alignment", "baselines", "families", "annotators", "segmentation"),
     ROOT / "README.md": ("main",),
 }
 BEGIN = "<!-- table of the study {}: scripts/compare_token_labels.py --table writes it -->"

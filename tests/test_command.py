@@ -207,7 +207,7 @@ def test_help_shows_each_default_once(capsys):
         main(["annotate", "--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert "classes kept for each cell (default: 5)" in text
-    assert "384 or 384x256 (default: the annotator's image size)" in text
+    assert "height and width in pixels, 384 or 384x256 (default: the annotator's)" in text
     assert "largest fraction of images without a map (default: 0.0)" in text
     assert "None" not in text
 

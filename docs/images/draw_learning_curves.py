@@ -18,17 +18,15 @@ from scripts.comparison_table import read_lines  # noqa: E402
 
 
 def main(path: str) -> None:
-    """Draws a line for each arm of the main study: the mean over its seeds, and every seed as a thin line."""
+    """Draws a line for each arm of two studies: the mean over its seeds, and every seed as a thin line."""
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    study = STUDIES["main"]
+    arms = {arm: None for name in ("main", "baselines") for arm in STUDIES[name].arms}
     lines = current_lines(read_lines(ROOT / "docs/results/token_labels.jsonl"))
     figure, axis = pyplot.subplots(figsize=(7.5, 4.8), layout="constrained")
-    for i, arm in enumerate(study.arms):
-        curves = [
-            np.array(line["curve"]) for line in lines if line["arm"] == arm and line["seed"] < study.seeds
-        ]
+    for i, arm in enumerate(arms):
+        curves = [np.array(line["curve"]) for line in lines if line["arm"] == arm]
         if not curves:
             continue
         for curve in curves:
