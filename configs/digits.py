@@ -1,4 +1,4 @@
-"""Token labels on scenes of handwritten digits of 48 pixels: a few minutes for each training on two CPU cores.
+"""Token labels on scenes of handwritten digits of 48 pixels, minutes for each training on two CPU cores.
 
 The notebook for Colab runs it; `make demo` runs configs/digits_small.py. By hand (the first command writes
 the data set, once):
