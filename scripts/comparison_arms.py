@@ -54,7 +54,7 @@ class Study:
 def _family(words: str, name: str, **options: Any) -> dict[str, Arm]:
     """A model that is trained with labels only, and one that is trained with token labels."""
     key = words.lower().replace(" ", "_")
-    changes = {"model.name": name, "model.options": {"rule": "class", **options}}
+    changes: dict[str, Any] = {"model.name": name, "model.options": {"rule": "class", **options}}
     if name.startswith("t2t"):
         changes["image_size"] = (48, 48)  # its patches are of 16 pixels, so that there are 3x3 tokens
     tokens = {**changes, "model.options": {**changes["model.options"], "token_head": True}}
