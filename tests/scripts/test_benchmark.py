@@ -254,10 +254,10 @@ def test_annotation_is_measured(capsys, small_annotator):
 @pytest.mark.slow
 def test_annotation_is_compiled_for_a_topology(capsys, monkeypatch, small_annotator):
     """With this machine's CPUs in place of a TPU's chips."""
-    from scripts import benchmark_annotate
+    from scripts import benchmark_annotate, program_costs
 
     monkeypatch.setattr(benchmark_annotate, "topology_devices", lambda name: jax.devices())
-    monkeypatch.setattr(benchmark, "CHIPS", {"cpu": (1e12, 1e11)})
+    monkeypatch.setattr(program_costs, "CHIPS", {"cpu": (1e12, 1e11)})
     small = ["--model=regnety_002", "--image-size=32", "--topology=v5e:2x4", "--utilization=0.25"]
     monkeypatch.setattr(benchmark_annotate, "V5E_BYTES", 2**24)
     found = run(capsys, "annotate", *small)
