@@ -36,6 +36,7 @@ def get_config():
         "stem_width": 16,
         "skip_lam": 1.0,
         "channels": 32,
+        "last_width": 64,
     }
     config.augment.hflip = 0.0  # mirrored digits are not digits
     config.augment.randaugment = ""
@@ -47,7 +48,7 @@ def get_config():
     config.segmentation.window = 24
     config.segmentation.stride = 16
     config.optim.base_batch_size = 32
-    config.optim.learning_rate = 1e-3
+    config.optim.learning_rate = 2e-3
     config.optim.weight_decay = 0.01
     config.optim.schedule = "poly"
     config.optim.schedule_unit = "step"
@@ -57,7 +58,7 @@ def get_config():
     config.optim.clip_norm = 1.0
     config.ema.decay = 0.99
     config.ema.warmup = True
-    config.eval.every_steps = 250
+    config.eval.every_steps = 500
     config.eval.batch_size = 100
-    config.checkpoint.every_steps = 250
+    config.checkpoint.every_steps = 500
     return config

@@ -57,6 +57,7 @@ MEANINGS = {
     "layer_scale": "initial factor of the channels of the residual branches",
     "backbone": "name of the LV-ViT, DeiT or T2T-ViT, whose options may be given too",
     "out_indices": "the four blocks whose tokens become feature maps; None: evenly spaced",
+    "last_width": "channels of the last feature map",
     "head": 'kind of the head, "upernet" or "fcn"',
     "channels": "channels of the head",
     "auxiliary": "a second head for training",

@@ -45,7 +45,6 @@ BACKBONES = {
     for name, options in variants.items()
 }
 SCALES = (4, 2, 1, 1)  # of the feature maps to the token grid: strides 4, 8, 16 and 16 with 16-pixel patches
-LAST_WIDTH = 2048  # channels of the last feature map
 LEVELS = {"upernet": (0, 1, 2, 3), "fcn": (2, 3)}  # feature maps that a head and the auxiliary head use
 
 
@@ -54,8 +53,9 @@ class UperNet(Model):
 
     `backbone` is the name of an LV-ViT, DeiT, DeiT III or T2T-ViT. `image_size` is the one that its position
     embeddings are for; they are resized to every other. The tokens after the blocks `out_indices` become four
-    feature maps. `head` is "upernet" or "fcn", with `channels` channels. `auxiliary` adds an FCN head on the
-    third map for training. `head_drop` is the dropout of the heads' channels.
+    feature maps, the last one with `last_width` channels. `head` is "upernet" or "fcn", with `channels`
+    channels. `auxiliary` adds an FCN head on the third map for training. `head_drop` is the dropout of
+    the heads' channels.
 
     With `mlp_dropout` the rates of `drop_path` are used for dropout in the MLP of each block, and there is no
     drop-path, as in the published code of LV-ViT. By default `epsilon` (of the blocks' LayerNorms) and
@@ -73,8 +73,8 @@ class UperNet(Model):
 
     def __init__(
         self, *, num_classes: int = 150, image_size: int | tuple[int, int] = 512, backbone: str = "lvvit_s",
-        out_indices: tuple[int, ...] | None = None, head: str = "upernet", channels: int = 256,
-        auxiliary: bool = True, head_drop: float = 0.1, mlp_dropout: bool = False,
+        out_indices: tuple[int, ...] | None = None, last_width: int = 2048, head: str = "upernet",
+        channels: int = 256, auxiliary: bool = True, head_drop: float = 0.1, mlp_dropout: bool = False,
         epsilon: float | None = None, skip_lam: float | None = None, dtype: Dtype = None, rngs: nnx.Rngs,
         **options: Any,
     ):  # fmt: skip
@@ -96,7 +96,7 @@ class UperNet(Model):
             raise ValueError(f"out_indices must be {len(SCALES)} blocks, not {len(self.out_indices)}.")
         check_indices(self.out_indices, depth)
         widths = [widths[i] for i in self.out_indices]
-        outputs = [*widths[:3], LAST_WIDTH]
+        outputs = [*widths[:3], last_width]
         for level in self.levels:
             layer = side_layer(widths[level], outputs[level], SCALES[level], dtype=dtype, rngs=rngs)
             setattr(self.backbone, f"side_layer{level + 1}", layer)
@@ -105,7 +105,7 @@ class UperNet(Model):
         self.decode_head = (
             UPerHead(outputs, channels, num_classes, **common)
             if head == "upernet"
-            else fcn(LAST_WIDTH, level=-1, num_convs=2, concat_input=True)
+            else fcn(last_width, level=-1, num_convs=2, concat_input=True)
         )
         self.auxiliary_head = (
             fcn(outputs[2], level=-2, num_convs=1, concat_input=False) if auxiliary else None
