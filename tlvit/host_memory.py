@@ -1,15 +1,11 @@
 """The memory of this host: its size, a check that batches of images fit into it, and what is freed."""
 
 import ctypes
-import importlib.util
 import os
 import pathlib
 
-import jax
-
 COPIES = 4  # of a batch on the host: read ahead, in the making, and on its way to the devices
-M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # parameters of glibc's mallopt
-PLUGINS = ("jax_plugins", "libtpu")  # packages by which JAX finds accelerators
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of glibc's mallopt
 LIMIT_FILES = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container
 
 
@@ -47,24 +43,14 @@ def keep_freed_memory() -> bool:
     """Makes this process keep the memory that it frees, for its next allocations. For training on a CPU.
 
     glibc returns every large buffer to the kernel as soon as it is freed, so each training step on a CPU
-    waits until the kernel has cleared gigabytes of memory again (docs/performance.md). All threads then
-    allocate from one arena, because glibc returns the large buffers of all others. Call this before JAX
-    starts its threads: a thread keeps its arena. The largest amount of memory in use stays the same.
+    waits until the kernel has cleared gigabytes of memory again (docs/performance.md). The largest amount of
+    memory in use stays the same.
 
     Returns:
-      Whether it was done: the C library is glibc, and JAX can only find CPUs.
+      Whether this C library can do so; only glibc can.
     """
-    if not _only_cpus():
-        return False
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # another C library
         return False
-    return all([mallopt(M_ARENA_MAX, 1), mallopt(M_MMAP_MAX, 0), mallopt(M_TRIM_THRESHOLD, -1)])
-
-
-def _only_cpus() -> bool:
-    """Whether JAX can only find CPUs. Does not start JAX's backends."""
-    if jax.config.jax_platforms:
-        return jax.config.jax_platforms == "cpu"
-    return not any(map(importlib.util.find_spec, PLUGINS))
+    return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, -1))

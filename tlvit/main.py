@@ -36,7 +36,6 @@ from ml_collections import ConfigDict
 from tlvit import command
 from tlvit import config as settings
 from tlvit.files import as_path
-from tlvit.host_memory import keep_freed_memory
 from tlvit.recipes import load_recipe, load_workdir, load_writer, override, recipe_names, split_overrides
 from tlvit.signals import EXIT_STOPPED, ignore_until_exit
 from tlvit.training.evaluation import evaluate_checkpoint
@@ -68,7 +67,6 @@ def _run(arguments: Sequence[str]) -> int:
         print_evaluation(options.checkpoint or options.workdir, config, options.weights)
         return 0
     command.check_writable(options.workdir, folder=True)
-    keep_freed_memory()  # before JAX starts, which the next line does
     start_logging(as_path(options.workdir))
     writers = []
     if options.writer and jax.process_index() == 0:

@@ -111,8 +111,9 @@ def _train(
 ) -> TrainResult:
     # Checks that need no data.
     config = take_options(config, workdir)
-    keep_freed_memory()  # if JAX has not started yet
     mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, model=config.mesh.model)
+    if mesh.devices.flat[0].platform == "cpu":
+        keep_freed_memory()
     mixed = checks.mixes_images(config)
     local_batch_size(config.batch_size, mesh, parts=config.optim.accumulate, mixed=mixed)
     local_batch_size(config.eval_batch_size, mesh)
