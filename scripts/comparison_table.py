@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from scripts.comparison_arms import Arm, Study
+from scripts.comparison_arms import STUDIES, Arm, Study
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = {  # page -> its studies
-    ROOT / "docs/results.md": ("main", "alignment", "baselines", "families", "annotators", "segmentation"),
+    ROOT / "docs/results.md": tuple(STUDIES),
     ROOT / "README.md": ("main",),
 }
 BEGIN = "<!-- table of the study {}: scripts/compare_token_labels.py --table writes it -->"
