@@ -106,7 +106,7 @@ def test_published_state_dicts_load_and_are_written_back(name):
         np.testing.assert_array_equal(written[key], tensor, err_msg=key)
 
 
-@pytest.mark.parametrize("options", [{}, {"head": "fcn", "auxiliary": False}])
+@pytest.mark.parametrize("options", [{}, {"head": "fcn", "auxiliary": False, "last_width": 48}])
 def test_classes_channels_and_heads_are_recognized(options):
     build = lambda: tlvit.create_model(
         "upernet_lvvit_s", num_classes=11, image_size=96, channels=24, **options
