@@ -146,7 +146,7 @@ def write_tables(tables: Mapping[str, str], page: pathlib.Path) -> None:
 def _row(name: str, s: ArmStatistics) -> str:
     mean = f"{s.mean:.1f}" + (f" ({s.low:.1f} to {s.high:.1f})" if s.count > 1 else "")
     gain = "" if np.isnan(s.gain) else f"{s.gain:+.1f}"
-    if gain and s.count > 1:
+    if gain and not np.isnan(s.gain_low):
         gain += f" ({s.gain_low:+.1f} to {s.gain_high:+.1f})"
     p = "" if np.isnan(s.p_value) else ("< 0.001" if s.p_value < 0.001 else f"{s.p_value:.3f}")
     return f"| {name} | {s.count} | {mean} | {gain} | {p} |"

@@ -77,6 +77,8 @@ def test_the_table_has_a_row_for_each_arm_with_runs():
     )
     one = table(lines(labels=LABELS, aligned=ALIGNED), Study(study.arms, seeds=1), arms).splitlines()[2:]
     assert one == ["| labels | 1 | 70.0 |  |  |", "| aligned | 1 | 75.0 | +5.0 |  |"]
+    row = table(lines(labels=LABELS[:1], aligned=ALIGNED), study, arms).splitlines()[-1]
+    assert row.endswith(") | +5.0 |  |")  # of one pair
 
 
 def test_pages_without_marks_are_refused(tmp_path):
