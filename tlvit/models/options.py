@@ -24,7 +24,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "group_width": (1, 16384), "depth": (0, 1000), "depths": (0, 1000), "num_heads": (1, 1024),
     "patch_size": (1, 1024), "stem_stride": (1, 64), "strides": (1, 64), "mlp_ratio": POSITIVE,
     "skip_lam": POSITIVE, "layer_scale": POSITIVE, "se_ratio": (0, 100), "alpha": POSITIVE,
-    "token_weight": (-100, 100),
+    "token_weight": (-100, 100), "last_width": (1, 16384),
     "channels": (1, 16384), "out_indices": (0, 999), "epsilon": POSITIVE, "head_drop": FRACTION,
     "drop_rate": FRACTION, "attn_drop": FRACTION, "drop_path": FRACTION, "token_drop": FRACTION,
 }  # fmt: skip

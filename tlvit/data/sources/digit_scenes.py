@@ -88,7 +88,8 @@ def find_digit_scenes(name: str, data_dir: str | None = None) -> str:
     if not names:
         raise ValueError(
             f"There are no digit scenes in {root}. Prepare them once: "
-            f"tlvit.data.sources.digit_scenes.prepare({os.path.dirname(root)!r})"
+            f"tlvit.data.sources.digit_scenes.prepare({os.path.dirname(root)!r}) "
+            "with the arguments in the docstring of your recipe."
         )
     raise ValueError(
         f"{name!r} does not select one of the {len(names)} sets in {root}: write 'digits/NAME' with one of "
