@@ -7,8 +7,8 @@ tlvit predict --checkpoint=WORKDIR photo.jpg --json             # machine-readab
 tlvit predict --checkpoint=WORKDIR photo.jpg --tokens=out.png   # draw the classes of the tokens
 tlvit predict --checkpoint=WORKDIR photos/ --out=FOLDER         # segmentation: class maps and overlays
 
-An image that cannot be read is reported and left out. The exit status is 1 after an error or if no image could
-be read.
+An image that cannot be read is reported and left out. The exit status is 1 after an error or if no image
+could be read.
 """
 
 import argparse
