@@ -1,7 +1,7 @@
 """Token labels on scenes of handwritten digits of 48 pixels, minutes for each training on two CPU cores.
 
-The notebook for Colab runs it; `make demo` runs configs/digits_small.py. By hand (the first command writes
-the data set, once):
+The demo, the notebook and the comparisons use configs/digits_small.py, which is faster. By hand (the first
+command writes the data set, once):
 
     python -c "from tlvit.data.sources import digit_scenes; \\
         digit_scenes.prepare('/tmp/demo/data', num_train=2000, num_test=2000)"

@@ -66,7 +66,7 @@ def convert(options: argparse.Namespace) -> int:
         export(opened.model, out, info=info)
     else:
         save_model_folder(out, opened.model, info)
-    print(f"written to {out}" + ("" if to_pytorch else " (a folder of tlvit)"))
+    print(f"written to {out}" + ("" if to_pytorch else " (a model folder)"))
     return 0
 
 

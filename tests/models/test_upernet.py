@@ -115,6 +115,9 @@ def test_classes_channels_and_heads_are_recognized(options):
     info = identify({k: np.broadcast_to(np.float32(0), shape) for k, shape in shapes.items()})
     assert (info.model, info.num_classes, info.image_size) == ("upernet_lvvit_s", 11, (96, 96))
     assert info.options == {"channels": 24, **options}
+    without = {k: np.broadcast_to(np.float32(0), s) for k, s in shapes.items() if "side_layer4" not in k}
+    with pytest.raises(ValueError, match="No model has exactly these"):
+        identify(without)
 
 
 @pytest.mark.slow

@@ -253,9 +253,9 @@ def _segmentation_options(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
         options["head"] = "fcn"
     if "auxiliary_head.conv_seg.weight" not in tensors:
         options["auxiliary"] = False
-    last_width = tensors["backbone.side_layer4.0.weight"].shape[0]
-    if last_width != model_options("upernet")["last_width"]:
-        options["last_width"] = last_width
+    last = tensors.get("backbone.side_layer4.0.weight")
+    if last is not None and last.shape[0] != model_options("upernet")["last_width"]:
+        options["last_width"] = last.shape[0]
     return options
 
 
