@@ -30,16 +30,18 @@ start() {
     trap '' HUP
     code=0
     env/bin/tlvit train --multihost "$@" >>log 2>&1 || code=$?
-    echo "$code" >status
+    echo "$code" >status.new
+    mv status.new status  # at once, so that nobody reads an empty file
   ) </dev/null >/dev/null 2>&1 &
   echo $! >pid
 }
 
+# Looks for the run first: one that ends meanwhile has written its status before it is gone.
 look() {
-  if [ -e status ]; then
-    echo "ended $(cat status)$([ ! -e stopped ] || echo " as asked")"
-  elif is_running; then
+  if is_running; then
     echo "running  $(tail -n 1 log)"
+  elif [ -e status ]; then
+    echo "ended $(cat status)$([ ! -e stopped ] || echo " as asked")"
   elif [ -e pid ]; then
     echo "ended the host was restarted"
   else

@@ -203,6 +203,19 @@ def test_a_restarted_host_is_noticed(cluster):
     assert look.stdout == "ended the host was restarted\n"
 
 
+def test_a_run_that_ends_during_a_look_has_ended_by_itself(cluster):
+    """`cat` stands for the end of a run: whoever reads the number of its process finds it gone."""
+    home = cluster.folder / "host"
+    (home / "tlvit-run").mkdir(parents=True)
+    (home / "tlvit-run/pid").write_text("999999999\n")
+    (cluster.folder / "bin/cat").write_text(
+        '#!/bin/sh\n[ "$1" != pid ] || echo 0 >status\nexec /bin/cat "$@"\n'
+    )
+    (cluster.folder / "bin/cat").chmod(0o755)
+    look = cluster.run("bash", ROOT / "scripts/launch_tpu_host.sh", "look", HOME=str(home))
+    assert look.stdout == "ended 0\n"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
