@@ -24,7 +24,7 @@ from PIL import Image
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "notebooks"
-QUALITY = 85  # of stored pictures
+QUALITY = 70  # of stored pictures
 ONLY_SMALL = ("imagenet_tpu",)  # the real run of these needs ImageNet
 ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 

@@ -59,6 +59,10 @@ def test_settings_are_overridden():
         (["--config=lvvit_s", "--workdir=w", "--profile=10"], "START:STEPS, for example 100:5, not '10'"),
         (["--config=lvvit_s", "--workdir=w", "more"], "unknown arguments: more"),
         (
+            ["digits_small:annotator", "--workdir=w"],
+            r"unknown arguments: digits_small:annotator; did you mean --config=digits_small:annotator\?",
+        ),
+        (
             ["--config=lvvit_x", "--workdir=w"],
             "'lvvit_x' is not a shipped recipe or a .py file; recipes: deit",
         ),

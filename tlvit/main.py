@@ -94,7 +94,10 @@ def parse_flags(arguments: Sequence[str]) -> flags.FlagValues:
     except flags.Error as error:
         raise ValueError(f"{error}.") from error
     if unknown:
-        raise ValueError(f"unknown arguments: {' '.join(unknown)} (--help shows examples and all flags)")
+        text = " ".join(unknown)
+        if unknown[0].partition(":")[0] in recipe_names():
+            text += f"; did you mean --config={unknown[0]}?"
+        raise ValueError(f"unknown arguments: {text} (--help shows examples and all flags)")
     _check_flags(options)
     options.config = _settings(options)
     if options.mode == "eval":  # a file's own resize and crop count, unless a flag sets other ones
