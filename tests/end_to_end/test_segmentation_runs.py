@@ -46,7 +46,7 @@ def test_a_run_that_lost_its_last_checkpoint_ends_with_the_same_state(scene, wor
 @pytest.mark.slow
 def test_an_evaluation_agrees_with_training_and_takes_windows_from_the_flags(workdir, capfd):
     text = call(capfd, "tlvit.main", "--mode=eval", f"--workdir={workdir}")
-    assert "images within 96x48, in windows of 48 at distances of 32" in text
+    assert "images within 96x48, in windows of 24 at distances of 16" in text
     found = json.loads(text.splitlines()[-1])
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     trained = [line for line in lines if "eval/raw_miou" in line]
@@ -72,7 +72,7 @@ def test_predictions_of_a_converted_file_are_those_of_the_run(workdir, tmp_path,
     assert classes.shape == (50, 70)
     call(capfd, "tlvit.convert", f"--checkpoint={workdir}", f"--out={tmp_path}/x.safetensors")
     model, info = tlvit.load(tmp_path / "x.safetensors")
-    assert (info.model, info.num_classes, info.preprocessing.window) == ("upernet", 11, 48)
+    assert (info.model, info.num_classes, info.preprocessing.window) == ("upernet", 11, 24)
     [found] = tlvit.segment(model, info, [tmp_path / "photo.png"])
     np.testing.assert_array_equal(found.classes, classes)
     assert re.match("background|digit|[0-9]", info.class_names[0])
