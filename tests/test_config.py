@@ -62,6 +62,12 @@ def test_a_change_arrives_in_its_section():
         ("optim.learning_rate", -1.0, "config.optim.learning_rate must be at least 0, not -1.0"),
         ("optim.learning_rate", math.inf, "config.optim.learning_rate must be a finite number, not inf"),
         ("optim.schedule_unit", "week", "config.optim.schedule_unit must be epoch or step, not 'week'"),
+        (
+            "optim.warmup_steps",
+            9,
+            "config.optim.warmup_steps is 9, but the learning rate is updated once an "
+            "epoch. Set config.optim.schedule_unit=step.",
+        ),
         ("distill.tau", 0.0, "config.distill.tau must be above 0, not 0.0"),
         ("epochs", 0, "config.epochs must be at least 1, not 0"),
         ("mesh.data", -2, "config.mesh.data must be at least -1, not -2"),

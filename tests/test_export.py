@@ -8,11 +8,13 @@ import sys
 
 import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image
 
 import tlvit
 from tlvit.checkpoints.model_info import ModelInfo, Preprocessing
 from tlvit.checkpoints.native import save_model_folder
+from tlvit.checkpoints.program import inference
 from tlvit.export import main
 
 WITHOUT_TLVIT = (
@@ -104,3 +106,9 @@ def test_errors(checkpoint, tmp_path, capfd):
     with pytest.raises(SystemExit):
         main([model, "--out=x", "--platforms=cpu,npu"])
     assert "must be some of cpu,cuda,rocm,tpu, not 'npu'" in capfd.readouterr().err
+
+
+def test_a_segmentation_model_is_refused():
+    info = ModelInfo("upernet", 3, (32, 32), {"dim": 16, "depth": 1, "num_heads": 2, "channels": 8})
+    with pytest.raises(ValueError, match="upernet is a segmentation model: only classifiers are exported"):
+        inference(nnx.eval_shape(info.build), info)

@@ -420,7 +420,8 @@ class Optim(Section):
     warmup_epochs: float = setting(5.0, "Length of the linear warm-up, epochs.", low=0, high=MAX_EPOCHS)
     warmup_steps: int = setting(
         0,
-        "Length of the warm-up in steps, in place of warmup_epochs. 0: warmup_epochs.",
+        "Length of the warm-up in steps, in place of warmup_epochs. Needs schedule_unit=step. 0: "
+        "warmup_epochs.",
         low=0,
         high=MAX_STEPS,
     )
@@ -438,7 +439,11 @@ class Optim(Section):
         high=MAX_EPOCHS,
     )
     accumulate: int = setting(
-        1, "Parts in which a batch is run, their gradients averaged.", low=1, high=MAX_BATCH
+        1,
+        "Parts in which a batch is run, their gradients averaged. With segmentation.normalize=valid each "
+        "part is divided by its own number of labeled pixels.",
+        low=1,
+        high=MAX_BATCH,
     )
 
     def __post_init__(self) -> None:
@@ -449,6 +454,11 @@ class Optim(Section):
                     f"{self.prefix}lr_scale has the factor {factor:g} for {pattern!r}: it must be from 0 to "
                     "1000."
                 )
+        if self.warmup_steps and self.schedule_unit == "epoch":
+            raise ValueError(
+                f"{self.prefix}warmup_steps is {self.warmup_steps}, but the learning rate is updated once an "
+                f"epoch. Set {self.prefix}schedule_unit=step."
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,8 @@ from conftest import randn
 from flax import nnx
 
 from tlvit.models import functional, layers
+from tlvit.models.segmentation_heads import drop_channels
+from tlvit.ops import attention
 
 
 def test_layer_norm_and_gelu():
@@ -32,6 +34,18 @@ def test_drop_path_drops_the_branches_of_images_and_keeps_the_mean():
     assert layers.drop_path(x, 0.3, None) is x
     assert layers.drop_path(x, 0.0, jax.random.key(0)) is x
     assert layers.drop_path(jnp.asarray(x, jnp.bfloat16), 0.3, jax.random.key(0)).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize(
+    "drop",
+    [layers.drop_path, attention.dropout, lambda x, rate, key: drop_channels(x[:, None, None], rate, key)],
+)
+def test_branches_in_bfloat16_are_divided_by_the_exact_rate(drop):
+    """1 - 0.1 is 0.8984 in bfloat16. Values of all sizes average the rounding of the results away."""
+    x = jnp.asarray(np.random.RandomState(0).uniform(1, 2, (2000, 16)), jnp.bfloat16)
+    y = np.asarray(drop(x, 0.1, jax.random.key(0)), np.float64).reshape(x.shape)
+    kept = y > 0
+    assert y.sum() / np.asarray(x, np.float64)[kept].sum() == pytest.approx(1 / 0.9, rel=3e-4)
 
 
 def test_drop_path_rates():

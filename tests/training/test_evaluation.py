@@ -275,3 +275,10 @@ def test_a_pytorch_file_of_the_configs_model(tmp_path, data):
         evaluate_checkpoint(
             tmp_path / "m.safetensors", config_for(folder, **{**changes, "model.options.dim": 64})
         )
+
+
+def test_the_first_error_of_a_file_with_a_record_is_shown(tmp_path, always_class_2, data):
+    """Not that the file holds another model than the recipe trains."""
+    config = config_for(data[0], **{"eval.image_size": (33, 33)})
+    with pytest.raises(ValueError, match="Image size 33x33 is not a multiple of the patch size 16"):
+        evaluate_checkpoint(always_class_2, config)

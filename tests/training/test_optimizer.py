@@ -217,6 +217,14 @@ def test_clipping_is_by_the_global_norm():
         jax.tree.map(lambda got, g: np.testing.assert_allclose(got, -g, atol=1e-6), step(clip), grads)
 
 
+@pytest.mark.parametrize("name", optimizer.OPTIMIZERS)
+def test_clipping_leaves_the_state_as_it_is_so_that_a_run_can_be_resumed_with_it(name):
+    state = lambda clip: optimizer.make_optimizer(NESTED, name=name, learning_rate=0.1, clip_norm=clip).init(
+        NESTED
+    )
+    assert jax.tree.structure(state(1.0)) == jax.tree.structure(state(None))
+
+
 def test_every_optimizer_decays_only_what_is_masked():
     params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2), "pos_embed": jnp.ones((1, 2, 2))}
     zero = jax.tree.map(jnp.zeros_like, params)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
@@ -91,3 +92,8 @@ def test_what_has_no_features_is_refused():
     batch = Batch(images, np.zeros(1, np.int32), np.ones(1, bool), None, np.zeros((1, 2, 3), np.float32))
     with pytest.raises(ValueError, match="Features of this vit are NaN or infinite"):
         extract_features(model, info, [batch], make_mesh(jax.devices()[:1]))
+    segmentation = ModelInfo("upernet", 3, (32, 32), {"dim": 16, "depth": 1, "num_heads": 2, "channels": 8})
+    with pytest.raises(ValueError, match="upernet is a segmentation model"):
+        extract_features(
+            nnx.eval_shape(segmentation.build), segmentation, [batch], make_mesh(jax.devices()[:1])
+        )

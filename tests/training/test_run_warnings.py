@@ -81,3 +81,12 @@ def test_score_maps_from_which_nothing_learns():
     (text,) = run_warnings(Config(model=plain, **off), 2000, 31)
     assert text == "Nothing learns from data.score_maps=maps: token_labels is off."
     assert run_warnings(Config(data=data, **GOOD), 2000, 31) == []
+
+
+def test_the_remedy_for_a_warm_up_that_is_longer_than_a_run_in_steps_works():
+    """A warm-up in steps needs a learning rate that is updated at every step."""
+    settings = {**GOOD, "steps": 1000, "batch_size": 1024}
+    (text,) = run_warnings(Config(**settings), 1_281_167, 1251)
+    assert text.endswith("Try --config.optim.warmup_steps=50 --config.optim.schedule_unit=step.")
+    optim = Optim(warmup_steps=50, schedule_unit="step")
+    assert run_warnings(Config(**{**settings, "optim": optim}), 1_281_167, 1251) == []

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -169,6 +169,17 @@ def check_same_shapes(
         ]
         problem = f"{what} belongs to another model or optimizer, {len(differing)} arrays differ:"
         raise ValueError("\n  ".join([problem, *lines]))
+
+
+def resizable(arrays: Collection[str]) -> tuple[str, ...]:
+    """What `allow` of `fit_arrays` needs so that the position embeddings of a checkpoint are resized.
+
+    A checkpoint without any lacks a part of its model, so nothing is allowed then.
+
+    Args:
+      arrays: names of the checkpoint's arrays.
+    """
+    return ("pos_embed",) if any(_bare(name) == "pos_embed" for name in arrays) else ()
 
 
 def _misfit(

@@ -7,7 +7,7 @@ from typing import Any
 
 from flax import nnx
 
-from tlvit.checkpoints.fit import LoadReport, check_finite, fit_arrays
+from tlvit.checkpoints.fit import LoadReport, check_finite, fit_arrays, resizable
 from tlvit.checkpoints.model_info import ModelInfo, check_weights
 from tlvit.checkpoints.native import load_model, restore_for_inference
 from tlvit.checkpoints.torch_files import Weights, read_weights
@@ -135,7 +135,7 @@ def open_checkpoint(
         pos_grid = nnx.eval_shape(dataclasses.replace(info, image_size=stored.image_size).build).grid
     heads = HEADS if drop_heads else ()
     arrays = {name: array for name, array in saved.tensors.items() if not name.startswith(heads)}
-    missing, allow = allow, (*heads, *allow, *(() if image_size is None else ("pos_embed",)))
+    missing, allow = allow, (*heads, *allow, *(() if image_size is None else resizable(arrays)))
     net = info.build() if allow else nnx.eval_shape(info.build)  # initialize only if arrays may be missing
     try:
         report = fill(net, arrays, allow=allow, missing=missing, pos_grid=pos_grid)
@@ -148,9 +148,9 @@ def open_checkpoint(
 def _explain(path: pathlib.Path, saved: Weights, info: ModelInfo, error: ValueError) -> str:
     """The message for arrays that do not fit the model. A PyTorch file without a record may be of another
     model than the caller said."""
-    other = "" if saved.info else describe(saved.tensors)
-    if not info.model.startswith(other):
-        return f"{path} holds a {other}, not a {info.model}."
+    others = () if saved.info else describe(saved.tensors)
+    if others and not info.model.startswith(others):
+        return f"{path} holds a {' or '.join(others)}, not a {info.model}."
     hint = (
         f"If this {info.model} has sizes of its own, convert it once with its options: tlvit convert "
         f"--checkpoint={path} --model={info.model} --option=depth=12 … --out=FOLDER."

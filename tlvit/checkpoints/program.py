@@ -51,7 +51,7 @@ def inference(model: nnx.Module, info: ModelInfo) -> Inference:
     Raises:
       ValueError: the model is no classifier.
     """
-    if not isinstance(model, Model):
+    if not (isinstance(model, Model) and model.task == "classification"):
         raise ValueError(f"{info.model} is a segmentation model: only classifiers are exported as programs.")
     net, params, stats = functionalize(model)
     rule = info.preprocessing

@@ -36,6 +36,11 @@ FAMILIES = {
     "backbone.": ("upernet_lvvit",),
 }
 
+
+class UnknownModelError(ValueError):
+    """A file without a record whose tensors are those of no model or of several models."""
+
+
 # The parts of names in the published order of LV-ViT, DeiT and UperNet. Parts that are not here come last.
 ORDER = (
     "weight", "bias", "running_mean", "running_var", "num_batches_tracked",
@@ -150,15 +155,14 @@ def identify(
     )
 
 
-def describe(tensors: Mapping[str, np.ndarray]) -> str:
-    """The model with these tensors; the prefix of its name if it has sizes of its own; empty if unknown."""
+def describe(tensors: Mapping[str, np.ndarray]) -> tuple[str, ...]:
+    """The model with these tensors; if it has sizes of its own, the families that it may be of, with which
+    their models' names begin; empty if unknown."""
     try:
-        return _guess_model(tensors)
-    except ValueError:
-        families = [
-            names[0] for prefix, names in FAMILIES.items() if any(k.startswith(prefix) for k in tensors)
-        ]
-        return families[0] if families else ""
+        return (_guess_model(tensors),)
+    except UnknownModelError:
+        found = (names for prefix, names in FAMILIES.items() if any(k.startswith(prefix) for k in tensors))
+        return tuple(name.partition("_")[0] for name in next(found, ()))
 
 
 def as_float32(name: str, tensor: Any) -> np.ndarray:
@@ -181,7 +185,11 @@ def as_float32(name: str, tensor: Any) -> np.ndarray:
 
 
 def _guess_model(tensors: Mapping[str, np.ndarray]) -> str:
-    """The name of the one model that has these tensors."""
+    """The name of the one model that has these tensors.
+
+    Raises:
+      UnknownModelError: no model or several models have them.
+    """
     shapes, pos_embed = _without_pos_embed(
         {k: v.shape for k, v in tensors.items() if not k.endswith("num_batches_tracked")}
     )
@@ -195,9 +203,11 @@ def _guess_model(tensors: Mapping[str, np.ndarray]) -> str:
             if len(names) == 1:
                 return names[0]
         if fitting:
-            raise ValueError(f"These tensors fit {', '.join(fitting)}: say which with model=… (--model=…).")
+            raise UnknownModelError(
+                f"These tensors fit {', '.join(fitting)}: say which with model=… (--model=…)."
+            )
     first = ", ".join(list(shapes)[:3])
-    raise ValueError(
+    raise UnknownModelError(
         f"No model has exactly these {len(shapes)} tensors ({first}, …): say which with model=… (--model=…). "
         "If it has sizes of its own, convert it once with its options (tlvit convert --option=depth=12)."
     )

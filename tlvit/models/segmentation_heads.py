@@ -142,4 +142,5 @@ def drop_channels(x: Float[Array, "B h w C"], rate: float, key: jax.Array | None
     if key is None or rate == 0.0:
         return x
     keep = jax.random.bernoulli(key, 1 - rate, (x.shape[0], 1, 1, x.shape[-1]))
-    return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
+    # In float32, because 1 - rate would be rounded in bfloat16.
+    return jnp.where(keep, x.astype(jnp.float32) / (1 - rate), 0).astype(x.dtype)

@@ -128,7 +128,9 @@ def dropout(x: Float[Array, "*shape"], rate: float, key: PRNGKeyArray | None) ->
     """
     if key is None or rate == 0.0:
         return x
-    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0).astype(x.dtype)
+    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
+    # In float32, because 1 - rate would be rounded in bfloat16.
+    return jnp.where(keep, x.astype(jnp.float32) / (1 - rate), 0).astype(x.dtype)
 
 
 def _log_features(x: Array, features: Array) -> Array:

@@ -15,8 +15,8 @@ from tlvit.records import read_json
 log = logging.getLogger("tlvit")
 
 # A run may be resumed with other values of all settings but these.
-FIXED = ("seed", "image_size", "token_labels", "batch_size", "model.name", "model.dtype", "model.options",
-         "data.name", "data.train_split")  # fmt: skip
+FIXED = ("seed", "image_size", "token_labels", "batch_size", "model.name", "model.options", "data.name",
+         "data.train_split")  # fmt: skip
 # These change the order of the images from the next step on.
 ORDER = ("data.shuffle_gib", "augment.repeats")
 HINTS = {"batch_size": " (optim.accumulate=N runs a batch in N parts, which needs less memory)"}

@@ -11,6 +11,7 @@ from flax import nnx
 
 from tlvit.checkpoints.load import open_checkpoint
 from tlvit.checkpoints.model_info import ModelInfo
+from tlvit.checkpoints.torch_names import UnknownModelError
 from tlvit.config import Config, parse_image_size
 from tlvit.files import as_path
 from tlvit.models.functional import functionalize
@@ -130,9 +131,7 @@ def _open(path: pathlib.Path, config: Config, weights: str) -> tuple[nnx.Module,
     size = parse_image_size(config.eval.image_size) if config.eval.image_size else None
     try:
         opened = open_checkpoint(path, weights=weights, image_size=size)
-    except ValueError:
-        if path.is_dir():
-            raise
+    except UnknownModelError:  # a PyTorch file: the settings say which model it is
         options = dict(config.model.options)
         opened = open_checkpoint(path, weights=weights, image_size=size, model=config.model.name, **options)
     model, info = opened.model, opened.info

@@ -13,7 +13,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from tlvit.checkpoints.fit import fit_arrays
+from tlvit.checkpoints.fit import fit_arrays, resizable
 from tlvit.checkpoints.load import HEADS, load
 from tlvit.checkpoints.model_info import ModelInfo
 from tlvit.checkpoints.native import Checkpoints
@@ -134,7 +134,7 @@ def _load_weights(settings: Model, model: nnx.Module, info: ModelInfo) -> nnx.Mo
             model,
             shapes,
             saved,
-            allow=(*heads, "pos_embed"),
+            allow=(*heads, *resizable(saved)),
             missing=settings.init_missing,
             unexpected=settings.init_unexpected,
             pos_grid=other.grid,

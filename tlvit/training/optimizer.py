@@ -168,7 +168,19 @@ def _make(
         core = optax.chain(decayed, optax.sgd(learning_rate, momentum=b1, nesterov=name == "sgd"))
     else:
         raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, not {name!r}.")
-    return optax.chain(optax.clip_by_global_norm(clip_norm), core) if clip_norm else core
+    return _clip(core, clip_norm) if clip_norm else core
+
+
+def _clip(tx: optax.GradientTransformation, norm: float) -> optax.GradientTransformation:
+    """Clips the global norm of the gradients. The state is that of `tx`, so a run may be resumed with another
+    `clip_norm`, or without one."""
+    clip = optax.clip_by_global_norm(norm)
+
+    def update(grads: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
+        clipped, _ = clip.update(grads, optax.EmptyState(), params)
+        return tx.update(clipped, state, params)
+
+    return optax.GradientTransformation(tx.init, update)
 
 
 def scale_learning_rates(

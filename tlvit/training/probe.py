@@ -46,7 +46,7 @@ def extract_features(
     Raises:
       ValueError: the model is no classifier, there are no images, or a feature is NaN or infinite.
     """
-    if not isinstance(model, Model):
+    if not (isinstance(model, Model) and model.task == "classification"):
         raise ValueError(f"{info.model} is a segmentation model; features are those of classifiers.")
     net, params, stats = functionalize(model)
     rule = info.preprocessing

@@ -56,7 +56,7 @@ def _warmup_steps(config: Config, steps_per_epoch: int) -> str:
     return (
         f"The warm-up takes {warmup:g} of {total} steps, so for most of the run the learning rate is below "
         f"its peak of {peak_learning_rate(optim, config.batch_size):.3g}. Try "
-        f"--config.optim.warmup_steps={max(total // 20, 1)}."
+        f"--config.optim.warmup_steps={max(total // 20, 1)} --config.optim.schedule_unit=step."
     )
 
 
