@@ -11,7 +11,8 @@ The variant after the colon is the image size, 448 (the default) or 224. The pub
 Hardware: at 448, 16 or more accelerators of 16 GB at batch 1024; fewer with --config.optim.accumulate=N,
 which runs a batch in N parts. 32 images at a time fit on one of 16 GB (docs/costs.md). The blocks are
 recomputed in the backward pass (remat) to save memory.
-Published: 86.2 % top-1 at 448 (150.5 M parameters, 157 G multiply-adds). Measured with tlvit: nothing yet.
+Published: 86.2 % top-1 at 448 (150.5 M parameters, 157 G multiply-adds; tlvit counts 155.1 G). Measured
+with tlvit: nothing yet.
 """
 
 from tlvit.config import check_variant, default

@@ -8,9 +8,9 @@ This is the published command for other data sets: --token-label without label d
 The class token learns the labels of the two images that MixToken has mixed, by their areas. The variant after
 the colon is lvvit_t, lvvit_s, lvvit_m or lvvit_l.
 
-As published: 1.6e-3 at a batch of 512, 310 epochs, no moving average. The published model keeps its token
-head, which nothing trains here, and adds half of its maximum to the logits; this recipe has no token head.
-For a small data set, configs/lvvit_folder.py has a lower learning rate and fewer epochs.
+As published: learning rate 1.6e-3 at a batch of 512, 310 epochs, no moving average. The published model keeps
+its token head, which nothing trains here, and adds half of its maximum to the logits; this recipe has no
+token head. For a small data set, configs/lvvit_folder.py has a lower learning rate and fewer epochs.
 
 Hardware: 8 GPUs or a TPU v5e-8. Published: no result. Measured with tlvit: nothing yet.
 """
