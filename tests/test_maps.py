@@ -54,6 +54,12 @@ def test_verified_maps_are_described(source, data_arguments, tmp_path, messages,
     assert "tiny_images has no split 'test'" in last(messages)
 
 
+def test_without_a_picture_its_file_is_not_checked(source, tmp_path, monkeypatch):
+    maps = tiny_images.write_maps(tmp_path, source)
+    monkeypatch.chdir("/proc")  # nothing can be written here
+    assert main([maps.path]) == 0
+
+
 def test_maps_of_other_images_are_found(source, data_arguments, tmp_path, messages):
     swap = lambda shard, keys: [keys[1], keys[0], *keys[2:]] if shard == 1 else keys
     maps = tiny_images.write_maps(tmp_path, source, change=swap)

@@ -110,6 +110,7 @@ def test_a_record_that_is_no_object():
         (b"null", "must hold a JSON object, not null."),
         (b'{"a": 1,\n "b" 2}', "is not valid JSON: Expecting ':' delimiter at line 2, column 6."),
         (b'{"a"', "is not valid JSON: Expecting ':' delimiter at line 1, column 5."),
+        (b'{"b": {"a": 1, "a": 2}}', "is not valid JSON: the key 'a' occurs twice."),
         (b'{"a": "\xff"}', "is not UTF-8 text: byte 7 is invalid."),
         (b"[" * 100_000, "is not valid JSON: maximum recursion depth exceeded"),
         (b'{"a": ' + b"9" * 5000 + b"}", "is not valid JSON: Exceeds the limit"),

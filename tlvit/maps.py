@@ -54,7 +54,7 @@ def _run(options: argparse.Namespace) -> int:
     start_logging()
     if options.import_published:
         command.check_writable(options.folder, folder=True)
-    for picture in (options.out, options.least_plausible):
+    for picture in (options.out if options.images else None, options.least_plausible):
         if picture:
             _check_picture(picture)
     source = open_source(options.data, options.split, data_dir=options.data_dir) if options.data else None

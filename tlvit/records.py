@@ -50,7 +50,7 @@ def parse_json(text: str | bytes, where: str | os.PathLike) -> dict[str, Any]:
     """
     try:
         text = text.decode() if isinstance(text, bytes) else text
-        record = json.loads(text) if text.strip() else None
+        record = json.loads(text, object_pairs_hook=_object) if text.strip() else None
     except UnicodeDecodeError as error:
         raise ValueError(f"{where} is not UTF-8 text: byte {error.start} is invalid.") from None
     except json.JSONDecodeError as error:
@@ -133,6 +133,16 @@ def closest(name: str, known: Iterable[str]) -> str:
     known = list(known)
     found = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {found[0]}?" if found else f"known: {', '.join(known)}."
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. Raises ValueError for a key that occurs twice, of which json.loads takes the last."""
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice!r} occurs twice")
+    return record
 
 
 def _build(cls: Any, record: Any, prefix: str) -> Any:

@@ -375,7 +375,9 @@ def test_the_model_of_another_family_is_named(tensors, tmp_path):
     shapes = official_shapes(nnx.eval_shape(ModelInfo("vit", 3, (32, 32), own).build))
     zeros = {name: np.zeros(shape, np.float32) for name, shape in shapes.items() if name != "pos_embed"}
     safetensors.numpy.save_file(zeros, tmp_path / "vit.safetensors")
-    with pytest.raises(ValueError, match=r"do not fit this LVViT:\n  pos_embed: missing, wanted \[1, 5, 16\]"):
+    with pytest.raises(
+        ValueError, match=r"do not fit this LVViT:\n  pos_embed: missing, wanted \[1, 5, 16\]"
+    ):
         tlvit.load(tmp_path / "vit.safetensors", model="vit", image_size=(32, 32), **own)
     model = INFO.build()
     from_torch(model, tensors)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tiny_images
 
+import tlvit
 from tlvit.checkpoints.model_info import ModelInfo
 from tlvit.data import corruption, pipeline, shuffle
 from tlvit.data.shuffle import ordered_records
@@ -220,7 +221,8 @@ def test_evaluation_names_a_corrupt_image_or_leaves_it_out(make_source, count, c
 
 def test_annotation_keeps_the_index_of_a_corrupt_image(make_source):
     source = make_source(CORRUPT)
-    options = {"batch_size": 4, "image_size": (16, 16), "max_corrupt": 0.2, "threads": 2}
+    corrupt = corruption.CorruptImages(source, max_corrupt=0.2, setting="max_corrupt", replaced=False)
+    options = {"batch_size": 4, "image_size": (16, 16), "corrupt": corrupt, "threads": 2}
     for shard, length in enumerate(source.shard_lengths):
         batches = lambda shard=shard: list(pipeline.annotation_batches(source, shard, **options))
         items = without_hanging(batches)
@@ -229,6 +231,29 @@ def test_annotation_keeps_the_index_of_a_corrupt_image(make_source):
         assert len(keys) == length
         sound = [int(key.split("img_")[1].split(".")[0]) not in CORRUPT for key in keys]
         assert mask.tolist() == sound
+
+
+class OneCell:
+    """An annotator whose maps have one cell."""
+
+    num_classes, image_size, version = 5, (16, 16), "1"
+
+    def dense_logits(self, images):
+        return np.ones((len(images), 1, 1, 5), np.float32)
+
+
+def test_the_limit_of_annotation_counts_the_images_of_all_shards(make_source, tmp_path):
+    """Each of the four shards of the TFDS data set has one. A call that resumes counts those of the first."""
+    source = make_source(CORRUPT)
+    annotate = lambda limit: tlvit.annotate(
+        OneCell(), source, tmp_path / "maps", batch_size=4, max_corrupt=limit, threads=2
+    )
+    with pytest.raises(ValueError, match=r"4 of 30 .* more than max_corrupt \(--max-missing\) = 0.1 allows"):
+        without_hanging(lambda: annotate(0.1))
+    with pytest.raises(ValueError, match=r"4 of 30 .* more than max_corrupt \(--max-missing\) = 0.1 allows"):
+        without_hanging(lambda: annotate(0.1))
+    assert not (tmp_path / "maps/score_maps.json").exists()
+    assert without_hanging(lambda: annotate(0.2)).num_missing == 4
 
 
 @pytest.mark.slow

@@ -185,7 +185,7 @@ def annotation_batches(
     batch_size: int,
     image_size: tuple[int, int],
     center_fraction: float | None = None,
-    max_corrupt: float = 0.0,
+    corrupt: corruption.CorruptImages | None = None,
     threads: int = 0,
 ) -> Iterator[KeyedBatch]:
     """The images of one shard in the order of its records, each resized to (H, W), with their keys.
@@ -200,7 +200,7 @@ def annotation_batches(
       image_size: (H, W) of the images.
       center_fraction: None resizes the entire image, without its aspect ratio. Otherwise the square in its
         middle, whose side is this fraction of the shorter side, in (0, 1].
-      max_corrupt: largest fraction of corrupt images in the source, in [0, 1].
+      corrupt: counts the corrupt images of all shards. None: none are allowed.
       threads: threads that decode; 0 means one for each core.
 
     Raises:
@@ -213,7 +213,8 @@ def annotation_batches(
         transform = lambda encoded: squashed_image(encoded, image_size=image_size)
     else:
         transform = lambda encoded: eval_image(encoded, image_size=image_size, crop_pct=center_fraction)
-    corrupt = corruption.CorruptImages(source, max_corrupt=max_corrupt, setting="max_corrupt", replaced=False)
+    if corrupt is None:
+        corrupt = corruption.CorruptImages(source, max_corrupt=0.0, setting="max_corrupt", replaced=False)
     threads = thread_count(threads)
     return _batches_in_order(
         raw, transform, corrupt, batch_size=batch_size, image_size=image_size, threads=threads

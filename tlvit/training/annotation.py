@@ -24,6 +24,8 @@ if TYPE_CHECKING:  # importing tlvit.data imports TensorFlow
     from tlvit.data.score_maps.writer import ScoreMapWriter
     from tlvit.data.sources.source import Source
 
+MAX_CORRUPT = "max_corrupt (--max-missing)"  # the argument and the flag, for messages
+
 log = logging.getLogger("tlvit")
 
 
@@ -89,7 +91,16 @@ def annotate(
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices("score maps written")
-    return writer.finalize() if jax.process_index() == 0 else None
+    if jax.process_index() > 0:
+        return None
+    absent = writer.num_missing()  # also of an earlier run and of the other processes
+    if absent > max_corrupt * source.num_examples:
+        raise ValueError(
+            f"{absent} of {source.num_examples} images of {source.identity} cannot be read and have no map, "
+            f"more than {MAX_CORRUPT} = {max_corrupt:g} allows. {writer.path} has the maps of all others; "
+            "the same command with a larger limit completes it."
+        )
+    return writer.finalize()
 
 
 def open_writer(
@@ -118,6 +129,7 @@ def write_shards(
 
     A shard is written in a thread while the next one is scored.
     """
+    from tlvit.data.corruption import CorruptImages
     from tlvit.data.pipeline import annotation_batches
 
     source, info, done = writer.source, writer.info, writer.done_shards()
@@ -133,13 +145,14 @@ def write_shards(
     if not todo:
         return DeviceClock()
     batch_size = scorer.batch_size
+    corrupt = CorruptImages(source, max_corrupt=max_corrupt, setting=MAX_CORRUPT, replaced=False)
     open_shard = lambda shard: annotation_batches(
         source,
         shard,
         batch_size=batch_size,
         image_size=scorer.image_size,
         center_fraction=scorer.center_fraction,
-        max_corrupt=max_corrupt,
+        corrupt=corrupt,
         threads=threads,
     )
     progress, clock, parts = _Progress(len(todo)), DeviceClock(), ShardParts()

@@ -176,8 +176,8 @@ def _clip(tx: optax.GradientTransformation, norm: float) -> optax.GradientTransf
     `clip_norm`, or without one."""
     clip = optax.clip_by_global_norm(norm)
 
-    def update(grads: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
-        clipped, _ = clip.update(grads, optax.EmptyState(), params)
+    def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
+        clipped, _ = clip.update(updates, optax.EmptyState(), params)
         return tx.update(clipped, state, params)
 
     return optax.GradientTransformation(tx.init, update)

@@ -6,6 +6,7 @@ import os
 import numpy as np
 import pytest
 import tiny_images
+from PIL import Image
 
 from tlvit.data.score_maps import reader as score_maps
 from tlvit.data.score_maps.published import import_published
@@ -122,8 +123,6 @@ def test_half_precision_indices_of_many_classes_raise_an_error(tmp_path):
 
 
 def test_files_of_class_folders_match_by_path(tmp_path):
-    from PIL import Image
-
     for n in range(4):
         path = (
             tmp_path / f"own/train/class.{n % 2}/img_{n // 2}.JPEG"
@@ -142,6 +141,20 @@ def test_files_of_class_folders_match_by_path(tmp_path):
         }
         for n in range(4):
             assert (found[f"class.{n % 2}/img_{n // 2}"] == n).all()
+
+
+def test_a_dot_in_the_name_of_an_image_is_no_suffix(tmp_path):
+    for name, value in {"img": 1.0, "img.2": 2.0}.items():
+        path = tmp_path / f"own/train/a/{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(path)
+        label = tmp_path / f"pt/a/{name}.pt"
+        label.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(torch.stack([torch.full((1, 2, 2), value), torch.zeros(1, 2, 2)]), label)
+    out = str(tmp_path / "maps")
+    import_published(str(tmp_path / "pt"), open_source(str(tmp_path / "own"), "train"), out, threads=2)
+    found = {r["key"]: r["value"] for r in score_maps.open_score_maps(out).read(0).as_numpy_iterator()}
+    assert {key: value.max() for key, value in found.items()} == {b"a/img": 1, b"a/img.2": 2}
 
 
 def test_errors_name_what_does_not_match(source, tmp_path):

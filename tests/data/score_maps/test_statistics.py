@@ -9,6 +9,7 @@ from tlvit.data.score_maps.format import MapDescription
 from tlvit.data.score_maps.reader import open_score_maps
 from tlvit.data.score_maps.statistics import map_statistics
 from tlvit.data.score_maps.writer import ScoreMapWriter
+from tlvit.data.sources.open import open_source
 
 CLASSES, GRID, TOP_K = 5, (2, 3), 2
 
@@ -79,6 +80,24 @@ def test_without_images_there_are_no_labels(source, tmp_path):
     assert (found.agreement, found.least_plausible) == (None, ())
     assert found.images == len(logits)
     assert found.cells.sum() == len(logits) * GRID[0] * GRID[1]
+
+
+def test_copies_of_one_image_are_listed_in_their_order(tmp_path):
+    """Their probabilities are equal, also those of images in different shards."""
+    tiny_images.prepare(tmp_path, [tiny_images.position_image(0, 8, 8)] * 9)
+    source = open_source("tiny_images", "train", data_dir=str(tmp_path))
+    description = MapDescription(annotator="a", annotator_hash="0", top_k=1, grid=(1, 1), num_classes=CLASSES)
+    writer, keys = ScoreMapWriter(tmp_path / "maps", source, description), []
+    for shard, count in enumerate(source.shard_lengths):
+        own = [record["key"].decode() for record in source.read(shard).as_numpy_iterator()]
+        maps = np.zeros((count, 1, 1, 1), np.float32), np.zeros((count, 1, 1, 1), np.int64)
+        writer.write_shard(shard, own, *maps)
+        keys += own
+    writer.finalize()
+    found = map_statistics(open_score_maps(tmp_path / "maps"), source, least_plausible=9).least_plausible
+    for probability in {image.label_probability for image in found}:
+        equal = [image.key for image in found if image.label_probability == probability]
+        assert equal == [key for key in keys if key in equal]
 
 
 @pytest.mark.slow

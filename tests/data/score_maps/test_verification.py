@@ -6,6 +6,7 @@ import threading
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tlvit.data.score_maps import verification
 from tlvit.data.score_maps.verification import verified
@@ -63,6 +64,15 @@ def test_damage_ends_the_iteration_at_the_latest_before_the_second_epoch(source,
     with pytest.raises(ValueError, match=r"score-map shard .*-00002-of-00003.tfrecord is damaged: SHA-256"):
         list(itertools.islice(batches, 6))
     assert "verify score maps" not in names()
+
+
+def test_an_error_of_the_file_system_ends_the_iteration_too(maps, monkeypatch):
+    def fail(*_):
+        raise tf.errors.UnavailableError(None, None, "the bucket is gone")
+
+    monkeypatch.setattr(verification, "verify_shard", fail)
+    with pytest.raises(OSError, match=r"A score map of .*: the bucket is gone"):
+        list(verified(iter(range(9)), maps, range(3), first_step=0, steps_per_epoch=4))
 
 
 def test_an_iteration_that_ends_early_ends_the_verification(maps, monkeypatch):

@@ -57,6 +57,8 @@ def test_a_part_of_a_split_is_a_source_and_knows_its_complete_split(data_dir):
     assert (part.identity, part.origin.identity) == ("tiny_images/1.0.0:train[5:18]", complete.identity)
     assert part.origin.shard_lengths == complete.shard_lengths
     assert (complete.origin.shards, complete.origin.offsets) == ((0, 1, 2), (0, 0, 0))
+    cut = open_tfds("tiny_images", "train[:3]", data_dir=data_dir)  # its file has images after the split
+    assert list(cut.read(0, 3).as_numpy_iterator()) == list(cut.read(0, 4).as_numpy_iterator()) == []
 
 
 def test_without_file_names_keys_are_tfds_ids(tmp_path):

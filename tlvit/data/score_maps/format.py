@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from tlvit.error_text import tensorflow_sentence
+from tlvit.files import temporary_name
 from tlvit.records import build, parse_json
 
 FORMAT = 1
@@ -136,7 +137,7 @@ class ScoreMapInfo(MapDescription):
 
     def write(self, path: str) -> None:
         """Writes the description as JSON, under a temporary name that is then renamed."""
-        temporary = f"{path}.tmp-{os.getpid()}"
+        temporary = temporary_name(path)
         record = {"format": FORMAT} | dataclasses.asdict(self)
         with tf.io.gfile.GFile(temporary, "w") as file:
             file.write(json.dumps(record | {"checksum": _checksum(record)}, indent=1) + "\n")

@@ -93,10 +93,12 @@ class _Files:
 
     def of(self, key: str) -> str | None:
         """The path of the file of an image's key, or None."""
-        for stem in (os.path.splitext(key)[0], key):
+        # The key itself first: that of a class folder has no suffix, but its name may have dots.
+        stems = (key, os.path.splitext(key)[0])
+        for stem in stems:
             if stem in self.by_path:
                 return os.path.join(self.root, f"{stem}.pt")
-        for stem in (os.path.splitext(key)[0], key):
+        for stem in stems:
             found = self.by_name.get(stem.rpartition("/")[2], ())
             if "/" in stem:  # the key is a path: all of its parts must match
                 found = [path for path in found if path.endswith(f"/{stem}")]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import heapq
+import itertools
 import os
 from collections.abc import Iterator
 
@@ -86,6 +87,7 @@ def map_statistics(
     cells, mean_maps = np.zeros(BINS, np.int64), np.zeros(BINS, np.int64)
     best_in, kept_in = np.zeros(info.num_classes, bool), np.zeros(info.num_classes, bool)
     worst: list[tuple[float, int, ScoredImage]] = []  # a heap, the most plausible image first
+    order = itertools.count()  # of equal images the first one counts as less plausible
     for shard, start, maps in _batches(reader, source):
         present = np.flatnonzero(~maps["missing"])
         value, index = maps["value"][present].astype(np.float64), maps["index"][present].astype(np.int64)
@@ -106,7 +108,7 @@ def map_statistics(
                 os.fsdecode(maps["key"][present[row]]), shard, start + int(present[row]), int(label[row]),
                 float(of_label[row]), int(best[row]), float(mean[row, best[row]]),
             )  # fmt: skip
-            heapq.heappush(worst, (-image.label_probability, -images - int(row), image))
+            heapq.heappush(worst, (-image.label_probability, -next(order), image))
             if len(worst) > least_plausible:
                 heapq.heappop(worst)
     if not images:

@@ -12,6 +12,7 @@ import tensorflow as tf
 from tlvit.data.score_maps.format import ScoreMapInfo, describe_shard
 from tlvit.data.score_maps.reader import ScoreMapReader, open_score_maps
 from tlvit.data.sources.source import Source
+from tlvit.error_text import tensorflow_sentence
 from tlvit.images import printable
 
 CHECKED_TOGETHER = 256  # maps
@@ -147,7 +148,7 @@ class _Verification:
 
     def __init__(self, reader: ScoreMapReader, shards: list[int]):
         self.reader, self.shards = reader, shards
-        self.error: ValueError | None = None
+        self.error: Exception | None = None
         self.stopped = threading.Event()
         self.thread = threading.Thread(target=self._run, name="verify score maps")
 
@@ -159,5 +160,7 @@ class _Verification:
                 verify_shard(self.reader, shard)
                 verify_contents(self.reader, shard)
             log.info("verified the checksums and contents of %d score-map shards", len(self.shards))
-        except ValueError as error:
+        except (ValueError, OSError) as error:  # raised where the batches are read
             self.error = error
+        except tf.errors.OpError as error:
+            self.error = OSError(f"A score map of {self.reader.path}: {tensorflow_sentence(error.message)}.")

@@ -122,6 +122,10 @@ class ScoreMapWriter:
                 "command continues."
             ) from error
 
+    def num_missing(self) -> int:
+        """Returns the number of images without a map in the finished shards."""
+        return sum(describe_shard(self.shard_path(i)).missing for i in self.done_shards())
+
     def finalize(self) -> ScoreMapInfo:
         """Writes score_maps.json, which completes the folder, and returns its contents.
 

@@ -185,7 +185,8 @@ def _record_reader(files: tuple[str, ...], skips: tuple[int, ...], lengths: tupl
     def records(shard: int | tf.Tensor, offset: int | tf.Tensor) -> tf.data.Dataset:
         shard = tf.cast(shard, tf.int64)
         first = tf.gather(tf.constant(skips, tf.int64), shard) + tf.cast(offset, tf.int64)
-        count = tf.gather(tf.constant(lengths, tf.int64), shard) - tf.cast(offset, tf.int64)
+        left = tf.gather(tf.constant(lengths, tf.int64), shard) - tf.cast(offset, tf.int64)
+        count = tf.maximum(left, 0)  # take(-1) takes everything, and the file may go on after the split
         data = tf.data.TFRecordDataset(tf.gather(tf.constant(files), shard), buffer_size=1 << 20)
         data = data.skip(first).take(count).enumerate(start=first)
         return data.map(lambda index, record: {"record": record, "shard": shard, "index": index})
