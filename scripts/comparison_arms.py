@@ -67,18 +67,24 @@ def _family(words: str, name: str, **options: Any) -> dict[str, Arm]:
 T2T = {"dim": 48, "depth": 3, "num_heads": 4, "mlp_ratio": 2.0}
 DEIT = {"patch_size": 4, "dim": 48, "depth": 3, "num_heads": 4}
 RANDAUGMENT = {"augment.randaugment": "rand-m9-n2-mstd0.5-inc1"}
+MIXED = {"augment.mixup": 0.8, "augment.cutmix": 1.0}
 TWICE = {"epochs": 2 * digits_small.EPOCHS}
 LARGE_SCENE = 3 * digits_small.SCENES["size"]
 
 ARMS: dict[str, Arm] = {
     "labels": Arm("image labels only", LABELS),
-    "labels_mixed": Arm(
-        "image labels, mixup 0.8 and cutmix 1.0", LABELS, {"augment.mixup": 0.8, "augment.cutmix": 1.0}
-    ),
+    "labels_mixed": Arm("image labels, mixup 0.8 and cutmix 1.0", LABELS, MIXED),
     "labels_twice": Arm("image labels only, twice the epochs", LABELS, TWICE),
     "pooled": Arm(
         "one target for each crop, pooled from its score map (ReLabel)",
         changes={"loss.dense_weight": 0.0, "loss.cls_target": "annotator"},
+    ),
+    "labels_mixed_twice": Arm(
+        "image labels, mixup 0.8 and cutmix 1.0, twice the epochs", LABELS, MIXED | TWICE
+    ),
+    "pooled_twice": Arm(
+        "one target for each crop (ReLabel), twice the epochs",
+        changes={"loss.dense_weight": 0.0, "loss.cls_target": "annotator", **TWICE},
     ),
     "published_crop": Arm(
         "token labels, published (transposed) crop", changes={"data.label_crop": "published"}
@@ -159,7 +165,17 @@ STUDIES: dict[str, Study] = {
         },
         seeds=10,
     ),
-    "baselines": Study({"labels": "", "labels_mixed": "labels", "pooled": "labels"}, seeds=10),
+    "baselines": Study(
+        {
+            "labels": "",
+            "labels_mixed": "labels",
+            "pooled": "labels",
+            "labels_twice": "",
+            "labels_mixed_twice": "labels_twice",
+            "pooled_twice": "labels_twice",
+        },
+        seeds=10,
+    ),
     "alignment": Study({"published_crop": "", "aligned": "published_crop"}, seeds=10),
     "annotators": Study(
         {
