@@ -354,3 +354,11 @@ def test_views_are_averaged(model, tmp_path):
         predict(model, INFO, [], tta=("rotate",))
     with pytest.raises(ValueError, match="Tokens belong to one view"):
         predict(model, INFO, [], tta=("flip",), tokens=True)
+
+
+@pytest.mark.parametrize("flag", ["--tokens=tokens.png", "--json"])
+def test_a_table_takes_no_flag_that_it_would_ignore(folder, photos, tmp_path, capsys, monkeypatch, flag):
+    monkeypatch.chdir(tmp_path)
+    assert main([f"--checkpoint={folder}", str(photos / "a.jpg"), "--out=a.csv", flag]) == 1
+    assert f"leave out {flag.split('=')[0]} or --out" in capsys.readouterr().err
+    assert not (tmp_path / "a.csv").exists()

@@ -29,3 +29,15 @@ def test_features_tell_black_from_white(tmp_path, capsys):
         with pytest.raises(SystemExit):
             main([*data, flag])
         assert message in capsys.readouterr().err
+
+
+def test_splits_with_different_classes_are_refused(tmp_path, capsys):
+    """Each split takes its labels from its own folders where ROOT has neither `train` nor `classes.txt`."""
+    for split, classes in (("training", "abc"), ("validation", "bc")):
+        for name in classes:
+            (tmp_path / split / name).mkdir(parents=True)
+            Image.new("RGB", (8, 8)).save(tmp_path / split / name / "0.png")
+    splits = ["--train-split=training", "--eval-split=validation"]
+    assert main(["--checkpoint=none", f"--data={tmp_path}", *splits]) == 1
+    assert "The splits have different classes: 3 in" in (message := capsys.readouterr().err)
+    assert "only one of them has a." in message

@@ -11,7 +11,9 @@ from flax import nnx
 from PIL import Image
 
 from tlvit.checkpoints.model_info import ModelInfo, Preprocessing
+from tlvit.checkpoints.native import save_model_folder
 from tlvit.ops.normalize import normalize
+from tlvit.predict import main
 from tlvit.segment import segment, segment_files
 from tlvit.types import SegmentationOutput
 
@@ -84,3 +86,11 @@ def test_classifiers_are_refused(photo):
     info = dataclasses.replace(INFO, model="vit", options={"dim": 16, "depth": 1, "num_heads": 2})
     with pytest.raises(ValueError, match="needs a segmentation model; vit is a classifier"):
         segment(info.build(), info, [photo])
+
+
+def test_views_of_classifiers_are_refused(model, photo, tmp_path, capsys):
+    save_model_folder(tmp_path / "model", model, INFO)
+    flags = [f"--checkpoint={tmp_path / 'model'}", f"--out={tmp_path / 'out'}", "--tta=flip"]
+    assert main([*flags, str(photo)]) == 1
+    assert "--tta is for classifiers" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

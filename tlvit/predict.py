@@ -187,8 +187,7 @@ def _run(options: argparse.Namespace) -> int:
     results, exif = [], options.exif == "apply"
     if getattr(model, "task", "") == "segmentation":
         return _segment(options, model, info, paths)
-    if options.multi_scale:
-        raise ValueError(f"--multi-scale is for segmentation; {info.model} is a classifier.")
+    _check_flags(options, info)
     how = {"top": options.top, "batch_size": options.batch_size, "tokens": bool(options.tokens)}
     how["tta"] = options.tta
     if options.out:
@@ -212,12 +211,23 @@ def _run(options: argparse.Namespace) -> int:
     return 0 if any(result.error is None for result in results) else 1
 
 
+def _check_flags(options: argparse.Namespace, info: ModelInfo) -> None:
+    """Raises a ValueError for flags that have no effect with a classifier."""
+    if options.multi_scale:
+        raise ValueError(f"--multi-scale is for segmentation; {info.model} is a classifier.")
+    for flag, given in (("--tokens", options.tokens), ("--json", options.json)):
+        if options.out and given:
+            raise ValueError(f"--out writes only a table of predictions: leave out {flag} or --out.")
+
+
 def _segment(
     options: argparse.Namespace, model: nnx.Module, info: ModelInfo, paths: list[pathlib.Path]
 ) -> int:
     """The command for a segmentation model."""
     if options.tokens:
         raise ValueError(f"--tokens is for classifiers; {info.model} writes class maps: --out=FOLDER.")
+    if options.tta:
+        raise ValueError(f"--tta is for classifiers; {info.model} averages several sizes with --multi-scale.")
     if not options.out:
         raise ValueError(f"{info.model} predicts the class of every pixel: say where to with --out=FOLDER.")
     out, exif = pathlib.Path(options.out), options.exif == "apply"
@@ -370,10 +380,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add_flags(parser, "--model", "--weights", "--classes", "--image-size")
     add("--top", type=command.integer(1, 1_000_000), default=5, metavar="N", help="classes for each image")
     add("--batch-size", type=command.integer(1, MAX_BATCH), default=32, metavar="N", help="images in a batch")
-    add("--json", action="store_true", help="print all results as one JSON list")
+    add("--json", action="store_true",
+        help="print all results as one JSON list; with a classifier, not together with --out")  # fmt: skip
     add("--tokens", metavar="PNG",
-        help="draw the classes of the tokens into PNG; with several images out.png becomes "
-        "out_0001_NAME.png and so on")  # fmt: skip
+        help="with a classifier, without --out: draw the classes of the tokens into PNG; with several images "
+        "out.png becomes out_0001_NAME.png and so on")  # fmt: skip
     add(
         "--out",
         metavar="PATH",
@@ -381,8 +392,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "NAME_classes.png (indices), NAME_overlay.png and legend.png",
     )
     add("--tta", type=command.parsed(_tta), default=[], metavar="LIST",
-        help="average the probabilities of several views: flip, crops (four corners and center) or "
-        "both")  # fmt: skip
+        help="with a classifier: average the probabilities of several views: flip, crops (four corners "
+        "and center) or both")  # fmt: skip
     add("--multi-scale", action="store_true",
         help="with a segmentation model: average six image sizes, each also mirrored")  # fmt: skip
     add("--exif", choices=("apply", "ignore"), default="apply",

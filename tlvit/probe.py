@@ -12,6 +12,7 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from flax import nnx
@@ -21,12 +22,17 @@ from tlvit.checkpoint_flags import add_flags
 from tlvit.checkpoints.load import open_checkpoint
 from tlvit.checkpoints.model_info import ModelInfo
 from tlvit.config import MAX_BATCH, MAX_THREADS
+from tlvit.images import printable
 from tlvit.training.mesh import local_batch_size, make_mesh
 from tlvit.training.prefetch import Prefetch
 from tlvit.training.probe import KS, extract_features, knn_accuracy, linear_accuracy
 from tlvit.training.run_log import start_logging
 
+if TYPE_CHECKING:
+    from tlvit.data.sources.source import Source
+
 METHODS = ("knn", "linear")
+SHOWN = 5  # classes that a message names
 log = logging.getLogger("tlvit")
 
 
@@ -43,14 +49,20 @@ def probe(options: argparse.Namespace) -> int:
       ValueError: the checkpoint or the data cannot be opened, or the splits have different classes.
     """
     start_logging()
+    # TensorFlow is imported here, not above, so that --help does not wait for it.
+    from tlvit.data.sources.open import open_source
+
+    sources = [
+        open_source(options.data, split, data_dir=options.data_dir)
+        for split in (options.train_split, options.eval_split)
+    ]
+    _check_classes(*sources)
     where = {"model": options.model, "weights": options.weights, "image_size": options.image_size}
     opened = open_checkpoint(options.checkpoint, **where)
     model, info = opened.model, opened.info
     size = "x".join(map(str, info.image_size))
     print(f"{options.checkpoint}: {opened.section}, {info.model} at {size} pixels")
-    train, test = (
-        features_of(model, info, split, options) for split in (options.train_split, options.eval_split)
-    )
+    train, test = (features_of(model, info, source, options) for source in sources)
     num_classes = int(max(train[1].max(), test[1].max())) + 1
     result: dict[str, object] = {"train_images": len(train[1]), "eval_images": len(test[1])}
     if "knn" in options.method:
@@ -66,19 +78,29 @@ def probe(options: argparse.Namespace) -> int:
 
 
 def features_of(
-    model: nnx.Module, info: ModelInfo, split: str, options: argparse.Namespace
+    model: nnx.Module, info: ModelInfo, source: "Source", options: argparse.Namespace
 ) -> tuple[np.ndarray, np.ndarray]:
     """Features and labels of a split."""
-    # TensorFlow is imported here, not above, so that --help does not wait for it.
     from tlvit.data.pipeline import eval_batches
-    from tlvit.data.sources.open import open_source
 
     mesh = make_mesh()
     local_batch_size(options.batch_size, mesh)
-    source = open_source(options.data, split, data_dir=options.data_dir)
     batches = eval_batches(source, info, batch_size=options.batch_size, threads=options.threads)
     log.info("features of %d images, %s", source.num_examples, source.identity)
     return extract_features(model, info, Prefetch(batches, mesh), mesh)
+
+
+def _check_classes(train: "Source", test: "Source") -> None:
+    """Raises a ValueError if the labels of two splits mean different classes."""
+    if (train.num_classes, train.class_names) == (test.num_classes, test.class_names):
+        return
+    names = [set(source.class_names or ()) for source in (train, test)]
+    differ = sorted(names[0] ^ names[1])
+    few = ", ".join(printable(name) for name in differ[:SHOWN]) + (", ..." if len(differ) > SHOWN else "")
+    raise ValueError(
+        f"The splits have different classes: {train.num_classes} in {train.identity}, {test.num_classes} in "
+        f"{test.identity}" + (f"; only one of them has {few}." if differ else ".")
+    )
 
 
 def _ks(text: str) -> tuple[int, ...]:

@@ -120,3 +120,42 @@ def test_a_corrupt_image_is_left_out(root, tmp_path):
     with pytest.raises(ValueError, match=r"1 of 3 images of .* cannot be read"):
         evaluate(0.0)
     assert sorted(int(batch.image[0, 0, 0, 2]) // 10 for batch in evaluate(0.5)) == [0, 2]
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    """Seven images of 8 x 8 pixels; the annotation 3.png is damaged."""
+    for number in range(7):
+        for kind in ("images", "annotations"):
+            path = tmp_path / "train" / kind / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.zeros((8, 8, 3) if kind == "images" else (8, 8), np.uint8)).save(path)
+    path = tmp_path / "train" / "annotations" / "3.png"
+    path.write_bytes(path.read_bytes()[:50])
+    return tmp_path
+
+
+def evaluate_damaged(root, max_corrupt):
+    settings = config(root, eval={"max_corrupt": max_corrupt})
+    return list(annotated_eval_batches(source(root), settings, batch_size=7, threads=1))
+
+
+def test_a_damaged_annotation_is_named_with_the_reason(damaged):
+    with pytest.raises(ValueError, match=r"The last one is .*annotations/3\.png: .*Invalid PNG data"):
+        evaluate_damaged(damaged, 0.0)
+    [batch] = evaluate_damaged(damaged, 0.5)
+    assert batch.mask.sum() == 6
+
+
+@pytest.mark.parametrize(
+    ("shape", "index", "message"),
+    [((8, 8), 7, "5.png has the index 7 but"), ((9, 9), 0, r"5.png has \[8 8\] .* annotation \[9 9\]")],
+)
+def test_an_annotation_that_does_not_fit_is_no_corrupt_image(damaged, shape, index, message):
+    """It stops evaluation and training, also where damaged files are allowed."""
+    Image.fromarray(np.full(shape, index, np.uint8)).save(damaged / "train" / "annotations" / "5.png")
+    with pytest.raises(ValueError, match=message):
+        evaluate_damaged(damaged, 0.5)
+    settings = config(damaged, data={"name": str(damaged), "threads": 1, "max_corrupt": 0.5})
+    with pytest.raises(ValueError, match=message):
+        list(itertools.islice(pipeline.train_batches(source(damaged), None, settings), 8))

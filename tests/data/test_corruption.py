@@ -332,3 +332,18 @@ def test_a_single_lost_file_counts_as_a_corrupt_image(make_source, caplog, monke
     assert set(found) == set(range(COUNT)) - {8}
     message = "class3/img_8 cannot be read and is replaced by the next one (1 so far, 6 allowed)"
     assert message in caplog.text
+
+
+def test_a_corrupt_image_of_a_short_last_window_is_replaced(tmp_path):
+    """9 images in windows of 8."""
+    for i in range(9):
+        file = tmp_path / f"train/class{i % 2}/img_{i}.JPEG"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(jpeg(i, "garbage" if i == 4 else ""))
+    settings = {"max_corrupt": 0.2, "shuffle_gib": 1e-4}
+    config = tiny_images.train_config(image_size=(32, 32), batch_size=1, data=settings)
+    source = open_source(str(tmp_path), "train")
+    assert pipeline.train_order(source, config).window == 8
+    batches = pipeline.train_batches(source, None, config)
+    found = without_hanging(lambda: list(itertools.islice(batches, 90)))
+    assert set(numbers(found)) == set(range(9)) - {4}

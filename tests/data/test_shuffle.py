@@ -238,6 +238,28 @@ def test_replacements_are_the_next_records_of_the_window(streams_and_window):
     assert all(len(set(g)) == 4 for g in groups.reshape(-1, 4))
 
 
+def test_a_short_last_window_is_merged_so_that_its_records_have_replacements():
+    """9 records in windows of 8 are permuted together. A last window that is not read changes nothing."""
+    nine = lambda shard, offset: tf.data.Dataset.range(offset, 9)
+    order = Order((9,), seed=3, batch_size=1, streams=1, window=8)
+    found = ordered_records(nine, order, replacements=4).take(27).as_numpy_iterator()
+    groups = np.array([group for group, _ in found])
+    assert all(len(set(group)) == 5 for group in groups)
+    assert all(set(epoch) == set(range(9)) for epoch in groups[:, 0].reshape(3, 9))
+    for step in (8, 9, 17):  # in the last window, at the start of an epoch, and in the last window again
+        later = ordered_records(nine, order, replacements=4, first_step=step).take(27 - step)
+        np.testing.assert_array_equal([group for group, _ in later.as_numpy_iterator()], groups[step:])
+    lengths = lambda order, count: [
+        int(shuffle.window_length(order, tf.constant(i, tf.int64))) for i in range(count)
+    ]
+    assert (order.windows_per_epoch, lengths(order, 1)) == (1, [9])
+    unread = dataclasses.replace(order, batch_size=8)
+    assert (unread.windows_per_epoch, lengths(unread, 2)) == (1, [8, 1])
+    long_enough = dataclasses.replace(order, shard_lengths=(24,), window=16)
+    assert (long_enough.windows_per_epoch, lengths(long_enough, 2)) == (2, [16, 8])
+    assert lengths(dataclasses.replace(order, shard_lengths=(23,)), 2) == [8, 15]
+
+
 MEMORY = """
 import itertools, sys, threading, time
 import tlvit.data

@@ -10,13 +10,13 @@ import tensorflow as tf
 from tlvit.config import Config
 from tlvit.data import corruption
 from tlvit.data.batching import pad_batch, to_batch
-from tlvit.data.pairing import Parse
+from tlvit.data.pairing import Parse, check_pair
 from tlvit.data.shuffle import read_segments, segments
 from tlvit.data.sources.source import Source
-from tlvit.data.transforms.annotation import check_size, decode_annotation, to_classes
+from tlvit.data.transforms.annotation import decode_annotation, size_problem, to_classes
 from tlvit.data.transforms.decode import check_complete_jpeg, decode, to_ordinary
 from tlvit.data.transforms.scene_crop import scene_crop
-from tlvit.types import Batch
+from tlvit.types import IGNORE, Batch
 
 log = logging.getLogger("tlvit")
 
@@ -105,8 +105,10 @@ def _images_in_order(source: Source, config: Config, threads: int) -> Iterator[d
         if fallback:
             attempt = lambda i, record: prepare(record)
             data = corruption.first_success(raw(done), attempt, left_out, count=1, threads=threads)
+            data = data.map(check_pair)
         else:
-            data = raw(done).map(prepare, num_parallel_calls=threads, deterministic=True)
+            checked = lambda record: check_pair(prepare(record))
+            data = raw(done).map(checked, num_parallel_calls=threads, deterministic=True)
         return data.batch(1).prefetch(threads)
 
     locate = lambda done: corruption.locate_damage(source, None, None, done)
@@ -116,21 +118,26 @@ def _images_in_order(source: Source, config: Config, threads: int) -> Iterator[d
 
 
 def _reader(parse: Parse, source: Source, config: Config) -> Callable[[Any], dict[str, tf.Tensor]]:
-    """A raw record -> decoded "image" and "segmentation", "label" and "key"."""
+    """A raw record -> decoded "image" and "segmentation", "label", "key" and "annotation_problem".
+
+    The classes of an annotation with a problem are IGNORE, so that nothing fails before `check_pair`.
+    """
 
     def read(raw: Any) -> dict[str, tf.Tensor]:
         example = parse(raw)
         pixels = decode(check_complete_jpeg(to_ordinary(example["image"], exif=source.exif)))
         indices = decode_annotation(example.pop("annotation"))
-        classes = to_classes(indices, config.segmentation, source.num_classes, example["key"])
+        classes, problem = to_classes(indices, config.segmentation, source.num_classes, example["key"])
+        problem = tf.where(problem == "", size_problem(pixels, classes, example["key"]), problem)
+        ignored = tf.fill(tf.shape(pixels)[:2], tf.constant(IGNORE, tf.uint8))
+        classes = tf.cond(problem == "", lambda: classes, lambda: ignored)
         label = tf.cast(example["label"], tf.int32)
-        classes = check_size(pixels, classes, example["key"])
-        return example | {"image": pixels, "segmentation": classes, "label": label}
+        fields = {"image": pixels, "segmentation": classes, "label": label, "annotation_problem": problem}
+        return example | fields
 
     return read
 
 
 def _stack(group: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """One batch of several batches of one."""
-    names = [name for name in group[0] if name != "key"]
-    return {name: np.concatenate([arrays[name] for arrays in group]) for name in names}
+    return {name: np.concatenate([arrays[name] for arrays in group]) for name in group[0]}

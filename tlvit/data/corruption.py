@@ -3,6 +3,7 @@
 import glob
 import logging
 import os
+import pathlib
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,8 +14,11 @@ import tensorflow as tf
 from tlvit.data.score_maps.reader import ScoreMapReader
 from tlvit.data.score_maps.verification import verify_shard
 from tlvit.data.shuffle import Order, window_segments
+from tlvit.data.sources.annotated_folders import annotation_path
 from tlvit.data.sources.source import Source
+from tlvit.data.transforms.annotation import decode_annotation
 from tlvit.error_text import tensorflow_sentence
+from tlvit.images import decode_annotation as decode_with_pillow
 from tlvit.images import printable, read_image
 
 RETRY_SECONDS = (1.0, 5.0, 25.0)  # pauses before a file that cannot be opened or read is tried again
@@ -88,7 +92,8 @@ class CorruptImages:
                 )
 
     def _path_and_reason(self, key: str) -> tuple[str, str]:
-        """An image's path and ": REASON", why it cannot be read; the key for sources without files."""
+        """The path of an image or its annotation and ": REASON", why it cannot be read; the key for sources
+        without files."""
         if not self.source.is_folder:
             return printable(key), ""
         path = os.path.join(self.source.files[0], key)
@@ -98,6 +103,18 @@ class CorruptImages:
                     read_image(file, exif=self.source.exif)
                 except ValueError as error:
                     return printable(file), f": {error}"
+        if self.source.annotation_folder:
+            file = os.path.join(self.source.annotation_folder, annotation_path(key))
+            try:
+                content = pathlib.Path(file).read_bytes()
+                decode_with_pillow(content)  # its errors are the clearer ones
+                decode_annotation(tf.constant(content))
+            except OSError as error:
+                return printable(file), f": {error.strerror or error}"
+            except ValueError as error:
+                return printable(file), f": {error}"
+            except tf.errors.OpError as error:
+                return printable(file), f": {tensorflow_sentence(error.message)}"
         return printable(path), ""
 
 

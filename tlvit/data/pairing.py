@@ -56,13 +56,17 @@ def pair_with_maps(source: Source, maps: ScoreMapReader, *, max_missing: float) 
 
 
 def check_pair(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    """The fields of an example that go into a batch, after a check that the score map is that of the image.
+    """The fields of an example that go into a batch, after checks of its score map and its annotation.
 
-    The check runs after the image was decoded and not before. Otherwise its error would count as a corrupt
-    image.
+    The score map must be that of the image, and the annotation must fit it. The checks run after the image
+    was decoded and not before. Otherwise their errors would count as corrupt images.
     """
-    left_out = ("key", "map_key", "map_folder", "map_problem", "real_labels")
+    left_out = ("key", "map_key", "map_folder", "map_problem", "real_labels", "annotation_problem")
     fields = {k: v for k, v in example.items() if k not in left_out}
+    if "annotation_problem" in example:
+        problem = example["annotation_problem"]
+        with tf.control_dependencies([tf.debugging.Assert(tf.equal(problem, ""), [problem])]):
+            fields["segmentation"] = tf.identity(example["segmentation"])
     if "map_key" not in example:
         return fields
     message = ["score map of another image: the image is", example["key"], "but its map in"]

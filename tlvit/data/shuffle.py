@@ -72,6 +72,20 @@ class Order:
     @property
     def windows_per_epoch(self) -> int:
         """Windows of a stream that contain records of full batches."""
+        return self._windows - (self.merged > 0)
+
+    @property
+    def merged(self) -> int:
+        """Records of a last window below MIN_WINDOW, which are part of the window before it; otherwise 0.
+
+        A window that is not read is not merged, so it does not change the order.
+        """
+        full, rest = divmod(self.stream_length, self.window)
+        return rest if self._windows > full >= 1 and rest < MIN_WINDOW else 0
+
+    @property
+    def _windows(self) -> int:
+        """Windows of a stream that contain records of full batches, before a short one is merged."""
         return math.ceil(self.steps_per_epoch * self.stream_batch / (self.window * self.repeats))
 
     def positions(self, index: np.ndarray) -> np.ndarray:
@@ -92,7 +106,8 @@ class Order:
     def window_at(self, step: int) -> int:
         """Number of the window that every stream reads at a step, counted from the start of training."""
         epoch, step = divmod(step, self.steps_per_epoch)
-        return epoch * self.windows_per_epoch + step * self.stream_batch // (self.window * self.repeats)
+        window = step * self.stream_batch // (self.window * self.repeats)
+        return epoch * self.windows_per_epoch + min(window, self.windows_per_epoch - 1)
 
 
 def make_order(
@@ -257,8 +272,9 @@ def window_segments(
 
 
 def window_length(order: Order, window: tf.Tensor) -> tf.Tensor:
-    """Number of records of a window; the last one of an epoch can be shorter."""
-    return tf.minimum(tf.constant(order.window, tf.int64), order.stream_length - window * order.window)
+    """Number of records of a window; the last one of an epoch can be shorter, or longer by `order.merged`."""
+    left = order.stream_length - window * order.window  # records of the stream from this window on
+    return tf.where(left <= order.window + order.merged, left, tf.constant(order.window, tf.int64))
 
 
 def _own_positions(order: Order, process_index: int, process_count: int) -> np.ndarray:
@@ -277,7 +293,8 @@ def _stream_records(
 
     def load(number: tf.Tensor) -> tf.data.Dataset:
         epoch, window = number // order.windows_per_epoch, number % order.windows_per_epoch
-        data = read_segments(records, *window_segments(order, stream, epoch, window)).batch(order.window)
+        data = read_segments(records, *window_segments(order, stream, epoch, window))
+        data = data.batch(order.window + order.merged)
         return data.map(lambda held: (held, epoch, window))
 
     def permute(held: Any, epoch: tf.Tensor, window: tf.Tensor) -> tf.data.Dataset:

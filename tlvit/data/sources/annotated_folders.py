@@ -83,6 +83,7 @@ def open_annotated_folder(root: str, split: str, *, num_classes: int = 0, exif: 
         parse=_file_reader(files, picks),
         exif=exif,
         has_annotations=True,
+        annotation_folder=files.annotations,
     )
 
 

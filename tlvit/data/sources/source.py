@@ -54,6 +54,7 @@ class Source:
       exif: whether images are turned as their EXIF orientation says.
       has_annotations: whether the images have annotations, images of the class of every pixel; `label` is
         then 0.
+      annotation_folder: folder of the annotations, for messages; empty for other sources.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Source:
     max_labels: int = 0
     exif: bool = False
     has_annotations: bool = False
+    annotation_folder: str = ""
 
     @property
     def is_folder(self) -> bool:

@@ -35,30 +35,35 @@ def decode_annotation(encoded: tf.Tensor) -> tf.Tensor:
     )
 
 
-def to_classes(indices: tf.Tensor, settings: Segmentation, num_classes: int, key: tf.Tensor) -> tf.Tensor:
-    """The class of every pixel, uint8 [h, w], IGNORE for pixels that do not count.
+def to_classes(
+    indices: tf.Tensor, settings: Segmentation, num_classes: int, key: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """The class of every pixel, and a message if an index is no class.
 
     Args:
       indices: int32 [h, w], as in the annotation.
       settings: ignore and reduce_zero_label are used.
       num_classes: number of classes.
-      key: of the image, for messages. An index that is no class raises an error in the graph.
+      key: of the image, for the message.
+
+    Returns:
+      The classes, uint8 [h, w], IGNORE for pixels that do not count; and the message, scalar string, empty if
+      all indices are classes.
     """
     ignored = indices == settings.ignore
     first = 1 if settings.reduce_zero_label else 0
     ignored |= indices < first
     largest = tf.reduce_max(tf.where(ignored, 0, indices))
     last = num_classes - 1 + first
-    message = ["the annotation of", key, "has the index", largest, "but with", num_classes]
-    message += ["classes the last one is", last, "(config.segmentation.num_classes, reduce_zero_label)"]
-    with tf.control_dependencies([tf.debugging.Assert(largest <= last, message)]):
-        return tf.cast(tf.where(ignored, IGNORE, indices - first), tf.uint8)
+    message = ["the annotation of", key, "has the index", tf.as_string(largest), f"but with {num_classes}"]
+    message += [f"classes the last one is {last} (config.segmentation.num_classes, reduce_zero_label)"]
+    problem = tf.where(largest <= last, "", tf.strings.join(message, " "))
+    return tf.cast(tf.where(ignored, IGNORE, indices - first), tf.uint8), problem
 
 
-def check_size(pixels: tf.Tensor, classes: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
-    """The classes, after a check in the graph that the annotation has the size of its image."""
+def size_problem(pixels: tf.Tensor, classes: tf.Tensor, key: tf.Tensor) -> tf.Tensor:
+    """A message, scalar string: empty if the annotation has the size of its image."""
     image, annotation = tf.shape(pixels)[:2], tf.shape(classes)
-    message = ["the image", key, "has", image, "pixels (height, width), but its annotation", annotation]
-    same = tf.debugging.Assert(tf.reduce_all(image == annotation), message)
-    with tf.control_dependencies([same]):
-        return tf.identity(classes)
+    sizes = [tf.strings.format("{}", size) for size in (image, annotation)]
+    message = ["the image", key, "has", sizes[0], "pixels (height, width), but its annotation", sizes[1]]
+    return tf.where(tf.reduce_all(image == annotation), "", tf.strings.join(message, " "))
