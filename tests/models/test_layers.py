@@ -11,7 +11,7 @@ from flax import nnx
 
 from tlvit.models import functional, layers
 from tlvit.models.segmentation_heads import drop_channels
-from tlvit.ops import attention
+from tlvit.ops.dropout import dropout
 
 
 def test_layer_norm_and_gelu():
@@ -38,7 +38,7 @@ def test_drop_path_drops_the_branches_of_images_and_keeps_the_mean():
 
 @pytest.mark.parametrize(
     "drop",
-    [layers.drop_path, attention.dropout, lambda x, rate, key: drop_channels(x[:, None, None], rate, key)],
+    [layers.drop_path, dropout, lambda x, rate, key: drop_channels(x[:, None, None], rate, key)],
 )
 def test_branches_in_bfloat16_are_divided_by_the_exact_rate(drop):
     """1 - 0.1 is 0.8984 in bfloat16. Values of all sizes average the rounding of the results away."""

@@ -8,7 +8,7 @@ from flax import nnx
 
 from tlvit.models.layers import Conv, split_key
 from tlvit.models.model import Model, check_images, check_indices
-from tlvit.ops.attention import dropout
+from tlvit.ops.dropout import dropout
 from tlvit.shapes import Float
 from tlvit.types import Array, Dtype, ModelOutput
 

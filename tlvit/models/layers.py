@@ -16,6 +16,7 @@ from jax.extend.core import Primitive
 from jax.sharding import AxisType
 
 from tlvit.ops.convolution import convolve
+from tlvit.ops.dropout import dropout
 from tlvit.shapes import Float, Float32
 from tlvit.types import Array, Dtype, PyTree
 
@@ -109,11 +110,7 @@ def drop_path(
     Returns:
       An array of the shape and type of `x`. The branches that are kept are divided by 1 - rate.
     """
-    if key is None or (isinstance(rate, float | int) and rate == 0):
-        return x
-    keep = jax.random.bernoulli(key, 1 - rate, (x.shape[0],) + (1,) * (x.ndim - 1))
-    # In bfloat16, 1 - rate would be rounded: all branches would be up to 0.2 % too large or too small.
-    return jnp.where(keep, x.astype(jnp.float32) / (1 - rate), 0).astype(x.dtype)
+    return dropout(x, rate, key, axes=(0,))
 
 
 def drop_path_rates(rate: float, depth: int) -> list[float]:

@@ -9,6 +9,7 @@ from flax import nnx
 
 from tlvit.models.batch_norm import BatchNorm
 from tlvit.models.layers import Conv
+from tlvit.ops.dropout import dropout
 from tlvit.ops.resize import resize_bilinear
 from tlvit.shapes import Float
 from tlvit.types import Array, Dtype
@@ -139,8 +140,4 @@ def resize_like(x: Float[Array, "B _ _ C"], other: Float[Array, "B h w _"]) -> F
 
 def drop_channels(x: Float[Array, "B h w C"], rate: float, key: jax.Array | None) -> Float[Array, "B h w C"]:
     """Dropout of whole channels of an image. Nothing is dropped without a key."""
-    if key is None or rate == 0.0:
-        return x
-    keep = jax.random.bernoulli(key, 1 - rate, (x.shape[0], 1, 1, x.shape[-1]))
-    # In float32, because 1 - rate would be rounded in bfloat16.
-    return jnp.where(keep, x.astype(jnp.float32) / (1 - rate), 0).astype(x.dtype)
+    return dropout(x, rate, key, axes=(0, 3))

@@ -12,7 +12,7 @@ from flax import nnx
 
 from tlvit.models.layers import drop_path_rates, gelu, linear, split_key
 from tlvit.models.transformer import Attention, Block, Mlp
-from tlvit.ops.attention import dropout
+from tlvit.ops.dropout import dropout
 from tlvit.shapes import Float
 from tlvit.types import Array, Dtype
 

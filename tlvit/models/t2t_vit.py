@@ -15,7 +15,8 @@ from tlvit.models.layers import Buffer, classifier, gelu, layer_norm, linear, sp
 from tlvit.models.t2t_blocks import make_blocks
 from tlvit.models.transformer import Mlp, fuses_attention, token_grid
 from tlvit.models.vit import TokenModel, check_rule
-from tlvit.ops.attention import attend, dropout, performer_attention
+from tlvit.ops.attention import attend, performer_attention
+from tlvit.ops.dropout import dropout
 from tlvit.shapes import Float
 from tlvit.types import Array, Dtype
 

@@ -11,10 +11,10 @@ from tlvit.ops.attention import (
     apply_weights,
     attend,
     attention_weights,
-    dropout,
     merge_heads,
     split_heads,
 )
+from tlvit.ops.dropout import dropout
 from tlvit.ops.fused_attention import fused_attention
 from tlvit.shapes import Float
 from tlvit.types import Array, Dtype

@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec
 from tlvit.models.layers import model_axis, run_blocks, run_part, split_key
 from tlvit.models.model import Model, check_images, check_indices
 from tlvit.models.transformer import Block
-from tlvit.ops.attention import dropout
+from tlvit.ops.dropout import dropout
 from tlvit.ops.mixing import mix_tokens
 from tlvit.ops.resize import resize_pos_embed
 from tlvit.shapes import Float

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from tlvit.ops.dropout import dropout
 from tlvit.shapes import Float, Float32, PRNGKeyArray
 from tlvit.types import Array
 
@@ -118,19 +119,6 @@ def split_heads(x: Float[Array, "B N D"], num_heads: int) -> Float[Array, "B hea
 def merge_heads(x: Float[Array, "B heads N d"]) -> Float[Array, "B N heads*d"]:
     """Merges the heads [B, heads, N, d] into channels [B, N, heads * d]."""
     return rearrange(x, "b h n d -> b n (h d)")
-
-
-def dropout(x: Float[Array, "*shape"], rate: float, key: PRNGKeyArray | None) -> Float[Array, "*shape"]:
-    """Sets elements to zero with probability `rate` and divides the others by 1 - rate.
-
-    Returns:
-      An array of the shape and type of `x`; `x` itself without a key or with rate 0.
-    """
-    if key is None or rate == 0.0:
-        return x
-    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
-    # In float32, because 1 - rate would be rounded in bfloat16.
-    return jnp.where(keep, x.astype(jnp.float32) / (1 - rate), 0).astype(x.dtype)
 
 
 def _log_features(x: Array, features: Array) -> Array:
