@@ -93,14 +93,8 @@ def annotate(
         multihost_utils.sync_global_devices("score maps written")
     if jax.process_index() > 0:
         return None
-    absent = writer.num_missing()  # also of an earlier run and of the other processes
-    if absent > max_corrupt * source.num_examples:
-        raise ValueError(
-            f"{absent} of {source.num_examples} images of {source.identity} cannot be read and have no map, "
-            f"more than {MAX_CORRUPT} = {max_corrupt:g} allows. {writer.path} has the maps of all others; "
-            "the same command with a larger limit completes it."
-        )
-    return writer.finalize()
+    # The limit again: corrupt images of an earlier run and of other processes count too.
+    return writer.finalize(max_missing=max_corrupt, setting=MAX_CORRUPT)
 
 
 def open_writer(

@@ -122,15 +122,16 @@ class ScoreMapWriter:
                 "command continues."
             ) from error
 
-    def num_missing(self) -> int:
-        """Returns the number of images without a map in the finished shards."""
-        return sum(describe_shard(self.shard_path(i)).missing for i in self.done_shards())
-
-    def finalize(self) -> ScoreMapInfo:
+    def finalize(self, *, max_missing: float = 1.0, setting: str = "max_missing") -> ScoreMapInfo:
         """Writes score_maps.json, which completes the folder, and returns its contents.
 
+        Args:
+          max_missing: largest fraction of images without a map, in [0, 1].
+          setting: name of the setting of this fraction, for the message.
+
         Raises:
-          ValueError: a shard is not written, or has another number of records than the source's shard.
+          ValueError: a shard is not written, or has another number of records than the source's shard, or too
+            many images have no map.
         """
         lengths = self.source.shard_lengths
         absent = sorted(set(range(len(lengths))) - self.done_shards())
@@ -142,7 +143,14 @@ class ScoreMapWriter:
         for shard, length in zip(shards, lengths, strict=True):
             if shard.records != length:
                 raise ValueError(f"{shard.file} has {shard.records} records, its image shard has {length}.")
-        self.info = dataclasses.replace(self.info, shards=shards)
+        info = dataclasses.replace(self.info, shards=shards)
+        if info.num_missing > max_missing * info.num_images:
+            raise ValueError(
+                f"{info.num_missing} of {info.num_images} images of {info.dataset} have no map, more than "
+                f"{setting} = {max_missing:g} allows. {self.path} has the maps of all others; the same "
+                "command with a larger limit completes it."
+            )
+        self.info = info
         self.info.write(os.path.join(self.path, INFO_FILE))
         started = os.path.join(self.path, STARTED_FILE)
         if tf.io.gfile.exists(started):
