@@ -22,7 +22,6 @@ from tlvit.checkpoint_flags import add_flags
 from tlvit.checkpoints.load import open_checkpoint
 from tlvit.checkpoints.model_info import ModelInfo
 from tlvit.config import MAX_BATCH, MAX_THREADS
-from tlvit.images import printable
 from tlvit.training.mesh import local_batch_size, make_mesh
 from tlvit.training.prefetch import Prefetch
 from tlvit.training.probe import KS, extract_features, knn_accuracy, linear_accuracy
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
     from tlvit.data.sources.source import Source
 
 METHODS = ("knn", "linear")
-SHOWN = 5  # classes that a message names
 log = logging.getLogger("tlvit")
 
 
@@ -51,12 +49,13 @@ def probe(options: argparse.Namespace) -> int:
     start_logging()
     # TensorFlow is imported here, not above, so that --help does not wait for it.
     from tlvit.data.sources.open import open_source
+    from tlvit.data.sources.source import check_same_classes
 
     sources = [
         open_source(options.data, split, data_dir=options.data_dir)
         for split in (options.train_split, options.eval_split)
     ]
-    _check_classes(*sources)
+    check_same_classes(*sources)
     where = {"model": options.model, "weights": options.weights, "image_size": options.image_size}
     opened = open_checkpoint(options.checkpoint, **where)
     model, info = opened.model, opened.info
@@ -88,19 +87,6 @@ def features_of(
     batches = eval_batches(source, info, batch_size=options.batch_size, threads=options.threads)
     log.info("features of %d images, %s", source.num_examples, source.identity)
     return extract_features(model, info, Prefetch(batches, mesh), mesh)
-
-
-def _check_classes(train: "Source", test: "Source") -> None:
-    """Raises a ValueError if the labels of two splits mean different classes."""
-    if (train.num_classes, train.class_names) == (test.num_classes, test.class_names):
-        return
-    names = [set(source.class_names or ()) for source in (train, test)]
-    differ = sorted(names[0] ^ names[1])
-    few = ", ".join(printable(name) for name in differ[:SHOWN]) + (", ..." if len(differ) > SHOWN else "")
-    raise ValueError(
-        f"The splits have different classes: {train.num_classes} in {train.identity}, {test.num_classes} in "
-        f"{test.identity}" + (f"; only one of them has {few}." if differ else ".")
-    )
 
 
 def _ks(text: str) -> tuple[int, ...]:

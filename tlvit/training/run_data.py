@@ -41,15 +41,17 @@ def open_data(config: Config) -> RunData:
     """Opens the images and score maps of a run and checks that they belong together.
 
     Raises:
-      ValueError: they do not exist or do not fit, the training images do not fill a batch, or batches do not
-        fit into the memory of this host.
+      ValueError: they do not exist or do not fit, the splits have different classes, the training images do
+        not fill a batch, or batches do not fit into the memory of this host.
     """
     # TensorFlow is imported here, not above, so that the lower layers run without it.
     from tlvit.data.score_maps.reader import open_score_maps
+    from tlvit.data.sources.source import check_same_classes
 
     task = TASKS[config.task]
     source = task.open_source(config, config.data.train_split)
     eval_source = task.open_source(config, config.data.eval_split)
+    check_same_classes(source, eval_source)
     maps = None
     if config.needs_maps and not config.data.annotator:
         maps = open_score_maps(config.data.score_maps)

@@ -6,6 +6,10 @@ from typing import Any
 
 import tensorflow as tf
 
+from tlvit.images import printable
+
+SHOWN = 5  # classes that a message names
+
 Records = Callable[[int | tf.Tensor, int | tf.Tensor], tf.data.Dataset]
 
 
@@ -83,3 +87,21 @@ class Source:
     def read(self, shard: int | tf.Tensor, offset: int | tf.Tensor = 0) -> tf.data.Dataset:
         """Returns the parsed records of one shard in order, from `offset` on."""
         return self.records(shard, offset).map(self.parse)
+
+
+def check_same_classes(train: Source, test: Source) -> None:
+    """Checks that the labels of two splits mean the same classes.
+
+    Raises:
+      ValueError: they do not, for example in class folders without a folder train or a file classes.txt,
+        where each split has the classes of its own folders.
+    """
+    if (train.num_classes, train.class_names) == (test.num_classes, test.class_names):
+        return
+    names = [set(source.class_names or ()) for source in (train, test)]
+    differ = sorted(names[0] ^ names[1])
+    few = ", ".join(printable(name) for name in differ[:SHOWN]) + (", ..." if len(differ) > SHOWN else "")
+    raise ValueError(
+        f"The splits have different classes: {train.num_classes} in {train.identity}, {test.num_classes} in "
+        f"{test.identity}" + (f"; only one of them has {few}." if differ else ".")
+    )
