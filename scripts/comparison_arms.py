@@ -68,6 +68,7 @@ T2T = {"dim": 48, "depth": 3, "num_heads": 4, "mlp_ratio": 2.0}
 DEIT = {"patch_size": 4, "dim": 48, "depth": 3, "num_heads": 4}
 RANDAUGMENT = {"augment.randaugment": "rand-m9-n2-mstd0.5-inc1"}
 MIXED = {"augment.mixup": 0.8, "augment.cutmix": 1.0}
+POOLED = {"loss.dense_weight": 0.0, "loss.cls_target": "annotator"}
 TWICE = {"epochs": 2 * digits_small.EPOCHS}
 LARGE_SCENE = 3 * digits_small.SCENES["size"]
 
@@ -77,15 +78,12 @@ ARMS: dict[str, Arm] = {
     "labels_twice": Arm("image labels only, twice the epochs", LABELS, TWICE),
     "pooled": Arm(
         "one target for each crop, pooled from its score map (ReLabel)",
-        changes={"loss.dense_weight": 0.0, "loss.cls_target": "annotator"},
+        changes=POOLED,
     ),
     "labels_mixed_twice": Arm(
         "image labels, mixup 0.8 and cutmix 1.0, twice the epochs", LABELS, MIXED | TWICE
     ),
-    "pooled_twice": Arm(
-        "one target for each crop (ReLabel), twice the epochs",
-        changes={"loss.dense_weight": 0.0, "loss.cls_target": "annotator", **TWICE},
-    ),
+    "pooled_twice": Arm("one target for each crop (ReLabel), twice the epochs", changes=POOLED | TWICE),
     "published_crop": Arm(
         "token labels, published (transposed) crop", changes={"data.label_crop": "published"}
     ),

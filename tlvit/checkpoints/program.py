@@ -18,7 +18,7 @@ from tlvit.checkpoints.model_info import ModelInfo
 from tlvit.checkpoints.trees import flatten, unflatten
 from tlvit.files import write_text
 from tlvit.models.functional import functionalize
-from tlvit.models.model import Model
+from tlvit.models.table import model_task
 from tlvit.ops.normalize import normalize
 from tlvit.types import Array
 from tlvit.version import __version__
@@ -51,7 +51,7 @@ def inference(model: nnx.Module, info: ModelInfo) -> Inference:
     Raises:
       ValueError: the model is no classifier.
     """
-    if not (isinstance(model, Model) and model.task == "classification"):
+    if model_task(info.model) != "classification":
         raise ValueError(f"{info.model} is a segmentation model: only classifiers are exported as programs.")
     net, params, stats = functionalize(model)
     rule = info.preprocessing

@@ -36,11 +36,6 @@ FAMILIES = {
     "backbone.": ("upernet_lvvit",),
 }
 
-
-class UnknownModelError(ValueError):
-    """A file without a record whose tensors are those of no model or of several models."""
-
-
 # The parts of names in the published order of LV-ViT, DeiT and UperNet. Parts that are not here come last.
 ORDER = (
     "weight", "bias", "running_mean", "running_var", "num_batches_tracked",
@@ -51,6 +46,10 @@ ORDER = (
     "conv_seg", "psp_modules", "bottleneck", "lateral_convs", "fpn_convs", "fpn_bottleneck", "convs",
     "conv_cat",
 )  # fmt: skip
+
+
+class UnknownModelError(ValueError):
+    """A file without a record whose tensors are those of no model or of several models."""
 
 
 def from_torch(

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from tlvit.checkpoints.model_info import ModelInfo
 from tlvit.models.functional import functionalize
-from tlvit.models.model import Model
+from tlvit.models.table import model_task
 from tlvit.ops.knn import knn_scores
 from tlvit.ops.losses import soft_cross_entropy
 from tlvit.ops.normalize import normalize
@@ -46,7 +46,7 @@ def extract_features(
     Raises:
       ValueError: the model is no classifier, there are no images, or a feature is NaN or infinite.
     """
-    if not (isinstance(model, Model) and model.task == "classification"):
+    if model_task(info.model) != "classification":
         raise ValueError(f"{info.model} is a segmentation model; features are those of classifiers.")
     net, params, stats = functionalize(model)
     rule = info.preprocessing
