@@ -1,6 +1,6 @@
 """Executes the notebooks and stores their outputs in them.
 
-    python -m scripts.run_notebooks                                     # all of notebooks/, about 30 minutes
+    python -m scripts.run_notebooks                                     # all of notebooks/, about 15 minutes
     python -m scripts.run_notebooks notebooks/imagenet_tpu.ipynb
     python -m scripts.run_notebooks --small --out=/tmp/small            # minutes; notebooks/ stays as it is
 
