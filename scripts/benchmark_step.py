@@ -53,6 +53,7 @@ from tlvit.types import Batch, ScoreMaps
 def main(arguments: Sequence[str]) -> int:
     """Runs the command and returns its exit status."""
     options = parse(arguments)
+    keep_freed_memory()  # as training does
     devices = topology_devices(options.topology) if options.topology else None
     mesh = make_mesh(devices, **parse_mesh(options.mesh))
     measure = measure_step if options.what == "step" else inspect_program
@@ -193,8 +194,6 @@ def build(
         train_state = abstract_state(make, tx, mesh=mesh)
         batch = abstract_batch(options, batch_sharding(mesh))
     else:
-        if mesh.devices.flat[0].platform == "cpu":
-            keep_freed_memory()  # as training does
         train_state = init_state(make, tx, mesh=mesh)
         batch = make_batch(options)
     annotator = make_annotator(options, mesh, abstract=abstract) if options.annotator else None

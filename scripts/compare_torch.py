@@ -156,11 +156,13 @@ def tlvit_step(options: argparse.Namespace) -> tuple[Step, dict[str, Any]]:
 
     from scripts import benchmark_step, program_costs
     from tlvit import create_model
+    from tlvit.host_memory import keep_freed_memory
     from tlvit.models.macs import model_macs
     from tlvit.training.mesh import make_mesh
     from tlvit.training.prefetch import to_global
     from tlvit.training.state import abstract_model
 
+    keep_freed_memory()  # as training does
     if options.device == "cuda" and jax.default_backend() != "gpu":
         raise ValueError(f"--device=cuda, but JAX has no GPU here: its backend is {jax.default_backend()}.")
     mesh = make_mesh(jax.devices()[:1])

@@ -1,5 +1,6 @@
 """tlvit.host_memory: the limit of a container counts, batches must fit, and freed memory is used again."""
 
+import os
 import subprocess
 import sys
 
@@ -29,15 +30,35 @@ def test_batches_that_do_not_fit_are_refused(monkeypatch):
         host_memory.check_batch(2000, (224, 224), "eval.batch_size")
 
 
-def test_freed_memory_is_used_again():
-    """Page faults of a process that allocates 32 MB five times, in pages of at least 4 KB."""
-    code = (
-        "import ctypes, resource, sys; from tlvit.host_memory import keep_freed_memory\n"
-        "sys.exit(0) if not keep_freed_memory() else None\n"
-        "size = 2**25; bytearray(size)\n"
+KEEP = """
+import resource, sys
+from tlvit.host_memory import keep_freed_memory, release_freed_memory
+sys.exit(0) if not keep_freed_memory() else None
+import jax, jax.numpy as jnp
+
+def resident():
+    return int(next(x for x in open("/proc/self/status") if x.startswith("VmRSS")).split()[1]) * 1024
+
+size = 2**27  # bytes of each temporary array of the program
+step = jax.jit(lambda x: jnp.cumsum(jnp.sin(x))[-1])
+x = jnp.ones(size // 4)
+for _ in range(2): step(x).block_until_ready()
+"""
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
-        "for _ in range(5): ctypes.memset((ctypes.c_char * size).from_buffer(bytearray(size)), 1, size)\n"
+        "for _ in range(4): step(x).block_until_ready()\n"
         "faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
-        "sys.exit(faults > size // 4096 // 4)"
-    )
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+        "assert faults < size // 4096, faults",  # the pages of one array; each step fills at least one
+        "before = resident(); release_freed_memory()\n"
+        "assert before - resident() > size // 2, (before, resident())",
+    ],
+    ids=["kept", "released"],
+)
+def test_freed_memory(check):
+    """A program for a CPU computes in the memory of its last call, until that is released."""
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    assert subprocess.run([sys.executable, "-c", KEEP + check], env=environment).returncode == 0

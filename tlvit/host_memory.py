@@ -3,6 +3,9 @@
 import ctypes
 import os
 import pathlib
+from collections.abc import Callable
+
+import jax
 
 COPIES = 4  # of a batch on the host: read ahead, in the making, and on its way to the devices
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of glibc's mallopt
@@ -40,17 +43,36 @@ def check_batch(batch_size: int, image_size: tuple[int, int], setting: str) -> N
 
 
 def keep_freed_memory() -> bool:
-    """Makes this process keep the memory that it frees, for its next allocations. For training on a CPU.
+    """Makes this process keep the memory that it frees, for its next allocations, if it computes on a CPU.
 
     glibc returns every large buffer to the kernel as soon as it is freed, so each training step on a CPU
-    waits until the kernel has cleared gigabytes of memory again (docs/performance.md). The largest amount of
-    memory in use stays the same.
+    waits until the kernel has cleared gigabytes of memory again (docs/performance.md). It can keep buffers
+    of more than 64 MB only for the main thread. So this also tells JAX to run programs for a single CPU
+    device in the thread that calls them; JAX reads that setting when it is first used.
 
     Returns:
-      Whether this C library can do so; only glibc can.
+      Whether this process computes on a CPU and has a C library that can keep memory: glibc.
     """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # another C library
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    mallopt = _glibc("mallopt")
+    if mallopt is None or jax.default_backend() != "cpu":
         return False
     return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, -1))
+
+
+def release_freed_memory() -> None:
+    """Returns the memory that `keep_freed_memory` has kept to the kernel.
+
+    For a change from one program to another, whose buffers do not fit into those that the first one has left.
+    """
+    malloc_trim = _glibc("malloc_trim")
+    if malloc_trim is not None and jax.default_backend() == "cpu":
+        malloc_trim(0)
+
+
+def _glibc(name: str) -> Callable[..., int] | None:
+    """A function of the C library, or None if it has none of this name."""
+    try:
+        return getattr(ctypes.CDLL(None), name)
+    except (AttributeError, OSError, TypeError):  # another C library
+        return None

@@ -36,6 +36,7 @@ from ml_collections import ConfigDict
 from tlvit import command
 from tlvit import config as settings
 from tlvit.files import as_path
+from tlvit.host_memory import keep_freed_memory
 from tlvit.recipes import load_recipe, load_workdir, load_writer, override, recipe_names, split_overrides
 from tlvit.signals import EXIT_STOPPED, ignore_until_exit
 from tlvit.training.evaluation import evaluate_checkpoint
@@ -62,6 +63,7 @@ def _run(arguments: Sequence[str]) -> int:
     if options.multihost:
         seconds = config.mesh.heartbeat_timeout
         jax.distributed.initialize(heartbeat_timeout_seconds=seconds, shutdown_timeout_seconds=seconds)
+    keep_freed_memory()  # here, because the log asks JAX for the number of the process
     if options.mode == "eval":
         start_logging()
         print_evaluation(options.checkpoint or options.workdir, config, options.weights)

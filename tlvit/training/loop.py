@@ -19,7 +19,7 @@ from tlvit.class_names import write_class_names
 from tlvit.config import Checkpoint as CheckpointSettings
 from tlvit.config import Config, Eval, to_dict
 from tlvit.files import as_path, is_local, write_text
-from tlvit.host_memory import keep_freed_memory
+from tlvit.host_memory import keep_freed_memory, release_freed_memory
 from tlvit.models.functional import functionalize
 from tlvit.training import checks, optimizer, run_data, run_log
 from tlvit.training.evaluation import best_score, best_weights, evaluate_state
@@ -93,6 +93,7 @@ def train(
     workdir = as_path(workdir)
     if profile is not None and not is_local(workdir):
         raise ValueError(f"--profile writes local files, but the workdir is {workdir}. Use a local one.")
+    keep_freed_memory()
     with StopRequest(interrupts=True) as stop:
         try:
             with contextlib.ExitStack() as stack:
@@ -112,8 +113,6 @@ def _train(
     # Checks that need no data.
     config = take_options(config, workdir)
     mesh = make_mesh(data=config.mesh.data, fsdp=config.mesh.fsdp, model=config.mesh.model)
-    if mesh.devices.flat[0].platform == "cpu":
-        keep_freed_memory()
     mixed = checks.mixes_images(config)
     local_batch_size(config.batch_size, mesh, parts=config.optim.accumulate, mixed=mixed)
     local_batch_size(config.eval_batch_size, mesh)
@@ -224,6 +223,7 @@ def _train(
                     raise
                 stopping, evaluated = True, False
         if saving or evaluating or stopping:
+            release_freed_memory()
             progress.restart()
         if stopping:
             break
