@@ -72,8 +72,8 @@ def measure_step(options: argparse.Namespace, mesh: Mesh) -> dict[str, Any]:
     """Runs the step and times it. Times are medians over the steps after the first three.
 
     `step_s` is the time of a step. `host_step_s` is the processor time that the training thread spends on
-    starting one: Python and dispatch, without waiting for the devices. A CPU device may run small operations
-    in the same thread.
+    starting one: Python and dispatch, without waiting for the devices. A single CPU device runs the step in
+    the same thread.
     """
     train_step, train_state, batch = build(options, mesh)
     batch = to_global(batch, mesh)
@@ -322,6 +322,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     add("--steps", type=int, default=10, metavar="N", help="number of timed steps (default: 10)")
     add("--mesh", default="", metavar="AXES",
         help="sizes of the axes, such as data=2,fsdp=4,model=1 (default: data=-1, all devices)")  # fmt: skip
-    add("--topology", metavar="NAME", help='with compile: a TPU topology such as "v5e:2x4"')
+    add(
+        "--topology",
+        metavar="NAME",
+        help='with compile: a TPU topology such as "v5e:2x4", or FILE.txtpb with the description of a GPU',
+    )
     add("--text", metavar="FILE", help="with compile: also write the text of the compiled program")
     return parser.parse_args(arguments)

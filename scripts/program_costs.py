@@ -2,6 +2,7 @@
 
 import math
 import os
+import pathlib
 import re
 from collections.abc import Callable
 from typing import Any
@@ -39,7 +40,7 @@ def program_costs(
       mesh: its devices.
       batch_size: images of a batch, over all devices.
       products: computes the FLOPs of the program's matrix products. Programs with loops need it, because XLA
-        counts the body of a loop once.
+        counts the body of a loop once, and programs for absent GPUs, because XLA counts nothing.
 
     Raises:
       ValueError: JAX cannot analyze programs for these devices.
@@ -47,11 +48,12 @@ def program_costs(
     cost, memory, text = compiled.cost_analysis(), compiled.memory_analysis(), compiled.as_text()
     chips = mesh.devices.size
     kind = mesh.devices.flat[0].device_kind
-    if cost is None or memory is None or text is None:
+    if memory is None or text is None or (cost is None and products is None):
         raise ValueError(f"JAX cannot analyze a program for {kind}.")
     images = batch_size / chips  # XLA counts the program of one chip
-    flops, moved, traffic = cost["flops"], cost["bytes accessed"], hbm_traffic(text)
-    if products is not None and max(loop_counts(text).values()) > 1:
+    traffic = hbm_traffic(text)
+    flops, moved = (cost["flops"], cost["bytes accessed"]) if cost else (0, math.nan)
+    if products is not None and (cost is None or max(loop_counts(text).values()) > 1):
         flops, moved = max(flops, products() / chips), math.nan
     result: dict[str, Any] = {
         "device": f"{chips} x {kind}",
@@ -108,12 +110,21 @@ def count_collectives(text: str) -> dict[str, dict[str, int]]:
 
 
 def topology_devices(name: str) -> list[jax.Device]:
-    """Devices of a TPU topology such as "v5e:2x4", which may be absent.
+    """Devices of a TPU topology such as "v5e:2x4", or GPUs that a file describes. They may be absent.
 
-    Compiling for them needs `pip install "tlvit[tpu]"`.
+    Compiling for TPUs needs `pip install "tlvit[tpu]"`, and for GPUs "tlvit[gpu]" or "tlvit[gpu-cuda12]".
+
+    Args:
+      name: of the topology, or FILE.txtpb with XLA's GpuTargetConfigProto as text; FILE.txtpb:8 for 8 GPUs of
+        one machine.
     """
     from jax.experimental import topologies
 
+    path, extension, count = name.partition(".txtpb")
+    if extension:
+        shape = {"topology_name": "", "topology": f"1x1x{count.removeprefix(':') or 1}"}
+        target = pathlib.Path(path + extension).read_text()
+        return topologies.get_topology_desc(platform="cuda", **shape, target_config=target).devices
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     shape = {"chips_per_host_bounds": [1, 1, 1]} if name.endswith("1x1") else {}
     return topologies.get_topology_desc(platform="tpu", topology_name=name, **shape).devices

@@ -5,12 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import randn, softmax
+from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
 from tlvit.ops import fused_attention
 from tlvit.training.mesh import batch_sharding, make_mesh, mesh_context
 
 SIZES = [  # tokens, width, heads; the last heads have 60 channels
-    (20, 256, 4),
+    (21, 256, 4),
     pytest.param(197, 384, 6, marks=pytest.mark.slow),
     pytest.param(785, 128, 2, marks=pytest.mark.slow),
     pytest.param(197, 240, 4, marks=pytest.mark.slow),
@@ -56,6 +57,17 @@ def test_values_and_gradients_are_those_of_the_formula(path, tokens, width, head
         for found, wanted in zip(run(qkv.astype(dtype), grad.astype(dtype)), expected, strict=True):
             assert found.dtype == dtype
             np.testing.assert_allclose(np.float64(found), wanted, atol=tolerance * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("tokens", [197, 198])
+def test_cudnn_takes_odd_and_even_numbers_of_tokens(tokens, monkeypatch):
+    """JAX checks the shapes, as on a GPU, and writes the calls of cuDNN."""
+    monkeypatch.setattr(cudnn, "check_compute_capability", lambda _: True)
+    monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)
+    run = jax.jit(lambda x, g: with_gradient(lambda y: fused_attention._with_cudnn(y, 6, 0.3), x, g))
+    shapes = (jax.ShapeDtypeStruct((2, tokens, parts * 360), jnp.bfloat16) for parts in (3, 1))
+    text = run.trace(*shapes).lower(lowering_platforms=("cuda",)).as_text()
+    assert (text.count("cudnn$fmhaSoftmax("), text.count("cudnn$fmhaSoftmaxBackward(")) == (1, 1)
 
 
 def test_devices_attend_to_their_own_images():

@@ -90,3 +90,6 @@ def test_the_remedy_for_a_warm_up_that_is_longer_than_a_run_in_steps_works():
     assert text.endswith("Try --config.optim.warmup_steps=50 --config.optim.schedule_unit=step.")
     optim = Optim(warmup_steps=50, schedule_unit="step")
     assert run_warnings(Config(**{**settings, "optim": optim}), 1_281_167, 1251) == []
+    optim = Optim(warmup_steps=600, schedule_unit="step")
+    (text,) = run_warnings(Config(**{**settings, "optim": optim}), 1_281_167, 1251)
+    assert text.endswith("Try --config.optim.warmup_steps=50.")

@@ -193,9 +193,20 @@ def _with_xla(qkv: Array, num_heads: int, scale: float) -> Array:
 def _with_cudnn(
     qkv: Array, num_heads: int, scale: float, implementation: Literal["cudnn", "xla"] = "cudnn"
 ) -> Array:
-    """cuDNN needs heads of a multiple of 8 channels: zeros are added and removed."""
+    """cuDNN's attention. Its heads have a multiple of 8 channels, so zeros are added and removed.
+
+    With gradients JAX refuses an odd number of tokens (`check_is_flash_attention` in JAX 0.10 and 0.11 takes
+    any call for one with a bias), so a token is added that the lengths leave out.
+    """
     query, key, value = rearrange(qkv, "b n (t h d) -> t b n h d", t=3, h=num_heads)
-    d = query.shape[-1]
-    query, key, value = (jnp.pad(x, ((0, 0),) * 3 + ((0, -d % 8),)) for x in (query, key, value))
-    out = jax.nn.dot_product_attention(query, key, value, scale=scale, implementation=implementation)
-    return rearrange(out[..., :d], "b n h d -> b n (h d)")
+    batch, n, _, d = query.shape
+    padding = ((0, 0), (0, n % 2), (0, 0), (0, -d % 8))
+    lengths = jnp.full(batch, n, jnp.int32) if n % 2 else None
+    out = jax.nn.dot_product_attention(
+        *(jnp.pad(x, padding) for x in (query, key, value)),
+        scale=scale,
+        query_seq_lengths=lengths,
+        key_value_seq_lengths=lengths,
+        implementation=implementation,
+    )
+    return rearrange(out[:, :n, :, :d], "b n h d -> b n (h d)")

@@ -53,10 +53,11 @@ def _warmup_steps(config: Config, steps_per_epoch: int) -> str:
     warmup = optim.warmup_steps or optim.warmup_epochs * steps_per_epoch
     if warmup <= total / 2 or optim.learning_rate == 0:
         return ""
+    unit = "" if optim.schedule_unit == "step" else " --config.optim.schedule_unit=step"
     return (
         f"The warm-up takes {warmup:g} of {total} steps, so for most of the run the learning rate is below "
         f"its peak of {peak_learning_rate(optim, config.batch_size):.3g}. Try "
-        f"--config.optim.warmup_steps={max(total // 20, 1)} --config.optim.schedule_unit=step."
+        f"--config.optim.warmup_steps={max(total // 20, 1)}{unit}."
     )
 
 
