@@ -95,9 +95,7 @@ def decode_annotation(content: bytes) -> np.ndarray:
             if image.mode not in ("1", "L", "P", "RGB", "RGBA") and not image.mode.startswith("I;16"):
                 raise ValueError(f"its pixels are of the mode {image.mode}, not gray, palette or RGB")
             if image.mode in ("RGB", "RGBA") and ";16" in str(image.tile):  # Pillow keeps the high byte only
-                raise ValueError(
-                    "its colors have 16 bits, of which 8 can be read: use gray of 16 bits"
-                )
+                raise ValueError("its colors have 16 bits, of which 8 can be read: use gray of 16 bits")
             bits = image.tile[0][3] if image.mode == "L" and image.tile else "L"
             if bits in ("L;2", "L;4"):  # Pillow spreads these values over 0..255
                 return (np.asarray(image) // (255 // (2 ** int(bits[2]) - 1))).astype(np.uint16)

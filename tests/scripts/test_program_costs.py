@@ -1,6 +1,14 @@
-"""Collectives are counted from the text of a compiled program."""
+"""Collectives are counted from the text of a compiled program; devices of a topology may be GPUs."""
+
+import pathlib
+import types
+
+import pytest
+from jax.experimental import topologies
 
 from scripts import program_costs
+
+H100 = pathlib.Path(__file__).parents[2] / "scripts/h100_sxm.txtpb"
 
 TEXT = """
 ENTRY %main {
@@ -71,3 +79,13 @@ ENTRY %main (p: f32[4]) -> f32[4] {
 }
 """
     assert program_costs.count_collectives(text) == {"all-reduce": {"count": 4, "bytes": 3 * 16 + 8}}
+
+
+@pytest.mark.parametrize(("count", "shape"), [("", "1x1x1"), (":8", "1x1x8")])
+def test_a_file_describes_gpus(count, shape, monkeypatch):
+    """What JAX's CUDA plugin, which is not installed here, would be asked for."""
+    asked = lambda **arguments: types.SimpleNamespace(devices=arguments)
+    monkeypatch.setattr(topologies, "get_topology_desc", asked)
+    found = program_costs.topology_devices(f"{H100}{count}")
+    assert (found["platform"], found["topology"], found["target_config"]) == ("cuda", shape, H100.read_text())
+    assert "cuda_compute_capability" in H100.read_text()

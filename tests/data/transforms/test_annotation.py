@@ -53,6 +53,10 @@ def test_what_is_no_annotation_is_refused():
     Image.fromarray(INDICES.astype(np.float32)).save(stream, "TIFF")
     with pytest.raises(ValueError, match="mode F, not gray, palette or RGB"):
         decode_with_pillow(stream.getvalue())
+    for channels in (3, 4):
+        colors = tf.io.encode_png(np.full((4, 4, channels), 300, np.uint16)).numpy()
+        with pytest.raises(ValueError, match="colors have 16 bits, of which 8 can be read"):
+            decode_with_pillow(colors)
 
 
 def test_ignored_indices_and_the_zero_label():
