@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from scripts.program_costs import program_costs, topology_devices, with_sharding
+from scripts.program_costs import product_flops, program_costs, topology_devices, with_sharding
 from tlvit.annotators.scoring import Scoring
 from tlvit.checkpoints.model_info import ModelInfo
 from tlvit.models.table import published_image_size
@@ -95,17 +95,20 @@ def inspect_annotation(options: argparse.Namespace, info: ModelInfo, mesh: Mesh)
     weights_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(weights))
     chips, start = mesh.devices.size, time.perf_counter()
 
-    def compiled(images: int) -> jax.stages.Compiled:
+    def pixels(images: int) -> jax.ShapeDtypeStruct:
         shape = (images * chips, *info.image_size, 3)
-        pixels = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=batch_sharding(mesh))
-        return score.lower(weights, pixels).compile()
+        return jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=batch_sharding(mesh))
+
+    def compiled(images: int) -> jax.stages.Compiled:
+        return score.lower(weights, pixels(images)).compile()
 
     if options.batch_size:
         images, program = options.batch_size // chips, compiled(options.batch_size // chips)
     else:
         images, program = fitting_batch(compiled, weights_bytes, int(0.9 * V5E_BYTES))
     compile_s = time.perf_counter() - start
-    costs = program_costs(program, mesh, images * chips)
+    products = lambda: product_flops(score, weights, pixels(images))
+    costs = program_costs(program, mesh, images * chips, products)
     result = {**costs, "batch": images * chips, "needed_bytes": program_bytes(program, weights_bytes)}
     if costs["roofline"]:
         rate = options.utilization * costs["roofline"]["images_per_s_at_most"]
@@ -131,7 +134,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--dtype", default="float32", choices=["float32", "bfloat16"], help="default: float32")
     add("--images", type=int, default=512, metavar="N", help="number of JPEGs (default: 512)")
     add("--threads", type=int, default=0, metavar="N", help="threads that decode; 0: one for each core")
-    add("--topology", default="", metavar="NAME", help='a TPU topology such as "v5e:2x4"')
+    add(
+        "--topology",
+        default="",
+        metavar="NAME",
+        help='a TPU topology such as "v5e:2x4", or FILE.txtpb with the description of a GPU; its batch needs '
+        "--batch-size",
+    )
     add("--utilization", type=float, default=0.5, metavar="F",
         help="fraction of the possible rate that imagenet_hours assumes (default: 0.5)")  # fmt: skip
     return parser.parse_args(arguments)

@@ -23,16 +23,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.interpreters import partial_eval
 from jax.sharding import Mesh, Sharding
 
-from scripts.program_costs import program_costs, topology_devices, with_sharding
+from scripts.program_costs import product_flops, program_costs, topology_devices, with_sharding
 from tlvit import create_model
 from tlvit.checkpoints.model_info import ModelInfo
 from tlvit.config import Augment, Config, Loss, Model, Optim
 from tlvit.host_memory import keep_freed_memory
 from tlvit.models.functional import functionalize
-from tlvit.models.macs import count_macs
 from tlvit.models.table import published_image_size
 from tlvit.training.checks import check_heads
 from tlvit.training.mesh import (
@@ -124,16 +122,6 @@ def inspect_program(options: argparse.Namespace, mesh: Mesh) -> dict[str, Any]:
         "compile_s": compile_s,
         "compile_cpu_s": compile_cpu_s,
     }
-
-
-def product_flops(function: Callable[..., Any], *arguments: Any) -> int:
-    """FLOPs of the matrix products and convolutions that the results of a function depend on.
-
-    A traced gradient also has forward passes whose values nothing uses; XLA removes them.
-    """
-    jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
-    used, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
-    return 2 * count_macs(used)
 
 
 def annotator_price(

@@ -9,9 +9,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.interpreters import partial_eval
 from jax.sharding import Mesh, Sharding
 
 from scripts.hlo_traffic import hbm_traffic, loop_counts
+from tlvit.models.macs import count_macs
 from tlvit.training.mesh import describe_mesh
 from tlvit.types import PyTree
 
@@ -74,6 +76,16 @@ def program_costs(
         rate = batch_size / seconds[bound]
         result["roofline"] = {**seconds, "bound": bound.removesuffix("_s"), "images_per_s_at_most": rate}
     return result
+
+
+def product_flops(function: Callable[..., Any], *arguments: Any) -> int:
+    """FLOPs of the matrix products and convolutions that the results of a function depend on.
+
+    A traced gradient also has forward passes whose values nothing uses; XLA removes them.
+    """
+    jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
+    used, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    return 2 * count_macs(used)
 
 
 def count_collectives(text: str) -> dict[str, dict[str, int]]:

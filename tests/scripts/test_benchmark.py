@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT
 
 import tlvit
-from scripts import benchmark, benchmark_step
+from scripts import benchmark, benchmark_step, program_costs
 from tlvit.models.functional import count_parameters
 from tlvit.training import mesh as sharding
 from tlvit.training.state import abstract_model
@@ -126,7 +126,7 @@ def test_products_that_nothing_uses_do_not_count():
         return jax.vjp(jax.jit(lambda x, w: x @ w), x, w)[1](grad)
 
     x, w, grad = np.ones((4, 5), np.float32), np.ones((5, 6), np.float32), np.ones((4, 6), np.float32)
-    assert benchmark_step.product_flops(gradient, x, w, grad) == 2 * 2 * 4 * 5 * 6
+    assert program_costs.product_flops(gradient, x, w, grad) == 2 * 2 * 4 * 5 * 6
 
 
 def test_the_shapes_of_a_batch_are_those_of_its_arrays():
@@ -149,7 +149,7 @@ def test_accumulation_and_rematerialization_save_memory():
     assert memory["parts"] < 0.4 * memory["plain"]
     assert memory["remat"] < 0.8 * memory["plain"]
     products = {
-        name: benchmark_step.product_flops(*benchmark_step.build(each, mesh, abstract=True))
+        name: program_costs.product_flops(*benchmark_step.build(each, mesh, abstract=True))
         for name, each in options.items()
     }
     assert products["parts"] == products["plain"]
@@ -254,7 +254,7 @@ def test_annotation_is_measured(capsys, small_annotator):
 @pytest.mark.slow
 def test_annotation_is_compiled_for_a_topology(capsys, monkeypatch, small_annotator):
     """With this machine's CPUs in place of a TPU's chips."""
-    from scripts import benchmark_annotate, program_costs
+    from scripts import benchmark_annotate
 
     monkeypatch.setattr(benchmark_annotate, "topology_devices", lambda name: jax.devices())
     monkeypatch.setattr(program_costs, "CHIPS", {"cpu": (1e12, 1e11)})
@@ -286,7 +286,7 @@ def test_no_tensorflow():
     code = f"""
 import functools, sys
 import tlvit
-from scripts import benchmark, benchmark_step
+from scripts import benchmark, benchmark_step, program_costs
 benchmark_step.create_model = functools.partial(tlvit.create_model, **{TINY!r})
 assert benchmark.main(["compile", *{ARGUMENTS!r}]) == 0
 heavy = {{"tensorflow", "tensorflow_datasets", "clu", "ml_collections", "torch"}} & set(sys.modules)
