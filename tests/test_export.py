@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -95,6 +96,16 @@ def test_every_family_is_exported(name, options, kind, tmp_path, capfd):
     info = ModelInfo(name, 3, (32, 32), options)
     save_model_folder(tmp_path / "model", info.build(), info)
     assert main([f"--checkpoint={tmp_path / 'model'}", f"--out={tmp_path / 'out'}", f"--to={kind}"]) == 0
+
+
+def test_automatic_attention_is_exported_from_a_gpu(tmp_path, monkeypatch, capfd):
+    """There, automatic attention is cuDNN's, which other platforms do not have."""
+    options = {"dim": 16, "depth": 1, "num_heads": 2, "stem_width": 4, "attention": "auto"}
+    info = ModelInfo("lvvit_s", 3, (32, 32), {**options, "dtype": "bfloat16"})
+    save_model_folder(tmp_path / "model", info.build(), info)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    flags = [f"--checkpoint={tmp_path / 'model'}", f"--out={tmp_path / 'out'}", "--platforms=cpu,cuda,tpu"]
+    assert main(flags) == 0
 
 
 def test_errors(checkpoint, tmp_path, capfd):

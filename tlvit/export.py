@@ -39,7 +39,7 @@ def export(options: argparse.Namespace) -> int:
     command.check_writable(out, folder=True)
     where = {"model": options.model, "weights": options.weights, "image_size": options.image_size}
     opened = open_checkpoint(options.checkpoint, **where)
-    if opened.info.options.get("attention") == "fused":  # its kernel is for one kind of device
+    if opened.info.options.get("attention", "xla") != "xla":  # the kernels are for one kind of device
         opened = open_checkpoint(options.checkpoint, attention="xla", **where)
     info = opened.info
     if options.classes:

@@ -88,12 +88,13 @@ def test_the_model_axis_divides_the_heads():
     check_heads(labeled(**{"model.name": "regnety_160"}), 1)
     with pytest.raises(ValueError, match="model=2 divides attention heads, but regnety_160 has none"):
         check_heads(labeled(**{"model.name": "regnety_160"}), 2)
-    fused = labeled(**{"model.name": "lvvit_s", "model.options.attention": "fused"})
-    check_heads(fused, 1)
-    with pytest.raises(
-        ValueError, match=r"does not divide the heads of an image, and config\.mesh\.model is 2"
-    ):
-        check_heads(fused, 2)
+    for kind in ("fused", "auto"):
+        fused = labeled(**{"model.name": "lvvit_s", "model.options.attention": kind})
+        check_heads(fused, 1)
+        with pytest.raises(
+            ValueError, match=rf'"{kind}" does not divide the heads .* and config\.mesh\.model is 2'
+        ):
+            check_heads(fused, 2)
 
 
 def test_which_settings_mix_images():

@@ -195,7 +195,7 @@ def _with_cudnn(
 ) -> Array:
     """cuDNN's attention. Its heads have a multiple of 8 channels, so zeros are added and removed.
 
-    With gradients JAX refuses an odd number of tokens (`check_is_flash_attention` in JAX 0.10 and 0.11 takes
+    With gradients JAX refuses an odd number of tokens (`check_is_flash_attention` in JAX 0.10 and 0.12 takes
     any call for one with a bias), so a token is added that the lengths leave out.
     """
     query, key, value = rearrange(qkv, "b n (t h d) -> t b n h d", t=3, h=num_heads)

@@ -78,10 +78,11 @@ def check_heads(config: Config, devices: int) -> None:
     name = config.model.name
     options = {**model_options(name), **config.model.options}
     heads = options.get("num_heads", 0)
-    if devices > 1 and options.get("attention") == "fused":
+    attention = options.get("attention", "xla")
+    if devices > 1 and attention != "xla":
         raise ValueError(
-            f'config.model.options.attention="fused" does not divide the heads of an image, and '
-            f'config.mesh.model is {devices}. Set it to 1, or attention="xla".'
+            f'config.model.options.attention="{attention}" does not divide the heads of an image on TPUs and '
+            f'GPUs, and config.mesh.model is {devices}. Set it to 1, or attention="xla".'
         )
     if devices == 1 or (heads and heads % devices == 0):
         return
