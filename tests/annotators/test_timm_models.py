@@ -5,12 +5,14 @@ import sys
 
 import numpy as np
 import pytest
-import timm_stand_in
-import torch
 
-from tlvit.annotators import timm_models
-from tlvit.annotators.dense import DenseAnnotator
-from tlvit.annotators.timm_models import TimmAnnotator
+torch = pytest.importorskip("torch")  # the stand-in is a model of PyTorch
+
+import timm_stand_in  # noqa: E402
+
+from tlvit.annotators import timm_models  # noqa: E402
+from tlvit.annotators.dense import DenseAnnotator  # noqa: E402
+from tlvit.annotators.timm_models import TimmAnnotator  # noqa: E402
 
 
 @pytest.fixture(scope="session")
