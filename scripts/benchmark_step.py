@@ -51,7 +51,7 @@ from tlvit.types import Batch, ScoreMaps
 def main(arguments: Sequence[str]) -> int:
     """Runs the command and returns its exit status."""
     options = parse(arguments)
-    keep_freed_memory()  # as training does
+    keep_freed_memory(options.batch_size, (options.image_size, options.image_size))  # as training does
     devices = topology_devices(options.topology) if options.topology else None
     mesh = make_mesh(devices, **parse_mesh(options.mesh))
     measure = measure_step if options.what == "step" else inspect_program

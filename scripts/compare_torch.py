@@ -162,7 +162,7 @@ def tlvit_step(options: argparse.Namespace) -> tuple[Step, dict[str, Any]]:
     from tlvit.training.prefetch import to_global
     from tlvit.training.state import abstract_model
 
-    keep_freed_memory()  # as training does
+    keep_freed_memory(options.batch_size[0], (options.image_size, options.image_size))  # as training does
     if options.device == "cuda" and jax.default_backend() != "gpu":
         raise ValueError(f"--device=cuda, but JAX has no GPU here: its backend is {jax.default_backend()}.")
     mesh = make_mesh(jax.devices()[:1])

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from tlvit import host_memory
@@ -33,7 +34,7 @@ def test_batches_that_do_not_fit_are_refused(monkeypatch):
 KEEP = """
 import resource, sys
 from tlvit.host_memory import keep_freed_memory, release_freed_memory
-sys.exit(0) if not keep_freed_memory() else None
+sys.exit(0) if not keep_freed_memory(16, (224, 224)) else None
 import jax, jax.numpy as jnp
 
 def resident():
@@ -62,3 +63,14 @@ def test_freed_memory(check):
     """A program for a CPU computes in the memory of its last call, until that is released."""
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
     assert subprocess.run([sys.executable, "-c", KEEP + check], env=environment).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "chosen"), [(10, []), (11, [("jax_cpu_enable_async_dispatch", False)])]
+)
+def test_only_large_batches_are_computed_in_the_main_thread(batch_size, chosen, monkeypatch):
+    found = []
+    monkeypatch.setattr(jax.config, "update", lambda *setting: found.append(setting))
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")  # leaves the memory of this process as it is
+    assert not host_memory.keep_freed_memory(batch_size, (224, 224))
+    assert found == chosen

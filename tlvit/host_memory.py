@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import jax
 
+LARGE_BATCH = 2**19  # pixels: 11 images of 224 x 224
 COPIES = 4  # of a batch on the host: read ahead, in the making, and on its way to the devices
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of glibc's mallopt
 LIMIT_FILES = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # of a container
@@ -42,18 +43,24 @@ def check_batch(batch_size: int, image_size: tuple[int, int], setting: str) -> N
         )
 
 
-def keep_freed_memory() -> bool:
+def keep_freed_memory(batch_size: int, image_size: tuple[int, int]) -> bool:
     """Makes this process keep the memory that it frees, for its next allocations, if it computes on a CPU.
 
     glibc returns every large buffer to the kernel as soon as it is freed, so each training step on a CPU
     waits until the kernel has cleared gigabytes of memory again (docs/performance.md). It can keep buffers
-    of more than 64 MB only for the main thread. So this also tells JAX to run programs for a single CPU
-    device in the thread that calls them; JAX reads that setting when it is first used.
+    of more than 64 MB only for the main thread. So, for large batches, this also tells JAX to run programs
+    for a single CPU device in the thread that calls them; JAX reads that setting when it is first used. With
+    small batches this would cost more than it saves, because the thread prepares the next batch meanwhile.
+
+    Args:
+      batch_size: images in a batch of this process.
+      image_size: (height, width) in pixels.
 
     Returns:
       Whether this process computes on a CPU and has a C library that can keep memory: glibc.
     """
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    if batch_size * image_size[0] * image_size[1] >= LARGE_BATCH:
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
     mallopt = _glibc("mallopt")
     if mallopt is None or jax.default_backend() != "cpu":
         return False

@@ -93,7 +93,7 @@ def train(
     workdir = as_path(workdir)
     if profile is not None and not is_local(workdir):
         raise ValueError(f"--profile writes local files, but the workdir is {workdir}. Use a local one.")
-    keep_freed_memory()
+    keep_freed_memory(config.batch_size, config.image_size)
     with StopRequest(interrupts=True) as stop:
         try:
             with contextlib.ExitStack() as stack:
