@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 from process_jobs import BATCH, finish, output_of, results, start
 
+from tlvit.checkpoints.model_info import ModelInfo
+from tlvit.checkpoints.native import save_model_folder
+
 pytestmark = pytest.mark.slow  # a minute for the first three, most of it imports and compilation
 WORK = (
     BATCH
@@ -103,6 +106,17 @@ start_logging(folder / "run")
 result = train(resolve(config), folder / "run")
 print("RESULT", result.finished, result.step, flush=True)
 """
+
+FROM_WEIGHTS = (
+    RUN.replace("result = train", 'config.model.init_from = str(folder.parent / "weights")\nresult = train')
+    + """
+from tlvit.training.evaluation import evaluate_checkpoint
+
+values = evaluate_checkpoint(folder.parent / "weights", resolve(config))
+if index == 0:
+    (folder / "values.json").write_text(json.dumps(values))
+"""
+)
 
 
 ANNOTATE = """
@@ -230,3 +244,18 @@ def test_when_a_process_is_lost_the_other_one_ends_and_names_it(shared):
     finally:
         processes[0].kill()
     assert re.search(r"tasks are unhealthy \(stopped sending heartbeats\):\n1\n", output_of(folder))
+
+
+def test_processes_start_from_weights_and_evaluate_them_as_one_process_does(shared):
+    options = {"patch_size": 8, "dim": 16, "depth": 1, "num_heads": 2, "stem_width": None}
+    info = ModelInfo("lvvit_s", 10, (48, 48), options)
+    save_model_folder(shared / "weights", info.build(seed=7), info)
+    found = []
+    for count, name in ((1, "weights one"), (2, "weights two")):
+        folder = shared / name
+        finish(start(FROM_WEIGHTS, count, folder, "1"), folder)
+        lines = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
+        losses = [line["loss"] for line in lines if "loss" in line]
+        found.append([*losses, *json.loads((folder / "values.json").read_text()).values()])
+    assert len(found[0]) > 3
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-4)

@@ -7,6 +7,7 @@ import pytest
 from conftest import randn, softmax
 from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
+from tlvit.models.layers import KERNELS
 from tlvit.ops import fused_attention
 from tlvit.training.mesh import batch_sharding, make_mesh, mesh_context
 
@@ -68,6 +69,11 @@ def test_cudnn_takes_odd_and_even_numbers_of_tokens(tokens, monkeypatch):
     shapes = (jax.ShapeDtypeStruct((2, tokens, parts * 360), jnp.bfloat16) for parts in (3, 1))
     text = run.trace(*shapes).lower(lowering_platforms=("cuda",)).as_text()
     assert (text.count("cudnn$fmhaSoftmax("), text.count("cudnn$fmhaSoftmaxBackward(")) == (1, 1)
+
+
+def test_a_loop_of_blocks_keeps_the_result_of_cudnn():
+    """Otherwise it would compute the attention again for the backward pass."""
+    assert cudnn._dot_product_attention_fwd_p_wrapper.name in KERNELS
 
 
 def test_devices_attend_to_their_own_images():

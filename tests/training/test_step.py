@@ -22,7 +22,7 @@ from tlvit.training.mesh import make_mesh, replicated
 from tlvit.training.optimizer import make_optimizer
 from tlvit.training.prefetch import to_global
 from tlvit.training.state import abstract_model, state_from
-from tlvit.training.step import Teacher, make_eval_step, make_train_step
+from tlvit.training.step import Teacher, first_part, make_eval_step, make_train_step
 from tlvit.types import Batch, ModelOutput, ScoreMaps
 
 CLASSES, SIZE, GRID = 5, 64, (4, 4)
@@ -366,6 +366,16 @@ def test_accumulation_stays_on_the_devices():
     run = Run(8, config=settings(optim=Optim(accumulate=2)))
     text = run.step.lower(run.state, to_global(make_batch(), run.mesh)).compile().as_text()
     assert [k for k in ("all-to-all", "collective-permute", "all-gather") if k in text] == []
+
+
+def test_the_first_part_of_a_batch_is_on_all_devices():
+    mesh = make_mesh()
+    batch = to_global(make_batch(), mesh)
+    part = first_part(batch, 2, mesh)
+    np.testing.assert_array_equal(part.label, np.asarray(batch.label)[::2])
+    np.testing.assert_array_equal(part.image, np.asarray(batch.image)[::2])
+    assert part.image.sharding.is_equivalent_to(batch.image.sharding, part.image.ndim)
+    assert first_part(batch, 1, mesh) is batch
 
 
 @pytest.mark.slow

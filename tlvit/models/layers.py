@@ -20,6 +20,11 @@ from tlvit.ops.dropout import dropout
 from tlvit.shapes import Float, Float32
 from tlvit.types import Array, Dtype, PyTree
 
+KERNELS = (
+    "pallas_call",
+    "dot_product_attention_fwd_wrapper",
+)  # names of JAX; the second is cuDNN's attention
+
 
 class Buffer(nnx.BatchStat):
     """An array of the checkpoint that is not trained: position tables and random features."""
@@ -218,7 +223,7 @@ def _is_kept(primitive: Primitive, *operands: Any, **options: Any) -> bool:
     are not in a loop.
     """
     if primitive.name != "dot_general":
-        return primitive.name == "pallas_call"
+        return primitive.name in KERNELS
     (_, contracted), (_, batch) = options["dimension_numbers"]
     size = lambda axes: math.prod(operands[1].shape[axis] for axis in axes)
     columns = operands[1].size // size(batch) // size(contracted)

@@ -73,6 +73,7 @@ def annotate(
         annotator = Annotator(*annotator)
     if top_k < 1:
         raise ValueError(f"top_k must be at least 1, not {top_k}.")
+    _wait_for_processes("annotation starts")  # the first wait connects them and has a limit of seconds
     scoring = Scoring() if scoring is None else scoring
     scorer: DeviceScorer | HostScorer
     if isinstance(annotator, Annotator):
@@ -87,14 +88,18 @@ def annotate(
         done = f"{len(writer.done_shards())} of {len(source.shard_lengths)} shards"
         message = f"interrupted: {writer.path} has {done}, and the same command continues"
         raise KeyboardInterrupt(message) from None
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices("score maps written")
+    _wait_for_processes("score maps written")
     if jax.process_index() > 0:
         return None
     # The limit again: corrupt images of an earlier run and of other processes count too.
     return writer.finalize(max_missing=max_corrupt, setting=MAX_CORRUPT)
+
+
+def _wait_for_processes(name: str) -> None:
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)
 
 
 def open_writer(

@@ -17,7 +17,7 @@ from tlvit.files import as_path
 from tlvit.models.functional import functionalize
 from tlvit.models.table import model_task
 from tlvit.training.classification import CLASSIFICATION
-from tlvit.training.mesh import local_batch_size, make_mesh, state_shardings
+from tlvit.training.mesh import local_batch_size, make_mesh, place, state_shardings
 from tlvit.training.prefetch import Prefetch
 from tlvit.training.run_summary import scene_evaluation
 from tlvit.training.state import TrainState
@@ -121,7 +121,7 @@ def evaluate_checkpoint(
         )
     net, params, stats = functionalize(model)
     arrays = {"params": params, "stats": stats}
-    arrays = jax.device_put(arrays, state_shardings(arrays, mesh))
+    arrays = place(arrays, state_shardings(arrays, mesh))
     batches = Prefetch(task.eval_batches(source, config, info, mesh), mesh)
     step = make_eval_step(net, mesh, info.preprocessing, config.segmentation)
     return evaluate(step, {"": arrays}, batches, task)[""]

@@ -95,8 +95,10 @@ def initial_state(
         return init_state(build, tx, mesh=mesh, seed=config.seed, ema=ema)
     model = _load_weights(config.model, build(), info)
     _, params, stats = functionalize(model)
-    state = state_from(params, stats, tx, seed=config.seed, ema=ema)
-    return jax.device_put(state, state_shardings(state, mesh))
+    # In a program, because a PRNG key cannot be put on the devices of other processes.
+    make = lambda params, stats: state_from(params, stats, tx, seed=config.seed, ema=ema)
+    arrays = jax.device_get((params, stats))
+    return jax.jit(make, out_shardings=state_shardings(jax.eval_shape(make, *arrays), mesh))(*arrays)
 
 
 def _options_of_the_start(config: Config, workdir: pathlib.Path) -> tuple[str, Mapping[str, Any]]:

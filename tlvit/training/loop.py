@@ -29,7 +29,7 @@ from tlvit.training.prefetch import Prefetch
 from tlvit.training.run_summary import print_summary
 from tlvit.training.run_warnings import run_warnings
 from tlvit.training.state import TrainState, abstract_model
-from tlvit.training.step import make_eval_step, make_train_step
+from tlvit.training.step import first_part, make_eval_step, make_train_step
 from tlvit.training.stop_request import Stopped, StopRequest, StopWatched
 from tlvit.training.tasks import TASKS
 from tlvit.training.teacher import load_step_teacher
@@ -191,7 +191,7 @@ def _train(
             batch = next(batches)
         except Exception:  # for example a lost disk: keep the steps that are done
             if batch is not None and jax.process_count() == 1:  # processes save together
-                _check_weights(eval_step, state, batch)
+                _check_weights(eval_step, state, first_part(batch, config.optim.accumulate, mesh))
                 checkpoints.save(state, extra=record(evaluation_due=False))
             raise
         trace(step)
@@ -211,7 +211,7 @@ def _train(
             batches.wait_s = 0.0
             metrics_file.write(step, line)
         if saving or stopping:
-            _check_weights(eval_step, state, batch)
+            _check_weights(eval_step, state, first_part(batch, config.optim.accumulate, mesh))
             checkpoints.save(state, extra=record(evaluation_due=evaluating))
         if evaluating and not stopping:
             try:
@@ -305,6 +305,11 @@ def _asked_to_stop(stop: StopRequest, checkpoints: Checkpoints, step: int) -> bo
 
 def _check_weights(eval_step: Callable, state: TrainState, batch: Batch) -> None:
     """Evaluates the weights before they are saved: the loss of a step is from before its update.
+
+    Args:
+      eval_step: from `make_eval_step`.
+      state: the new state.
+      batch: as many images as the step computes at once, because more may not fit in the devices' memory.
 
     Raises:
       FloatingPointError: their loss is not finite.

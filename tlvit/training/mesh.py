@@ -113,6 +113,14 @@ def state_shardings(tree: PyTree, mesh: Mesh) -> PyTree:
     return _shardings(tree, mesh, AXES)
 
 
+def place(tree: PyTree, shardings: PyTree) -> PyTree:
+    """Puts arrays that every process has on the devices of a mesh.
+
+    They go through the host: JAX cannot copy an array from a device to those of other processes everywhere.
+    """
+    return jax.device_put(jax.device_get(tree), shardings)
+
+
 def gather(params: PyTree, mesh: Mesh) -> PyTree:
     """Parameters as the model computes with them, inside a compiled program: not split over `fsdp`.
 

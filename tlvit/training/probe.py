@@ -91,6 +91,7 @@ def knn_accuracy(
     fitting = tuple(k for k in ks if k <= len(train[1])) or (len(train[1]),)
     right = np.zeros(len(fitting))
     vote = jax.jit(knn_scores, static_argnames=("ks", "num_classes", "temperature"))
+    train = jax.device_put(train)  # once, not for every part of the queries
     for start in range(0, len(test[1]), QUERIES):
         queries, labels = (x[start : start + QUERIES] for x in test)
         options = {"ks": fitting, "num_classes": num_classes, "temperature": temperature}

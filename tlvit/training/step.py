@@ -19,6 +19,7 @@ from tlvit.ops.randaugment import randaugment
 from tlvit.ops.randaugment_policy import parse_policy
 from tlvit.ops.random_erasing import random_erasing
 from tlvit.training.mesh import (
+    batch_sharding,
     batch_shards,
     constrain_state,
     gather,
@@ -167,6 +168,14 @@ def _accumulate(grad_fn: Callable[..., Any], count: int) -> Callable[..., Any]:
         return (loss / count, stats), jax.tree.map(lambda g: g / count, grads)
 
     return gradients
+
+
+def first_part(batch: Batch, count: int, mesh: Mesh) -> Batch:
+    """The first of the `count` parts in which a step runs a batch. No image changes its device."""
+    if count == 1:
+        return batch
+    first = lambda batch: jax.tree.map(lambda x: _split_batch(x, count)[0], batch)
+    return jax.jit(first, out_shardings=batch_sharding(mesh))(batch)
 
 
 def _split_batch(x: Array, count: int) -> Array:

@@ -2,7 +2,6 @@
 
 import logging
 
-import jax
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -10,7 +9,7 @@ from tlvit.checkpoints.load import load
 from tlvit.checkpoints.model_info import ModelInfo
 from tlvit.config import Config, parse_image_size
 from tlvit.models.functional import Net, functionalize
-from tlvit.training.mesh import replicated, state_shardings
+from tlvit.training.mesh import place, replicated, state_shardings
 from tlvit.training.task import Teacher
 from tlvit.types import PyTree
 
@@ -74,5 +73,4 @@ def _check_classes(what: str, found: ModelInfo, info: ModelInfo) -> None:
 def _placed(model: nnx.Module, mesh: Mesh) -> tuple[Net, PyTree, PyTree]:
     """(net, params, stats) on the devices."""
     net, params, stats = functionalize(model)
-    params = jax.device_put(params, state_shardings(params, mesh))
-    return net, params, jax.device_put(stats, replicated(mesh))
+    return net, place(params, state_shardings(params, mesh)), place(stats, replicated(mesh))
