@@ -172,10 +172,13 @@ def _accumulate(grad_fn: Callable[..., Any], count: int) -> Callable[..., Any]:
 
 def first_part(batch: Batch, count: int, mesh: Mesh) -> Batch:
     """The first of the `count` parts in which a step runs a batch. No image changes its device."""
-    if count == 1:
-        return batch
-    first = lambda batch: jax.tree.map(lambda x: _split_batch(x, count)[0], batch)
-    return jax.jit(first, out_shardings=batch_sharding(mesh))(batch)
+    return batch if count == 1 else _first_part(batch, count, mesh)
+
+
+@functools.partial(jax.jit, static_argnames=("count", "mesh"))
+def _first_part(batch: Batch, count: int, mesh: Mesh) -> Batch:
+    part = jax.tree.map(lambda x: _split_batch(x, count)[0], batch)
+    return jax.lax.with_sharding_constraint(part, batch_sharding(mesh))
 
 
 def _split_batch(x: Array, count: int) -> Array:
