@@ -138,8 +138,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "--topology",
         default="",
         metavar="NAME",
-        help='a TPU topology such as "v5e:2x4", or FILE.txtpb with the description of a GPU; its batch needs '
-        "--batch-size",
+        help='a TPU topology such as "v5e:2x4", or FILE.txtpb with the description of a GPU, for which '
+        "--batch-size should be given: without it, the batch is that of a chip of 16 GB",
     )
     add("--utilization", type=float, default=0.5, metavar="F",
         help="fraction of the possible rate that imagenet_hours assumes (default: 0.5)")  # fmt: skip

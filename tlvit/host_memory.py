@@ -53,7 +53,7 @@ def keep_freed_memory(batch_size: int, image_size: tuple[int, int]) -> bool:
     small batches this would cost more than it saves, because the thread prepares the next batch meanwhile.
 
     Args:
-      batch_size: images in a batch of this process.
+      batch_size: images in a batch.
       image_size: (height, width) in pixels.
 
     Returns:

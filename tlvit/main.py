@@ -63,7 +63,7 @@ def _run(arguments: Sequence[str]) -> int:
     if options.multihost:
         seconds = config.mesh.heartbeat_timeout
         jax.distributed.initialize(heartbeat_timeout_seconds=seconds, shutdown_timeout_seconds=seconds)
-    keep_freed_memory(config.batch_size, config.image_size)  # the log asks JAX for the number of the process
+    keep_freed_memory(config.batch_size, config.image_size)  # before the log, which starts JAX
     if options.mode == "eval":
         start_logging()
         print_evaluation(options.checkpoint or options.workdir, config, options.weights)

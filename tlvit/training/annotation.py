@@ -73,7 +73,7 @@ def annotate(
         annotator = Annotator(*annotator)
     if top_k < 1:
         raise ValueError(f"top_k must be at least 1, not {top_k}.")
-    _wait_for_processes("annotation starts")  # the first wait connects them and has a limit of seconds
+    _wait_for_processes("annotation starts")  # JAX connects them at the first wait, within 30 seconds
     scoring = Scoring() if scoring is None else scoring
     scorer: DeviceScorer | HostScorer
     if isinstance(annotator, Annotator):
